@@ -1,0 +1,12 @@
+"""mlx-ft: one YAML recipe in, one trustworthy fine-tuned MLX model out.
+
+Importing the package loads OpenBLAS on Linux (see `blas.py`), because that has to happen before the
+first import of MLX; it imports nothing heavy.
+"""
+
+from mlx_ft._version import __version__
+from mlx_ft.blas import preload_openblas
+
+__all__ = ["BLAS", "__version__"]
+
+BLAS = preload_openblas()

@@ -1,0 +1,96 @@
+"""Give MLX's CPU build a fast BLAS on Linux.
+
+Does: find the OpenBLAS of the `ngsolve-openblas` wheel (or the system's), and load it into the global
+symbol scope before MLX is imported, so that `cblas_sgemm` is OpenBLAS's and not the reference one.
+Does not: import MLX, change anything on macOS (Accelerate and Metal need no help), or fail: without
+OpenBLAS everything works, about eighty times slower, and `BlasStatus.detail` says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from mlx_ft.cache import cache_home
+
+
+@dataclass(frozen=True)
+class BlasStatus:
+    """Which BLAS serves MLX on the CPU: `name` for people, `fast` for decisions, `detail` why."""
+
+    name: str
+    fast: bool
+    detail: str
+
+
+def _package_folder(name: str) -> Path | None:
+    spec = util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _link(folder: Path, name: str, target: Path) -> None:
+    """Make `folder/name` point at `target`, safely beside other processes that do the same."""
+    link = folder / name
+    if link.is_symlink() and link.resolve() == target.resolve():
+        return
+    fresh = folder / f"{name}.{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
+
+
+def _wheel_library() -> Path | None:
+    """Return a loadable path of the wheel's OpenBLAS, or None when it is not installed.
+
+    The wheel's library looks for `libgfortran.so.5` beside itself and does not bring it; a bare
+    Linux has none either, but the MLX wheel carries one under another file name. A cache folder of
+    symbolic links puts the two side by side without touching what pip installed.
+    """
+    openblas_folder = _package_folder("ngsolve_openblas")
+    mlx_folder = _package_folder("mlx")
+    if openblas_folder is None or mlx_folder is None:
+        return None
+    libraries = sorted(openblas_folder.glob("libopenblas*.so"))
+    runtime_folder = mlx_folder.parent / "mlx_cpu.libs"
+    fortran = sorted(runtime_folder.glob("libgfortran*.so*"))
+    if not libraries or not fortran:
+        return None
+    identity = hashlib.sha256(f"{libraries[0]}\n{fortran[0]}".encode()).hexdigest()[:16]
+    folder = cache_home() / "blas" / identity
+    folder.mkdir(parents=True, exist_ok=True)
+    _link(folder, "libgfortran.so.5", fortran[0])
+    for quadmath in runtime_folder.glob("libquadmath*.so*"):
+        _link(folder, quadmath.name, quadmath)
+    _link(folder, "libopenblas.so.0", libraries[0])
+    return folder / "libopenblas.so.0"
+
+
+def preload_openblas() -> BlasStatus:
+    """Load OpenBLAS globally if this is Linux and MLX is not imported yet; never raises."""
+    if sys.platform != "linux":
+        return BlasStatus("platform", True, "Accelerate and Metal")
+    if "mlx.core" in sys.modules:
+        return BlasStatus(
+            "unknown", False, "mlx was imported before mlx_ft, too late to choose its BLAS"
+        )
+    tried = []
+    try:
+        wheel = _wheel_library()
+    except OSError as error:
+        wheel = None
+        tried.append(f"cache folder: {error}")
+    for candidate in filter(None, (str(wheel) if wheel else None, "libopenblas.so.0")):
+        try:
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            tried.append(str(error))
+        else:
+            return BlasStatus("OpenBLAS", True, candidate)
+    return BlasStatus("reference BLAS", False, "; ".join(tried) or "OpenBLAS is not installed")

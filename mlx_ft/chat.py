@@ -1,0 +1,278 @@
+"""The one caller of a chat template.
+
+Does: turn conversations into token ids for training (with a mask of what is trained) and for prompting,
+name the stop tokens, and fingerprint all of it so that later stages can prove that they agree.
+Does not: load models, import MLX, or offer any way to prompt a chat model with a bare string.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault, ModelError
+
+Message = Mapping[str, Any]
+
+# Rendered into every fingerprint: one turn, a system prompt with two turns, a follow-up.
+CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+    ({"role": "user", "content": "Hello"},),
+    (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "Sure?"},
+    ),
+    ({"role": "user", "content": "  Zwölf Boxkämpfer\njagen 12345 🦊\t"},),
+)
+STRFTIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+class RowRefused(ValueError):
+    """A conversation that cannot be trained honestly; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class RenderedRow:
+    """One training row: token `ids`, and for each whether it is `trained` (same length)."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.trained)
+
+
+def pin_date(template: str, day: datetime.date) -> str:
+    """Return the template with each literal `strftime_now("...")` replaced by the text for `day`.
+
+    Templates of the Llama 3 family print today's date, so that a prompt would change overnight.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        return json.dumps(day.strftime(match.group(2)))
+
+    return STRFTIME_CALL.sub(replacement, template)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    # That PyTorch is not installed is no news to a user of MLX.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            Fault(str(folder), f"no usable tokenizer ({first_line})", "use a complete model folder")
+        ) from error
+
+
+def _stop_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
+    """Return every id that ends generation: the tokenizer's, and those of the model's own files."""
+    found: set[int] = set()
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.exists():
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            values = value if isinstance(value, list) else [value]
+            found.update(int(v) for v in values if isinstance(v, int))
+    return frozenset(found)
+
+
+class ChatRenderer:
+    """Conversations to token ids, always through the model's own chat template.
+
+    `stop_ids` are the ids that end an answer, `special_ids` all control tokens of the tokenizer.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stop_ids: frozenset[int], *, enable_thinking: bool, date: str
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self.special_ids = frozenset(int(i) for i in tokenizer.all_special_ids)
+        self.enable_thinking = enable_thinking
+        self.date = datetime.date.fromisoformat(date)
+        self._template = pin_date(tokenizer.get_chat_template(), self.date)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, enable_thinking: bool, date: str) -> ChatRenderer:
+        """Build the renderer of a model folder.
+
+        Raises ModelError when there is no tokenizer, no chat template, no stop token, or a template
+        that cannot render a plain conversation.
+        """
+        tokenizer = _load_tokenizer(folder)
+        if not tokenizer.chat_template:
+            raise ModelError(
+                Fault(
+                    str(folder),
+                    "the tokenizer has no chat template",
+                    "use an instruct model, or add chat_template.jinja to the folder",
+                )
+            )
+        stop_ids = _stop_ids(tokenizer, folder)
+        if not stop_ids:
+            raise ModelError(
+                Fault(str(folder), "no stop token is defined", "set eos_token in its tokenizer")
+            )
+        renderer = cls(tokenizer, stop_ids, enable_thinking=enable_thinking, date=date)
+        renderer._check_template(folder)
+        return renderer
+
+    def _check_template(self, folder: Path) -> None:
+        try:
+            self._render(CANONICAL_CONVERSATIONS[0], None, add_generation_prompt=True)
+        except RowRefused as error:
+            raise ModelError(
+                Fault(str(folder), f"chat template fails: {error}", "repair the template")
+            ) from error
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        if isinstance(messages, str | bytes):
+            raise TypeError("a chat model is prompted with messages, never with a bare string")
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=list(tools) if tools else None,
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=self.enable_thinking,
+                    date_string=self.date.strftime("%d %b %Y"),
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+            raise RowRefused(f"the chat template refuses it ({error})") from error
+
+    def _encode(self, text: str) -> list[int]:
+        # The template writes the special tokens itself: adding them again would double the BOS.
+        return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def prompt_ids(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Return the ids of a conversation up to where the assistant is to speak.
+
+        Raises TypeError for a bare string, RowRefused when the template cannot render it.
+        """
+        return self._encode(self._render(messages, tools, add_generation_prompt=True))
+
+    def training_row(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        mask_prompt: bool,
+    ) -> RenderedRow:
+        """Return a conversation's ids and which of them are trained.
+
+        With `mask_prompt`, these are the assistant's turns, each from its first token to its stop
+        token inclusive; without, every token but the first. Raises RowRefused when an assistant's
+        prompt is not a token prefix of the conversation (then nobody knows where its answer begins),
+        when a turn has no stop token, or when nothing would be trained.
+        """
+        ids = self._encode(self._render(messages, tools, add_generation_prompt=False))
+        if not mask_prompt:
+            return RenderedRow(tuple(ids), (False,) + (True,) * (len(ids) - 1))
+        trained = [False] * len(ids)
+        for index, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            start, stop = self._answer_span(ids, messages, index, tools)
+            trained[start:stop] = [True] * (stop - start)
+        if not any(trained):
+            raise RowRefused("no assistant turn, so nothing would be trained")
+        return RenderedRow(tuple(ids), tuple(trained))
+
+    def _answer_span(
+        self,
+        ids: list[int],
+        messages: Sequence[Message],
+        index: int,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> tuple[int, int]:
+        """Return [start, stop) of the assistant turn `index` within the whole conversation's ids."""
+        prompt = self.prompt_ids(messages[:index], tools)
+        if ids[: len(prompt)] != prompt:
+            raise RowRefused(
+                f"the prompt of turn {index + 1} is not a token prefix of the conversation, so the "
+                f"template renders this turn differently in training than in use "
+                f"(enable_thinking is {str(self.enable_thinking).lower()})"
+            )
+        if index + 1 == len(messages):
+            end = len(ids)
+        else:
+            following = self._encode(
+                self._render(messages[: index + 1], tools, add_generation_prompt=False)
+            )
+            if ids[: len(following)] != following:
+                raise RowRefused(
+                    f"turn {index + 1} is rendered differently once another turn follows it"
+                )
+            end = len(following)
+        for stop in range(end - 1, len(prompt) - 1, -1):
+            if ids[stop] in self.stop_ids:
+                return len(prompt), stop + 1
+        raise RowRefused(f"the template ends turn {index + 1} without a stop token")
+
+    def text_row(self, text: str) -> RenderedRow:
+        """Return plain text with its end token; every token but the first is trained."""
+        ids = [*self._encode(text), int(self.tokenizer.eos_token_id)]
+        if len(ids) < 2:
+            raise RowRefused("the text is empty")
+        return RenderedRow(tuple(ids), (False,) + (True,) * (len(ids) - 1))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without control tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def decode_raw(self, ids: Sequence[int]) -> str:
+        """Return the text of ids with control tokens spelled out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must agree between training, evaluation and the exported model.
+
+        Plain JSON: the template's sha256, the ids of three canonical prompts, the special tokens,
+        stop ids, thinking mode and pinned date.
+        """
+        template = self.tokenizer.get_chat_template()
+        renders = []
+        for messages in CANONICAL_CONVERSATIONS:
+            try:
+                renders.append(self.prompt_ids(messages))
+            except RowRefused as error:  # some templates refuse a system turn; that is a fact too
+                renders.append([str(error)])
+        special = {
+            str(token): int(self.tokenizer.convert_tokens_to_ids(token))
+            for token in self.tokenizer.all_special_tokens
+        }
+        return {
+            "template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "canonical_prompts": renders,
+            "special_tokens": dict(sorted(special.items())),
+            "stop_ids": sorted(self.stop_ids),
+            "enable_thinking": self.enable_thinking,
+            "date": self.date.isoformat(),
+        }

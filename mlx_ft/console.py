@@ -1,0 +1,102 @@
+"""What a person sees while something runs: narration on stderr, with time left on what takes long.
+
+Does: plain lines, a live bar on a terminal, and in a log file a line now and then instead; strips
+control characters from text that a model wrote. Does not: print results (those go to stdout).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from mlx_ft.hardware import format_seconds
+
+LOG_EVERY_SECONDS = 15.0
+SILENT_SECONDS = 2.0
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Return text that cannot steer a terminal: no control or direction-override characters."""
+    kept = "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+    return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+class ProgressLine:
+    """Progress of one piece of work; `update` with how much of `total` is done and a short text."""
+
+    def __init__(self, title: str, total: float, stream: TextIO, bar: Progress | None) -> None:
+        self._title = title
+        self._total = max(total, 1e-9)
+        self._stream = stream
+        self._bar = bar
+        self._task: TaskID | None = bar.add_task(title, total=self._total, text="") if bar else None
+        self._started = time.monotonic()
+        self._logged = self._started
+        self._first_done: float | None = None
+
+    def seconds_left(self, done: float) -> float | None:
+        """Return the estimated time left from the pace since the first update; None at first.
+
+        `done` at the first update is the starting point, so a resumed run estimates right.
+        """
+        if self._first_done is None or done <= self._first_done:
+            return None
+        pace = (time.monotonic() - self._started) / (done - self._first_done)
+        return pace * max(0.0, self._total - done)
+
+    def update(self, done: float, text: str = "") -> None:
+        """Show that `done` of the total is done."""
+        now = time.monotonic()
+        if self._first_done is None:
+            self._first_done, self._started = done, now
+        left = self.seconds_left(done)
+        left_text = "" if left is None else f", {format_seconds(left)} left"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, text=f"{text}{left_text}")
+        elif now - self._logged >= LOG_EVERY_SECONDS:
+            self._logged = now
+            share = 100 * done / self._total
+            details = f" {text}" if text else ""
+            self._stream.write(f"{self._title} {share:.0f} %{details}{left_text}\n")
+            self._stream.flush()
+
+
+class Console:
+    """Narration of one command, on `stream` (stderr by default)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        # rich honours NO_COLOR and falls back to plain text in pipes.
+        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print one line (or several); control characters are replaced."""
+        self._rich.print(printable(text), style=style, markup=False)
+
+    def heading(self, text: str) -> None:
+        """Print the name of what begins now."""
+        self.say(text, style="bold")
+
+    @contextmanager
+    def progress(self, title: str, total: float) -> Iterator[ProgressLine]:
+        """Yield a progress line; a bar on a terminal, rare plain lines elsewhere."""
+        if not self._rich.is_terminal:
+            yield ProgressLine(title, total, self._stream, None)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} % {task.fields[text]}"),
+        )
+        with Progress(*columns, console=self._rich, transient=True) as bar:
+            yield ProgressLine(title, total, self._stream, bar)

@@ -1,0 +1,180 @@
+"""The data stage: a folder of rows in, tokenized splits and their statistics out.
+
+Does: read both splits, stop with all faults if there are any, render, count, write.
+Does not: write a manifest (the pipeline seals the folder), split rows by itself, or use test.jsonl.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mlx_ft.chat import ChatRenderer
+from mlx_ft.data.formats import FileRows, read_rows
+from mlx_ft.data.problems import Problem, raise_problems
+from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.statistics import coverage, overlap, split_statistics
+from mlx_ft.errors import DataError, Fault, RunError
+from mlx_ft.recipe import DataRecipe
+from mlx_ft.runs import file_sha256, write_json
+from mlx_ft.tokens import write_split
+
+SPLITS = ("train", "valid")
+# Raise the number whenever the same rows would be written differently: older runs are then redone.
+FORMAT_VERSION = 1
+MISSING_FIX = MappingProxyType(
+    {
+        "train": "write the training rows there, one JSON object a line",
+        "valid": "hold out about one in ten rows of train.jsonl into valid.jsonl",
+    }
+)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What the data stage hands over: counts by split, and the renderer's fingerprint.
+
+    Each entry of `splits` has rows, dropped_overlong, tokens and trained_tokens.
+    """
+
+    splits: Mapping[str, Mapping[str, int]]
+    overlap_rows: int
+    fingerprint: Mapping[str, Any]
+
+    def info(self) -> dict[str, Any]:
+        """Return the summary as plain JSON, for the stage's manifest."""
+        return {
+            "splits": {name: dict(counts) for name, counts in self.splits.items()},
+            "overlap_rows": self.overlap_rows,
+            "fingerprint": dict(self.fingerprint),
+        }
+
+
+def source_files(data: DataRecipe) -> dict[str, Path]:
+    """Return the file of each split; DataError when the folder or one of them is missing."""
+    folder = Path(os.path.expanduser(data.path))  # leaves an unknown ~user alone, pathlib raises
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        fix = "set data.path to a folder with train.jsonl and valid.jsonl"
+        raise DataError(Fault(str(folder), found, fix))
+    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    faults = [
+        Fault(str(path), "there is no such file", MISSING_FIX[split])
+        for split, path in files.items()
+        if not path.is_file()
+    ]
+    if faults:
+        raise DataError(faults)
+    return files
+
+
+def data_inputs(data: DataRecipe) -> dict[str, Any]:
+    """Return what the data stage depends on beside recipe and model: its source files' sha256.
+
+    Raises DataError when one is missing or cannot be read.
+    """
+    sources = {split: _sha256(path) for split, path in source_files(data).items()}
+    return {"format": FORMAT_VERSION, "sources": sources}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        raise DataError(Fault(str(path), found, "check the file")) from error
+
+
+def prepare_data(
+    data: DataRecipe, renderer: ChatRenderer, out: Path, say: Callable[[str], None]
+) -> DataSummary:
+    """Write `<split>.safetensors` for both splits and `stats.json` into the folder `out`.
+
+    `say` gets a line for whatever the user should know. Raises DataError with the faults of both
+    files, before anything is written, and RunError when the disk refuses.
+    """
+    files = source_files(data)
+    unused = files["train"].with_name("test.jsonl")
+    if unused.exists():
+        say(f"{unused}: not used, the recipe's suites are the test")
+    read = {split: read_rows(path) for split, path in files.items()}
+    raise_problems(problem for file in read.values() for problem in file.problems)
+    rendered = {
+        split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
+    }
+    raise_problems(
+        problem for split in SPLITS for problem in _split_problems(read[split], rendered[split])
+    )
+    _say_what_happens(read, rendered, data, say)
+    shared = overlap(rendered["train"].tokens, rendered["valid"].tokens)
+    stats = {
+        "schema": 1,
+        "max_seq_length": data.max_seq_length,
+        "splits": {
+            split: split_statistics(rendered[split], renderer.stop_ids)
+            | {"sources": [{"path": str(path), "sha256": _sha256(path)}]}
+            for split, path in files.items()
+        },
+        "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
+        **shared,
+    }
+    for split, result in rendered.items():
+        write_split(out / f"{split}.safetensors", result.tokens)
+    _write_statistics(out / "stats.json", stats)
+    return _summary(stats, renderer)
+
+
+def _write_statistics(path: Path, stats: Mapping[str, Any]) -> None:
+    try:
+        write_json(path, stats)
+    except OSError as error:
+        found = f"cannot be written ({error.strerror or error})"
+        raise RunError(Fault(str(path), found, "free some space on that disk")) from error
+
+
+def _split_problems(file: FileRows, split: RenderedSplit) -> list[Problem]:
+    """Return why a split cannot be used: the refused rows, or that no row is left."""
+    if split.problems or len(split.tokens):
+        return list(split.problems)
+    found = f"all {len(file.rows):,} rows are longer than max_seq_length"
+    fix = f"raise data.max_seq_length (the shortest row has {min(split.all_lengths):,} tokens)"
+    return [Problem(file.path, None, "too long", found, fix)]
+
+
+def _say_what_happens(
+    read: Mapping[str, FileRows],
+    rendered: Mapping[str, RenderedSplit],
+    data: DataRecipe,
+    say: Callable[[str], None],
+) -> None:
+    for split in SPLITS:
+        path, result = read[split].path, rendered[split]
+        say(
+            f"{path}: {len(result.tokens):,} rows, {len(result.tokens.ids):,} tokens, "
+            f"{int(result.tokens.trained.sum()):,} of them trained"
+        )
+        if result.overlong_lines:
+            lines = ", ".join(str(line) for line in result.overlong_lines[:10])
+            more = ", ..." if len(result.overlong_lines) > 10 else ""
+            say(
+                f"{path}: left out {len(result.overlong_lines):,} rows longer than "
+                f"{data.max_seq_length:,} tokens (line {lines}{more})"
+            )
+        if data.mask_prompt and any(row.form == "text" for row in result.kept):
+            say(f"{path}: plain text has no prompt to mask, every token of it is trained")
+
+
+def _summary(stats: Mapping[str, Any], renderer: ChatRenderer) -> DataSummary:
+    names = ("rows", "dropped_overlong", "tokens", "trained_tokens")
+    return DataSummary(
+        splits={
+            split: {name: counts[name] for name in names}
+            for split, counts in stats["splits"].items()
+        },
+        overlap_rows=stats["overlap_rows"],
+        fingerprint=renderer.fingerprint(),
+    )

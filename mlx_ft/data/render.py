@@ -1,0 +1,122 @@
+"""Checked rows to token ids and masks, through the one renderer.
+
+Does: render every row of a split, collect those that cannot be trained honestly, and set aside
+those that are longer than allowed. Does not: cut a row, call a chat template, or write files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_ft.chat import ChatRenderer, RowRefused
+from mlx_ft.data.formats import Row
+from mlx_ft.data.problems import Problem
+from mlx_ft.recipe import DataRecipe
+from mlx_ft.tokens import Flags, Ids, TokenizedSplit, pack_rows
+
+
+@dataclass(frozen=True)
+class RenderedSplit:
+    """A split's kept rows, tokenized, beside what became of the others.
+
+    `kept` are the source rows of `tokens`, in the same order. `all_lengths` are the tokens of every
+    row that could be rendered, the overlong ones included; `overlong_lines` say which those are.
+    `toolless_lines` are kept rows whose tools the chat template does not show to the model.
+    """
+
+    tokens: TokenizedSplit
+    kept: tuple[Row, ...]
+    all_lengths: tuple[int, ...]
+    overlong_lines: tuple[int, ...]
+    toolless_lines: tuple[int, ...]
+    problems: tuple[Problem, ...]
+
+
+def render_split(
+    path: Path, rows: Sequence[Row], renderer: ChatRenderer, data: DataRecipe
+) -> RenderedSplit:
+    """Render the rows of one file; `problems` name those that the renderer or the recipe refuses.
+
+    A row is never cut: one longer than `data.max_seq_length` tokens is left out, or a problem when
+    `data.overlong` is refuse.
+    """
+    kept: list[Row] = []
+    arrays: list[tuple[Ids, Flags]] = []
+    lengths: list[int] = []
+    overlong: list[int] = []
+    toolless: list[int] = []
+    problems: list[Problem] = []
+    for row in rows:
+        try:
+            ids, trained = _render_row(row, renderer, data.mask_prompt)
+        except RowRefused as error:
+            fix = "correct or remove the row"
+            problems.append(Problem(path, row.line, "refused by the renderer", str(error), fix))
+            continue
+        lengths.append(len(ids))
+        if len(ids) <= data.max_seq_length:
+            kept.append(row)
+            arrays.append((ids, trained))
+            if _loses_tools(row, renderer, ids):
+                toolless.append(row.line)
+            continue
+        overlong.append(row.line)
+        if data.overlong == "refuse":
+            found = f"{len(ids):,} tokens, longer than max_seq_length {data.max_seq_length:,}"
+            fix = "shorten it, raise data.max_seq_length, or set data.overlong to drop"
+            problems.append(Problem(path, row.line, "too long", found, fix))
+    return RenderedSplit(
+        tokens=pack_rows(arrays, [row.line for row in kept]),
+        kept=tuple(kept),
+        all_lengths=tuple(lengths),
+        overlong_lines=tuple(overlong),
+        toolless_lines=tuple(toolless),
+        problems=tuple(problems),
+    )
+
+
+def _render_row(row: Row, renderer: ChatRenderer, mask_prompt: bool) -> tuple[Ids, Flags]:
+    """Return one row's ids and trained flags; RowRefused when nothing of it would be trained."""
+    if row.text is not None:
+        rendered = renderer.text_row(row.text)
+    else:
+        assert row.messages is not None, "a row has messages or text"
+        rendered = renderer.training_row(row.messages, row.tools, mask_prompt=mask_prompt)
+    ids = np.array(rendered.ids, dtype=np.int32)
+    trained = np.array(rendered.trained, dtype=np.uint8)
+    _refuse_lost_calls(row, renderer, ids[trained != 0])
+    # Nothing predicts a row's first token, so it cannot be a target whatever the mask says.
+    trained[:1] = 0
+    if not trained.any():
+        raise RowRefused("no token of it would be trained")
+    return ids, trained
+
+
+def _refuse_lost_calls(row: Row, renderer: ChatRenderer, trained_ids: Ids) -> None:
+    """Raise RowRefused when a tool call is not in what would be trained.
+
+    A chat template that knows nothing of tool calls renders them as an empty answer, silently.
+    """
+    calls = [call for message in row.messages or () for call in message.get("tool_calls", ())]
+    if not calls:
+        return
+    text = renderer.decode_raw(trained_ids.tolist())
+    for call in calls:
+        name = call.get("function", call)["name"]
+        if name not in text:
+            raise RowRefused(f"the chat template leaves out the tool call to {name}")
+
+
+def _loses_tools(row: Row, renderer: ChatRenderer, ids: Ids) -> bool:
+    """Return whether a row names tools and the chat template shows none of them to the model."""
+    functions = [tool.get("function", tool) for tool in row.tools or ()]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    known = [name for name in names if isinstance(name, str) and name]
+    if not known:
+        return False
+    text = renderer.decode_raw(ids.tolist())
+    return not any(name in text for name in known)

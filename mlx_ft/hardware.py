@@ -1,0 +1,134 @@
+"""What this machine has, and how its numbers are printed.
+
+Does: name the system, processor, cores, memory and free disk; say what MLX computes on; write
+bytes and seconds for people. Does not: import MLX before it is asked about the device.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),  # version 2
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),  # version 1
+)
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine: `system` is Linux or Darwin, `cores` what this process may use.
+
+    `memory_bytes` is the physical memory, or less where a container is given less.
+    """
+
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    python: str
+
+
+def machine() -> Machine:
+    """Return the facts of this machine; never raises, an unknown processor is its architecture."""
+    return Machine(
+        system=platform.system(),
+        processor=_processor(),
+        cores=_cores(),
+        memory_bytes=_memory_bytes(),
+        python=platform.python_version(),
+    )
+
+
+def _sysctl(name: str) -> str:
+    """Return a value of macOS's sysctl, or an empty string."""
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    name = ""
+    if sys.platform == "darwin":
+        name = _sysctl("machdep.cpu.brand_string")
+    elif CPU_INFO.exists():
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")
+    return name or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    physical = _sysctl("hw.memsize") if sys.platform == "darwin" else ""
+    if physical.isdigit():
+        memory_bytes = int(physical)
+    else:
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [_cgroup_limit(path) for path in CGROUP_MEMORY_LIMITS]
+    return min([memory_bytes, *(limit for limit in limits if limit is not None)])
+
+
+def _cgroup_limit(path: Path) -> int | None:
+    """Return a container's memory limit in bytes, or None where there is none."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the free bytes of the disk under `path`, which need not exist yet."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def device_description() -> str:
+    """Return what MLX computes on, as one line for people; imports MLX."""
+    import mlx.core as mx
+
+    if mx.metal.is_available():
+        name = str(mx.device_info().get("device_name", "Apple GPU"))
+        return f"{name}, Metal"
+    from mlx_ft import BLAS
+
+    return f"{_processor()}, CPU with {BLAS.name}"
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes in decimal units, as disks and macOS count: `1.23 GB`."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= size * 0.9995:
+            value = count / size
+            return f"{value:.2f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration: `0.42 s`, `59 s`, `2 min 05 s`, `3 h 07 min`."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,394 @@
+"""mlx-lm's flat LoRA configuration, read as a recipe.
+
+Does: recognise the flat form, say how each key was read, give keys that are left out mlx-lm's own
+defaults (mlx-lm 0.32, `mlx_lm/lora.py`), and refuse what cannot be honoured, all at once.
+Does not: read files, judge values that the recipe's own rules judge, or import mlx-lm.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault
+from mlx_ft.recipe_keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
+from mlx_ft.recipe_values import number_from_text, optimizer_updates
+from mlx_ft.strict_yaml import Source, shown
+
+MLX_LM_DEFAULT = "mlx-lm default"
+
+# Flat keys that a recipe has too, with mlx-lm's default. None: mlx-lm has a default that is not
+# taken over (a data set on the Hub).
+SAME_MEANING: Mapping[str, tuple[str, Any]] = {
+    "model": ("model", "Qwen/Qwen3-0.6b"),
+    "data": ("data.path", None),
+    "max_seq_length": ("data.max_seq_length", 2048),
+    "mask_prompt": ("data.mask_prompt", False),
+    "num_layers": ("train.num_layers", 16),
+    "batch_size": ("train.batch_size", 4),
+    "grad_accumulation_steps": ("train.grad_accumulation_steps", 1),
+    "iters": ("train.iters", 1000),
+    "learning_rate": ("train.learning_rate", 1e-5),
+    "optimizer": ("train.optimizer", "adam"),
+    "steps_per_report": ("train.steps_per_report", 10),
+    "steps_per_eval": ("train.steps_per_eval", 200),
+    "save_every": ("train.save_every", 100),
+    "val_batches": ("train.val_batches", 25),
+    "seed": ("train.seed", 0),
+    "resume_adapter_file": ("train.resume_adapter_file", None),
+}
+LORA_DEFAULTS: Mapping[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
+LORA_KEYS = ("rank", "scale", "alpha", "dropout", "keys")
+DEFAULT_ADAPTER_PATH = "adapters"
+# What has nothing to act on here, with the reason.
+NO_EFFECT: Mapping[str, str] = {
+    "config": "names a configuration file inside one; no effect",
+    "project_name": "belongs to report_to; no effect",
+    "clear_cache_threshold": "no effect, memory is managed by the run",
+    "test_batches": "no effect without test: true",
+}
+# What can only have some values: the accepted ones, and why the others are refused.
+RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
+    "fine_tune_type": (("lora",), "is not offered yet", "use fine_tune_type: lora"),
+    "training_mode": (
+        ("normal", "sft"),
+        "trains on preferences, which is not offered yet",
+        "use training_mode: normal with rows that show the wanted answer",
+    ),
+    "test": (
+        (False,),
+        "asks for the loss on test.jsonl, which is not measured",
+        "set it to false; a recipe's eval.suites measure the finished model",
+    ),
+    "grad_checkpoint": (
+        (False,),
+        "is not offered yet",
+        "set it to false; lower batch_size or num_layers saves memory",
+    ),
+    "trust_remote_code": (
+        (False,),
+        "would run code that comes with a model",
+        "set it to false and use a model that needs none",
+    ),
+    "hf_dataset": (
+        (),
+        "is not offered yet",
+        "download the data set into a folder with train.jsonl and valid.jsonl, and set data to it",
+    ),
+    "report_to": ((), "is not offered", "remove it; report.html and metrics.jsonl are local"),
+    "prompt_feature": (("prompt",), "is not offered yet", "rename the rows' key to prompt"),
+    "completion_feature": (
+        ("completion",),
+        "is not offered yet",
+        "rename the rows' key to completion",
+    ),
+    "text_feature": (("text",), "is not offered yet", "rename the rows' key to text"),
+    "chat_feature": (("messages",), "is not offered yet", "rename the rows' key to messages"),
+}
+OTHERS = ("train", "adapter_path", "lora_parameters", "lr_schedule", "optimizer_config")
+FLAT_KEYS = frozenset({*SAME_MEANING, *NO_EFFECT, *RESTRICTED, *OTHERS})
+RECIPE_SECTIONS = ("data", "chat", "train", "export", "eval")
+SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A flat file as a recipe: nested `values`, the `sources` of each, and what to tell people."""
+
+    values: dict[str, Any]
+    sources: Mapping[KeyPath, Source]
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...]
+    adapter_path: Path
+
+
+def is_mlx_lm_form(values: Mapping[str, Any]) -> bool:
+    """Return whether a mapping is mlx-lm's flat form: its keys, and no section of a recipe."""
+    if any(isinstance(values.get(name), Mapping) for name in RECIPE_SECTIONS):
+        return False
+    own = FLAT_KEYS - {"model", "data", "train"}
+    return isinstance(values.get("train"), bool) or bool(own & set(values))
+
+
+def _near_flat_keys(name: str) -> list[str]:
+    """Return the flat keys that somebody who wrote `name` may have meant."""
+    wanted = squeezed(name)
+    by_squeezed = {squeezed(key): key for key in FLAT_KEYS}
+    if wanted in by_squeezed:
+        return [by_squeezed[wanted]]
+    from_recipe = {recipe: flat for flat, (recipe, _) in SAME_MEANING.items()}
+    meant = SYNONYMS.get(wanted, "")
+    if meant in from_recipe:
+        return [from_recipe[meant]]
+    if meant.startswith(("train.lora_parameters", "train.lr_schedule", "train.optimizer_config")):
+        return [meant.removeprefix("train.")]
+    near = difflib.get_close_matches(wanted, by_squeezed, n=1, cutoff=0.75)
+    return [by_squeezed[each] for each in near]
+
+
+@dataclass
+class _Reader:
+    """Goes through a flat mapping once; every method notes, translates or refuses."""
+
+    flat: Mapping[str, Any]
+    places: Mapping[KeyPath, Source]
+    label: str
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[KeyPath, Source] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    adapter_path: Path = Path(DEFAULT_ADAPTER_PATH)
+
+    def put(self, recipe_key: str, value: Any, source: Source) -> None:
+        """Set a value of the recipe, its parts included, as coming from `source`."""
+        key = tuple(recipe_key.split("."))
+        node = self.values
+        for part in key[:-1]:
+            node = node.setdefault(part, {})
+        node[key[-1]] = value
+        self.sources[key] = source
+        items = enumerate(value) if isinstance(value, list) else ()
+        for index, _ in items:
+            self.sources[(*key, str(index))] = source
+
+    def place(self, *key: str) -> Source:
+        """Return where a flat key was written, or that it is mlx-lm's default."""
+        return self.places.get(key, Source(MLX_LM_DEFAULT, dotted(key)))
+
+    def refuse(self, key: KeyPath, found: str, fix: str) -> None:
+        """Add a fault at a flat key."""
+        source = self.places.get(key) or self.places.get(key[:1])
+        where = f"{source.where} {dotted(key)}" if source else f"{self.label} {dotted(key)}"
+        self.faults.append(Fault(where, found, fix))
+
+    def given(self, name: str) -> Any:
+        """Return a flat key's value; null counts as left out, as in mlx-lm."""
+        return self.flat.get(name)
+
+    def simple(self, name: str) -> None:
+        """Take a key over that means the same in a recipe."""
+        recipe_key, default = SAME_MEANING[name]
+        value = self.given(name)
+        if value is None:
+            if default is not None:
+                self.put(recipe_key, default, Source(MLX_LM_DEFAULT, name))
+            return
+        source = self.place(name)
+        if name == "optimizer" and isinstance(value, str):
+            value = value.lower()
+        if name == "num_layers" and value == 0 and not isinstance(value, bool):
+            value = -1
+        self.put(recipe_key, value, source)
+        self.notes.append(f"{name}: {self._meaning(name, recipe_key, value)}")
+
+    def _meaning(self, name: str, recipe_key: str, value: Any) -> str:
+        say = shown(value) if not isinstance(value, str) else value
+        if name == "iters":
+            accumulation = number_from_text(self.given("grad_accumulation_steps") or 1)
+            count = number_from_text(value)
+            if all(type(each) is int and each > 0 for each in (accumulation, count)):
+                updates = optimizer_updates(count, accumulation)
+                return f"{say} mini-batches = {updates} optimizer updates"
+        if name == "max_seq_length":
+            return f"{say} tokens; mlx-lm cuts longer rows, here they are dropped and counted"
+        if name == "mask_prompt" and value is True:
+            return "true, every assistant turn is trained (mlx-lm: the last one)"
+        if name == "num_layers" and self.given(name) == 0:
+            return "0 is every layer in mlx-lm, read as -1"
+        if name == "learning_rate" and isinstance(self.given("lr_schedule"), dict):
+            return f"{say}, not used: the schedule has its own peak, as in mlx-lm"
+        if name == "resume_adapter_file":
+            return f"{say}, its weights are the start; optimizer and data order begin anew"
+        return f"{say}, read as {recipe_key}" if recipe_key != name else say
+
+    def restricted(self, name: str) -> None:
+        """Accept the values that need nothing, refuse the others with the reason."""
+        value = self.given(name)
+        accepted, reason, fix = RESTRICTED[name]
+        if value is None:
+            return
+        if any(value is each or (isinstance(each, str) and value == each) for each in accepted):
+            self.notes.append(f"{name}: {shown(value)}, nothing to do")
+        else:
+            self.refuse((name,), f"{shown(value)} {reason}", fix)
+
+    def train(self) -> None:
+        """Note that training always happens."""
+        value = self.given("train")
+        if isinstance(value, bool):
+            self.notes.append(f"train: {shown(value)}, a run always trains")
+        elif value is not None:
+            self.refuse(("train",), f"{shown(value)} is not true or false", "write true or false")
+
+    def data(self) -> None:
+        """Refuse a missing data folder; mlx-lm would fetch a data set from the Hub."""
+        if self.given("data") is None:
+            fix = "name a folder with train.jsonl and valid.jsonl"
+            found = "is missing; mlx-lm's default is a data set on the Hub, which is not offered"
+            self.refuse(("data",), found, fix)
+            # Keeps the recipe's own check from reporting the same thing a second time.
+            self.put("data.path", "missing", Source(MLX_LM_DEFAULT, "data"))
+
+    def adapter(self) -> None:
+        """Keep where the adapter is to be left."""
+        value = self.given("adapter_path")
+        if isinstance(value, str) and value:
+            self.adapter_path = Path(value)
+            self.notes.append(f"adapter_path: {value}, where `mlx-ft train` leaves the adapter")
+        elif value is not None:
+            self.refuse(("adapter_path",), f"{shown(value)} is not a folder", "write a folder name")
+
+    def section(self, name: str, known: tuple[str, ...]) -> dict[str, Any] | None:
+        """Return a nested mapping of the flat form, refusing what it cannot hold."""
+        value = self.given(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.refuse((name,), f"{shown(value)} is not a section", f"write {', '.join(known)}")
+            return None
+        for key in [key for key in value if key not in known]:
+            wanted = SYNONYMS.get(squeezed(key), "").rpartition(".")[2]
+            near = [wanted] if wanted in known else difflib.get_close_matches(key, known, n=1)
+            fix = did_you_mean(near, f"the keys here are {', '.join(known)}")
+            self.refuse((name, key), "is not a known key; mlx-lm ignores it silently", fix)
+        return {key: value[key] for key in known if value.get(key) is not None}
+
+    def lora(self) -> None:
+        """Take over rank, strength, dropout and keys; mlx-lm's scale stays a scale."""
+        given = self.section("lora_parameters", LORA_KEYS) or {}
+        defaults = {k: v for k, v in LORA_DEFAULTS.items() if k != "scale" or "alpha" not in given}
+        for key, value in {**defaults, **given}.items():
+            recipe_key = f"train.lora_parameters.{key}"
+            if key not in given:
+                self.put(recipe_key, value, Source(MLX_LM_DEFAULT, f"lora_parameters.{key}"))
+                continue
+            self.put(recipe_key, value, self.place("lora_parameters", key))
+            say = ", ".join(map(str, value)) if isinstance(value, list) else shown(value)
+            extra = {"scale": ", kept as scale", "alpha": ", which mlx-lm itself has not"}
+            self.notes.append(f"lora_parameters.{key}: {say}{extra.get(key, '')}")
+
+    def optimizer_options(self) -> None:
+        """Take the options of the chosen optimizer and leave those of the others."""
+        configs = self.given("optimizer_config")
+        if configs is None:
+            return
+        if not isinstance(configs, dict):
+            found = f"{shown(configs)} is not a section"
+            self.refuse(("optimizer_config",), found, "write it as NAME: {OPTION: VALUE}")
+            return
+        name = self.given("optimizer")
+        chosen = name.lower() if isinstance(name, str) else SAME_MEANING["optimizer"][1]
+        for optimizer, options in configs.items():
+            label = f"optimizer_config.{optimizer}"
+            if optimizer != chosen:
+                self.notes.append(f"{label}: not used, the optimizer is {chosen}")
+            elif options is not None:
+                source = self.place("optimizer_config", optimizer)
+                self.put("train.optimizer_config", options, source)
+                self.notes.append(f"{label}: read as train.optimizer_config")
+
+    def schedule(self) -> None:
+        """Read mlx-lm's warm-up and decay; its arguments replace learning_rate, as in mlx-lm."""
+        given = self.section("lr_schedule", ("name", "warmup", "warmup_init", "arguments"))
+        if given is None:
+            return
+        name, arguments = given.get("name"), given.get("arguments")
+        if not isinstance(name, str) or name not in SCHEDULES:
+            found = f"{shown(name)} is not offered" if name else "is missing"
+            self.refuse(("lr_schedule", "name"), found, f"use {' or '.join(SCHEDULES)}")
+            return
+        sizes = (2, 3) if name == "cosine_decay" else (3,)
+        if not isinstance(arguments, list) or len(arguments) not in sizes:
+            form = "[peak, updates, end]" if name == "cosine_decay" else "[peak, end, updates]"
+            found = f"{shown(arguments)} does not fit {name}"
+            self.refuse(("lr_schedule", "arguments"), found, f"write {form}")
+            return
+        if name == "cosine_decay":
+            peak, steps, end = (*arguments, 0.0)[:3]
+        else:
+            peak, end, steps = arguments
+        numbers = [number_from_text(each) for each in (peak, end)]
+        if all(isinstance(each, int | float) for each in numbers) and numbers[1] > numbers[0]:
+            found = f"rises from {peak} to {end}; only falling rates are offered"
+            self.refuse(("lr_schedule", "arguments"), found, "use warmup for the rise")
+            return
+        source = self.place("lr_schedule", "arguments")
+        prefix = "train.lr_schedule."
+        self.put(f"{prefix}name", SCHEDULES[name], self.place("lr_schedule", "name"))
+        self.put(f"{prefix}decay_steps", steps, source)
+        self.put(f"{prefix}end", end, source)
+        self.put(f"{prefix}allow_unfinished", True, Source(MLX_LM_DEFAULT, "lr_schedule"))
+        self.put("train.learning_rate", peak, source)
+        text = f"lr_schedule: {name} {arguments} -> {SCHEDULES[name]}, learning_rate {peak}, "
+        text += f"decay_steps {steps}, end {end}"
+        warmup, start = given.get("warmup"), given.get("warmup_init")
+        if warmup:
+            self.put(f"{prefix}warmup_steps", warmup, self.place("lr_schedule", "warmup"))
+            text += f", warmup_steps {warmup}"
+            if start is not None:
+                self.put(f"{prefix}warmup_init", start, self.place("lr_schedule", "warmup_init"))
+                text += f", warmup_init {start}"
+        self.notes.append(f"{text}; all counted in optimizer updates, as in mlx-lm")
+
+    def unknown(self) -> None:
+        """Refuse every key that mlx-lm would silently ignore."""
+        for name in self.flat:
+            if name not in FLAT_KEYS:
+                fix = did_you_mean(_near_flat_keys(name), "remove it, or write a recipe instead")
+                self.refuse((name,), "is not a known key; mlx-lm ignores it silently", fix)
+
+
+def from_mlx_lm(
+    flat: Mapping[str, Any], places: Mapping[KeyPath, Source], label: str
+) -> Translation:
+    """Return a flat configuration as recipe values with their sources, notes and faults.
+
+    `places` says where each flat key path was written, `label` names the file. Only what the
+    recipe's own rules cannot see is judged here.
+    """
+    reader = _Reader(flat, places, label)
+    steps: dict[str, Callable[[], None]] = {
+        "train": reader.train,
+        "adapter_path": reader.adapter,
+        "lora_parameters": reader.lora,
+        "optimizer_config": reader.optimizer_options,
+    }
+    order = [*flat, *(name for name in (*SAME_MEANING, *steps) if name not in flat)]
+    for name in order:
+        if name in SAME_MEANING:
+            reader.simple(name)
+        elif name in RESTRICTED:
+            reader.restricted(name)
+        elif name in steps:
+            steps[name]()
+        elif name in NO_EFFECT and flat[name] is not None:
+            reader.notes.append(f"{name}: {NO_EFFECT[name]}")
+    reader.data()
+    reader.schedule()
+    reader.unknown()
+    left_out = [
+        f"{source.key} {shown(_value_of(reader.values, key))}"
+        for key, source in reader.sources.items()
+        if source.where == MLX_LM_DEFAULT
+        and source.key != "lr_schedule"
+        and key != ("data", "path")
+    ]
+    if left_out:
+        reader.notes.append(f"left out, so mlx-lm's defaults: {', '.join(left_out)}")
+    return Translation(
+        reader.values,
+        reader.sources,
+        tuple(reader.notes),
+        tuple(reader.faults),
+        reader.adapter_path,
+    )
+
+
+def _value_of(values: Mapping[str, Any], key: KeyPath) -> Any:
+    node: Any = values
+    for part in key:
+        node = node[part]
+    return node

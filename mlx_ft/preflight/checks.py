@@ -1,0 +1,264 @@
+"""The checks before training: each a small pure function from facts to one finding.
+
+Does: compare what was asked for with the model, the rows and the machine; all checks are in CHECKS.
+Does not: load weights, change the recipe, or stop anything (`raise_on_fail` does).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from mlx_ft.hardware import format_bytes
+from mlx_ft.preflight.findings import Finding, Level, PreflightInput
+from mlx_ft.preflight.forecast import (
+    adapted_modules,
+    disk_forecast,
+    parameters_from_file,
+    rough_training_memory_bytes,
+    run_updates,
+    trainable_parameters,
+)
+from mlx_ft.preflight.shapes import ModelShape, model_shape
+
+# A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of
+# an 8B model, with 568 rows, is about six times this.
+MAX_PARAMETERS_PER_ROW = 50_000
+MIN_COVERAGE = 0.95
+MIN_VALIDATION_ROWS = 10
+TIGHT_DISK_SHARE = 0.9
+
+
+def _ok(check: str, measured: str, limit: str) -> Finding:
+    return Finding(check, "ok", measured, limit, "")
+
+
+def _not_computed(check: str, facts: PreflightInput, limit: str) -> Finding:
+    name = facts.model_config.get("model_type", "unknown")
+    measured = f"not computed: the layers of {name} models are not known here"
+    return Finding(check, "warn", measured, limit, "look at the figures that training prints")
+
+
+def capacity(facts: PreflightInput) -> Finding:
+    """Trainable parameters a training row: with too many, the adapter learns rows by heart."""
+    check, limit = "capacity", f"{MAX_PARAMETERS_PER_ROW:,} trainable parameters a row"
+    shape, rows = model_shape(facts.model_config), facts.rows
+    if shape is None:
+        return _not_computed(check, facts, limit)
+    trainable = trainable_parameters(shape, facts.recipe.train)
+    each = trainable / max(rows, 1)
+    measured = f"{trainable:,} trainable parameters for {rows:,} rows, {each:,.0f} a row"
+    if each <= MAX_PARAMETERS_PER_ROW:
+        return _ok(check, measured, limit)
+    measured += f", {each / MAX_PARAMETERS_PER_ROW:.1f} times too many"
+    return Finding(check, "fail", measured, limit, _what_passes(facts, shape, trainable))
+
+
+def _what_passes(facts: PreflightInput, shape: ModelShape, trainable: int) -> str:
+    """Return the rank, the number of layers and the number of rows that would pass."""
+    train = facts.recipe.train
+    budget = MAX_PARAMETERS_PER_ROW * facts.rows
+    rank = budget * train.lora_parameters.rank // trainable
+    ways = [f"train.lora_parameters.rank {rank}"] if rank else []
+    layers = 0
+    for count in range(1, len(shape.layers) + 1):
+        fewer = train.model_copy(update={"num_layers": count})
+        if trainable_parameters(shape, fewer) <= budget:
+            layers = count
+    if layers:
+        ways.append(f"train.num_layers {layers}")
+    ways.append(f"{-(-trainable // MAX_PARAMETERS_PER_ROW):,} rows")
+    return f"any one of these passes: {', '.join(ways)}"
+
+
+def num_layers(facts: PreflightInput) -> Finding:
+    """More layers asked for than the model has."""
+    check = "num_layers"
+    wanted = facts.recipe.train.num_layers
+    there = facts.model_config.get("num_hidden_layers")
+    if not isinstance(there, int):
+        return _not_computed(check, facts, "the model's layers")
+    measured = "all layers" if wanted < 0 else f"the top {wanted} layers"
+    limit = f"the model has {there} layers"
+    if wanted <= there:
+        return _ok(check, measured, limit)
+    fix = f"set train.num_layers to at most {there}, or -1 for all"
+    return Finding(check, "fail", measured, limit, fix)
+
+
+def lora_keys(facts: PreflightInput) -> Finding:
+    """Names of modules that the model does not have, so that nothing would be trained there."""
+    check, limit = "lora_keys", "every key names a module of the adapted layers"
+    shape, train = model_shape(facts.model_config), facts.recipe.train
+    if shape is None:
+        return _not_computed(check, facts, limit)
+    modules = adapted_modules(shape, train)
+    keys = train.lora_parameters.keys
+    if keys is None:
+        return _ok(check, f"all {len(modules)} linear layers", limit)
+    found = {module.name for module in modules}
+    unknown = [key for key in keys if key not in found]
+    if not unknown:
+        return _ok(check, f"{len(modules)} modules of {len(found)} names", limit)
+    names = sorted(shape.layer_names | shape.root_names)
+    close = [difflib.get_close_matches(key, names, n=1) for key in unknown]
+    meant = [match[0] for match in close if match]
+    hint = f"did you mean {', '.join(meant)}? " if meant else ""
+    measured = f"no module to adapt is called {', '.join(unknown)}"
+    fix = f"{hint}this model has {', '.join(names)}"
+    return Finding(check, "fail", measured, limit, fix)
+
+
+def batch_size(facts: PreflightInput) -> Finding:
+    """A mini-batch larger than the whole training set."""
+    check, wanted = "batch_size", facts.recipe.train.batch_size
+    measured, limit = f"{wanted} rows a mini-batch", f"{facts.rows:,} training rows"
+    if wanted <= facts.rows:
+        return _ok(check, measured, limit)
+    fix = f"set train.batch_size to at most {facts.rows}, or add rows"
+    return Finding(check, "fail", measured, limit, fix)
+
+
+def schedule(facts: PreflightInput) -> Finding:
+    """A warm-up that the run never leaves, or a decay that it never ends."""
+    check, train = "schedule", facts.recipe.train
+    updates = run_updates(train, facts.rows)
+    warmup, decay = train.lr_schedule.warmup_steps or 0, train.lr_schedule.decay_steps
+    measured = f"{warmup:,} updates of warm-up" + (f", {decay:,} of decay" if decay else "")
+    limit = f"the run makes {updates:,} optimizer updates"
+    if warmup + (decay or 1) <= updates:
+        return _ok(check, measured, limit)
+    level: Level = "warn" if train.lr_schedule.allow_unfinished else "fail"
+    fix = "shorten the schedule or train longer; allow_unfinished: true lets the run end first"
+    return Finding(check, level, measured, limit, fix)
+
+
+def disk(facts: PreflightInput) -> Finding:
+    """Room for adapter, checkpoints, the 16-bit model and the quantized model, all at once."""
+    check, recipe = "disk", facts.recipe
+    shape = model_shape(facts.model_config)
+    if shape is None:
+        trainable = 0
+        parameters = parameters_from_file(facts.model_config, facts.model_bytes)
+    else:
+        trainable, parameters = trainable_parameters(shape, recipe.train), shape.parameters
+    need = disk_forecast(parameters, trainable, recipe.train, recipe.export)
+    free = facts.free_disk_bytes
+    measured = (
+        f"{format_bytes(need.total_bytes)}: "
+        f"training {format_bytes(need.train_bytes) if shape else 'not computed'}, "
+        f"16-bit model {format_bytes(need.fused_bytes)}, "
+        f"{recipe.export.q_bits}-bit model {format_bytes(need.quantized_bytes)}"
+    )
+    limit = f"{format_bytes(free)} are free"
+    if need.total_bytes <= free * TIGHT_DISK_SHARE:
+        return _ok(check, measured, limit)
+    level: Level = "warn" if need.total_bytes <= free else "fail"
+    return Finding(check, level, measured, limit, "free some space or choose another runs folder")
+
+
+def memory(facts: PreflightInput) -> Finding:
+    """A rough look at the training peak; never more than a warning."""
+    check, there = "memory", facts.machine.memory_bytes
+    limit = f"this machine has {format_bytes(there)}"
+    shape = model_shape(facts.model_config)
+    if shape is None:
+        return _not_computed(check, facts, limit)
+    need = rough_training_memory_bytes(facts, shape)
+    measured = f"roughly {format_bytes(need)} at the peak of training"
+    if need <= there:
+        return _ok(check, measured, limit)
+    fix = "lower batch_size and raise grad_accumulation_steps, or lower num_layers, max_seq_length"
+    return Finding(check, "warn", measured, limit, fix)
+
+
+def stop_token(facts: PreflightInput) -> Finding:
+    """Rows that never train a stop token teach a model to talk on."""
+    check, stats = "stop_token", facts.train_stats
+    rows, trained = facts.rows, int(stats["stop_trained_rows"])
+    measured = f"{trained:,} of {rows:,} rows train a stop token"
+    limit = "all rows"
+    if trained == rows:
+        return _ok(check, measured, limit)
+    level: Level = "warn" if trained else "fail"
+    return Finding(check, level, measured, limit, "repair the chat template or the eos_token")
+
+
+def coverage(facts: PreflightInput) -> Finding:
+    """How many rows fit into max_seq_length, and into round lengths."""
+    check, shares = "coverage", facts.data_stats["coverage"]
+    chosen = facts.recipe.data.max_seq_length
+    share = float(shares[str(chosen)])
+    others = ", ".join(f"{int(n):,}: {x:.1%}" for n, x in shares.items() if int(n) != chosen)
+    measured = f"{chosen:,} tokens cover {share:.1%} of the rows ({others})"
+    limit = f"{MIN_COVERAGE:.0%} of the rows"
+    if share >= MIN_COVERAGE:
+        return _ok(check, measured, limit)
+    longest = facts.train_stats["length_quantiles"]["max"]
+    enough = min((int(n) for n, x in shares.items() if x >= MIN_COVERAGE), default=longest)
+    fix = f"set data.max_seq_length to {enough}, or shorten the rows"
+    return Finding(check, "warn", measured, limit, fix)
+
+
+def validation(facts: PreflightInput) -> Finding:
+    """A validation set that is there, and large enough for its loss to mean something."""
+    check, rows = "validation", int(facts.valid_stats["rows"])
+    measured, limit = f"{rows:,} validation rows", f"at least {MIN_VALIDATION_ROWS}"
+    if rows >= MIN_VALIDATION_ROWS:
+        return _ok(check, measured, limit)
+    level: Level = "warn" if rows else "fail"
+    return Finding(check, level, measured, limit, "hold out more rows into valid.jsonl")
+
+
+def overlap(facts: PreflightInput) -> Finding:
+    """Validation rows that are training rows too measure memory, not learning."""
+    check, rows = "overlap", int(facts.data_stats["overlap_rows"])
+    measured, limit = f"{rows:,} validation rows are in train.jsonl too", "none"
+    if not rows:
+        return _ok(check, measured, limit)
+    lines = ", ".join(str(valid) for _, valid in facts.data_stats["overlap_lines"])
+    return Finding(check, "warn", measured, limit, f"remove these lines of valid.jsonl: {lines}")
+
+
+def thinking(facts: PreflightInput) -> Finding:
+    """Thinking mode and rows that disagree teach the wrong mode."""
+    check, wanted = "thinking", facts.recipe.chat.enable_thinking
+    rows = int(facts.train_stats["thinking_rows"])
+    measured = f"enable_thinking is {str(wanted).lower()}, {rows:,} of {facts.rows:,} rows think"
+    limit = "rows that think with enable_thinking, none without"
+    if wanted == bool(rows):
+        return _ok(check, measured, limit)
+    fix = f"set chat.enable_thinking to {str(not wanted).lower()}, or change the rows"
+    return Finding(check, "warn", measured, limit, fix)
+
+
+def tools(facts: PreflightInput) -> Finding:
+    """Rows with tools and a chat template that leaves them out: the model never sees its tools."""
+    check, rows = "tools", int(facts.train_stats["toolless_rows"])
+    measured, limit = f"{rows:,} rows have tools that the chat template leaves out", "none"
+    if not rows:
+        return _ok(check, measured, limit)
+    fix = "use a model whose chat template knows tools, or describe them in a system message"
+    return Finding(check, "warn", measured, limit, fix)
+
+
+CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
+    capacity,
+    num_layers,
+    lora_keys,
+    batch_size,
+    schedule,
+    disk,
+    memory,
+    stop_token,
+    coverage,
+    validation,
+    overlap,
+    thinking,
+    tools,
+)
+
+
+def run_checks(facts: PreflightInput) -> tuple[Finding, ...]:
+    """Return one finding of every check, in the order of CHECKS."""
+    return tuple(check(facts) for check in CHECKS)

@@ -1,0 +1,76 @@
+"""What the checks look at and what they say.
+
+Does: hold the checks' input and their findings, turn findings into JSON and failures into one
+error. Does not: check anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mlx_ft.errors import Fault, RecipeError
+from mlx_ft.hardware import Machine
+from mlx_ft.recipe import Recipe
+
+SCHEMA = 1
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class PreflightInput:
+    """All that is known before training.
+
+    `data_stats` is the data stage's stats.json, `model_config` the model's config.json,
+    `model_bytes` the size of its safetensors, `free_disk_bytes` that of the disk under the runs.
+    """
+
+    recipe: Recipe
+    data_stats: Mapping[str, Any]
+    model_config: Mapping[str, Any]
+    model_bytes: int
+    machine: Machine
+    free_disk_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Training rows that were kept."""
+        return int(self.train_stats["rows"])
+
+    @property
+    def train_stats(self) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = self.data_stats["splits"]["train"]
+        return stats
+
+    @property
+    def valid_stats(self) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = self.data_stats["splits"]["valid"]
+        return stats
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome, in words for people; `fix` is empty when all is well."""
+
+    check: str
+    level: Level
+    measured: str
+    limit: str
+    fix: str
+
+
+def findings_json(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return the content of preflight.json."""
+    return {"schema": SCHEMA, "findings": [asdict(finding) for finding in findings]}
+
+
+def raise_on_fail(findings: Sequence[Finding]) -> None:
+    """Raise one RecipeError with every failed check; findings that only warn pass."""
+    faults = [
+        Fault(f"check {finding.check}", f"{finding.measured} (limit: {finding.limit})", finding.fix)
+        for finding in findings
+        if finding.level == "fail"
+    ]
+    if faults:
+        raise RecipeError(faults)

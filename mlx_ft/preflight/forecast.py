@@ -1,0 +1,118 @@
+"""What a run will need, computed before it starts: adapter parameters, updates, disk, memory.
+
+Does: arithmetic on the recipe, the model's shape and the rows. Does not: judge (`checks.py`), load
+anything, or claim to be exact about memory: that figure is rough, and says so where it is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_ft.preflight.findings import PreflightInput
+from mlx_ft.preflight.shapes import ModelShape, Module
+from mlx_ft.recipe import ExportRecipe, TrainRecipe
+from mlx_ft.recipe_values import optimizer_updates
+
+FLOAT32_BYTES = 4
+HALF_BYTES = 2
+# Arrays of the adapter's size that each optimizer keeps, in float32 (mlx.optimizers).
+OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 1, "sgd": 1, "adafactor": 1, "lion": 1}
+
+
+@dataclass(frozen=True)
+class DiskForecast:
+    """Bytes that each stage leaves on the disk; `fused` is there until the run has ended."""
+
+    train_bytes: int
+    fused_bytes: int
+    quantized_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.train_bytes + self.fused_bytes + self.quantized_bytes
+
+
+def adapted_modules(shape: ModelShape, train: TrainRecipe) -> tuple[Module, ...]:
+    """Return the modules that get an adapter, chosen as mlx-lm chooses them.
+
+    Without keys: every linear layer of the top `num_layers` layers. With keys: those of these
+    names, and modules outside the layers (`lm_head`) that are named.
+    """
+    count = len(shape.layers) if train.num_layers < 0 else train.num_layers
+    top = [module for layer in shape.layers[-count:] for module in layer]
+    keys = train.lora_parameters.keys
+    if keys is None:
+        return tuple(top)
+    return tuple(module for module in (*top, *shape.roots) if module.name in keys)
+
+
+def trainable_parameters(shape: ModelShape, train: TrainRecipe) -> int:
+    """Return the adapter's parameters at the recipe's rank."""
+    modules = adapted_modules(shape, train)
+    return train.lora_parameters.rank * sum(module.adapter_parameters for module in modules)
+
+
+def run_updates(train: TrainRecipe, rows: int) -> int:
+    """Return how often the optimizer steps; partial batches and accumulations count as whole ones.
+
+    Uses `iters`, or `epochs` over `rows` training rows.
+    """
+    if train.iters is not None:
+        iterations = train.iters
+    else:
+        assert train.epochs is not None, "a recipe has iters or epochs"
+        iterations = train.epochs * math.ceil(rows / train.batch_size)
+    return optimizer_updates(iterations, train.grad_accumulation_steps)
+
+
+def parameters_from_file(config: Mapping[str, Any], model_bytes: int) -> int:
+    """Return a model's parameters as its file size and quantization suggest; not exact."""
+    quantization = config.get("quantization")
+    if isinstance(quantization, Mapping):
+        bits, group = quantization.get("bits", 4), quantization.get("group_size", 64)
+        return round(model_bytes / quantized_bytes_each(bits, group))
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    return model_bytes // (FLOAT32_BYTES if dtype == "float32" else HALF_BYTES)
+
+
+def quantized_bytes_each(bits: int, group_size: int) -> float:
+    """Return bytes a weight of MLX's affine quantization, its 16-bit scales and biases included."""
+    return bits / 8 + 2 * HALF_BYTES / group_size
+
+
+def disk_forecast(
+    parameters: int, trainable: int, train: TrainRecipe, export: ExportRecipe
+) -> DiskForecast:
+    """Return the disk that the stages need, with one more checkpoint while one is replaced."""
+    adapter_bytes = trainable * FLOAT32_BYTES
+    checkpoint_bytes = adapter_bytes * (1 + OPTIMIZER_STATES[train.optimizer])
+    each = quantized_bytes_each(export.q_bits, export.q_group_size)
+    return DiskForecast(
+        train_bytes=adapter_bytes + (train.keep_checkpoints + 1) * checkpoint_bytes,
+        fused_bytes=parameters * HALF_BYTES,
+        quantized_bytes=round(parameters * each),
+    )
+
+
+def rough_training_memory_bytes(facts: PreflightInput, shape: ModelShape) -> int:
+    """Return a rough estimate of the training peak: weights, optimizer, activations and logits.
+
+    Activations of the adapted layers: s b h (34 + 5 a s / h) bytes a layer at 16 bits (Korthikanti
+    et al. 2022, arXiv 2205.05198, section 4.1), twice that in float32. Weights are as in the file
+    on Metal, and float32 on a CPU.
+    """
+    train = facts.recipe.train
+    on_metal = facts.machine.system == "Darwin"
+    length = int(facts.train_stats["longest_kept"])
+    tokens = min(train.batch_size, facts.rows) * length
+    weights = facts.model_bytes if on_metal else shape.parameters * FLOAT32_BYTES
+    states = 2 + OPTIMIZER_STATES[train.optimizer]  # and the adapter itself, and its gradient
+    optimizer = trainable_parameters(shape, train) * FLOAT32_BYTES * states
+    layers = len(shape.layers) if train.num_layers < 0 else train.num_layers
+    each = tokens * (34 * shape.hidden_size + 5 * shape.heads * length)
+    activations = each * min(layers, len(shape.layers)) * (1 if on_metal else 2)
+    logits = tokens * shape.vocabulary * FLOAT32_BYTES * 3  # themselves, softmax, gradient
+    return weights + optimizer + activations + logits

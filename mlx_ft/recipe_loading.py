@@ -1,0 +1,306 @@
+"""From a YAML file and `--set` options to a Recipe, with the origin of every value, and back.
+
+Does: read a recipe or mlx-lm's flat form, apply `--set`, report all faults at once, and write a
+recipe out again (resolved, or upgraded from the flat form).
+Does not: look at the data, the model or the machine; import mlx.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_ft.errors import Fault, RecipeError
+from mlx_ft.mlx_lm_config import FLAT_KEYS, MLX_LM_DEFAULT, from_mlx_lm, is_mlx_lm_form
+from mlx_ft.recipe import DataRecipe, Recipe
+from mlx_ft.recipe_checks import check
+from mlx_ft.recipe_keys import (
+    KeyPath,
+    did_you_mean,
+    dotted,
+    meant_keys,
+    section_of,
+    value_at,
+    value_keys,
+)
+from mlx_ft.strict_yaml import (
+    Source,
+    header_of,
+    label_of,
+    read_mapping,
+    read_text,
+    read_yaml,
+    shown,
+)
+
+SET = "--set"
+DEFAULT = "default"
+DERIVED = "derived"
+NESTED_FLAT_KEYS = ("lora_parameters", "lr_schedule", "optimizer_config")
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and where it comes from.
+
+    `origins` has an entry for every value ("train.batch_size"): "FILE:LINE", "--set", "default",
+    "derived" or "mlx-lm default". `notes` say how the keys of mlx-lm's flat form were read, and
+    `adapter_path` is where such a file wants its adapter (None for a recipe). `header` is the
+    comment at the top of the file.
+    """
+
+    recipe: Recipe
+    origins: Mapping[str, str]
+    file: Path
+    notes: tuple[str, ...]
+    form: Literal["recipe", "mlx-lm"]
+    header: str
+    adapter_path: Path | None
+
+
+@dataclass
+class _Draft:
+    """Values on their way to a Recipe: nested mappings, and where each of them was written."""
+
+    values: dict[str, Any]
+    sources: dict[KeyPath, Source]
+
+    def set(self, key: KeyPath, value: Any, sources: Mapping[KeyPath, Source]) -> None:
+        """Put a value at a key path, making the sections on the way, and forget what was there.
+
+        A text or list where a section should be is left for the checks to report.
+        """
+        node = self.values
+        for part in key[:-1]:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+            if not isinstance(node, dict):
+                return
+        node[key[-1]] = value
+        for old in [each for each in self.sources if each[: len(key)] == key]:
+            del self.sources[old]
+        self.sources.update(sources)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One `--set KEY=VALUE`, read."""
+
+    key: KeyPath
+    value: Any
+    sources: Mapping[KeyPath, Source]
+
+
+def _read_set(text: str) -> _Setting | list[Fault]:
+    """Read one KEY=VALUE; the value is YAML."""
+    name, equals, value_text = text.partition("=")
+    key = tuple(part.strip() for part in name.split("."))
+    label = f"{SET} {name.strip()}" if name.isprintable() else f"{SET} {name!r}"
+    if not equals or not all(key):
+        return [Fault(f"{SET} {text!r}", "is not KEY=VALUE", "write --set train.batch_size=2")]
+    reading = read_yaml(value_text, label)
+    if reading.faults:
+        return [Fault(label, fault.found, fault.fix) for fault in reading.faults]
+    sources = {(*key, *inner): Source(SET, dotted((*key, *inner))) for inner in reading.sources}
+    return _Setting(key, reading.value, {key: Source(SET, dotted(key)), **sources})
+
+
+def _read_sets(sets: Sequence[str]) -> tuple[list[_Setting], list[Fault]]:
+    settings: list[_Setting] = []
+    faults: list[Fault] = []
+    for text in sets:
+        result = _read_set(text)
+        if isinstance(result, _Setting):
+            settings.append(result)
+        else:
+            faults.extend(result)
+    return settings, faults
+
+
+def _is_flat_key(key: KeyPath) -> bool:
+    """Return whether a `--set` key is one of mlx-lm's; `train.x` and `data.x` are a recipe's."""
+    return key[0] in FLAT_KEYS if len(key) == 1 else key[0] in NESTED_FLAT_KEYS
+
+
+def _unknown_key(key: KeyPath) -> Fault | None:
+    """Return a fault for a `--set` key that no recipe has, except for an optimizer's options."""
+    for depth in range(1, len(key) + 1):
+        section = section_of(key[: depth - 1])
+        if section is None:
+            break
+        if key[depth - 1] not in section.model_fields:
+            fix = did_you_mean(meant_keys(key), "the reference in the README lists all keys")
+            return Fault(f"{SET} {dotted(key)}", "is not a known key", fix)
+    if len(key) > 1 and section_of(key[:-1]) is None and key[:-1] != ("train", "optimizer_config"):
+        found = f"{key[-1]} lies inside a value"
+        return Fault(f"{SET} {dotted(key)}", found, f"set {dotted(key[:-1])} as a whole")
+    return None
+
+
+def _apply(draft: _Draft, settings: Iterable[_Setting]) -> list[Fault]:
+    faults = []
+    for setting in settings:
+        fault = _unknown_key(setting.key)
+        if fault is None:
+            draft.set(setting.key, setting.value, setting.sources)
+        else:
+            faults.append(fault)
+    return faults
+
+
+def _name_from(path: Path) -> str:
+    """Return a run name made of the file's name."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)[:80]
+    return re.sub(r"^[^A-Za-z0-9]+", "", name) or "recipe"
+
+
+def _origin(draft: _Draft, key: KeyPath) -> str:
+    """Return where the value at `key` came from: itself, a part of it, or the --set around it."""
+    inside = [source for each, source in draft.sources.items() if each[: len(key)] == key]
+    if any(source.where == SET for source in inside):
+        return SET
+    return draft.sources[key].where if key in draft.sources else DEFAULT
+
+
+def _in_file_order(faults: list[Fault], label: str) -> list[Fault]:
+    """Return the faults by line; those without a line (`--set`, missing keys) come last."""
+    line_of = re.compile(re.escape(label) + r":([0-9]+)")
+
+    def line(fault: Fault) -> float:
+        found = line_of.match(fault.where)
+        return int(found[1]) if found else math.inf
+
+    return sorted(faults, key=line)
+
+
+def _near_files(path: Path) -> str:
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return did_you_mean([str(path.parent / name) for name in near], "check the path")
+
+
+def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
+    """Return the recipe in a YAML file, in our form or mlx-lm's flat one, with `--set`s applied.
+
+    Raises RecipeError with every fault of the file and of the sets.
+    """
+    text, unreadable = read_text(path)
+    if unreadable:
+        fault = unreadable[0]
+        missing = fault.found == "does not exist"
+        raise RecipeError(
+            Fault(fault.where, fault.found, _near_files(path) if missing else fault.fix)
+        )
+    label = label_of(path)
+    reading = read_mapping(text, label)
+    if reading.faults and not reading.value:
+        raise RecipeError(reading.faults)
+    settings, faults = _read_sets(sets)
+    faults = [*reading.faults, *faults]
+    draft = _Draft(copy.deepcopy(reading.value), dict(reading.sources))
+    flat = is_mlx_lm_form(draft.values)
+    notes: tuple[str, ...] = ()
+    adapter_path = None
+    if flat:
+        for setting in settings:
+            if _is_flat_key(setting.key):
+                draft.set(setting.key, setting.value, setting.sources)
+        settings = [setting for setting in settings if not _is_flat_key(setting.key)]
+        translation = from_mlx_lm(draft.values, draft.sources, label)
+        draft = _Draft(translation.values, dict(translation.sources))
+        faults += translation.faults
+        notes, adapter_path = translation.notes, translation.adapter_path
+    faults += _apply(draft, settings)
+    if draft.values.get("name") is None:
+        draft.values["name"] = _name_from(path)
+        draft.sources[("name",)] = Source(DERIVED, "name")
+    recipe, wrong = check(draft.values, draft.sources, label)
+    reported = {fault.where for fault in faults}
+    faults += [fault for fault in wrong if fault.where not in reported]
+    if faults or recipe is None:
+        raise RecipeError(_in_file_order(faults, label))
+    origins = {dotted(key): _origin(draft, key) for key in value_keys()}
+    form: Literal["recipe", "mlx-lm"] = "mlx-lm" if flat else "recipe"
+    return LoadedRecipe(recipe, origins, path, notes, form, header_of(text), adapter_path)
+
+
+PLAIN = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./@+~-]*")
+BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+def yaml_text(value: Any) -> str:
+    """Return a value of a recipe as YAML on one line that reads back as the same value."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(yaml_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
+    if not isinstance(value, str):
+        return shown(value) if value is None or isinstance(value, bool) else repr(value)
+    if PLAIN.fullmatch(value) and read_yaml(value, "").value == value:
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)
+    return BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+
+
+def _written(recipe: Recipe, comments: Mapping[KeyPath, str]) -> str:
+    """Return the values that have a comment, as YAML lines under their sections."""
+    lines: list[tuple[str, str]] = []
+    opened: set[KeyPath] = set()
+    for key in value_keys():
+        if key not in comments:
+            continue
+        for depth in range(1, len(key)):
+            if key[:depth] not in opened:
+                opened.add(key[:depth])
+                lines.append((f"{'  ' * (depth - 1)}{key[depth - 1]}:", ""))
+        value = yaml_text(value_at(recipe, key))
+        lines.append((f"{'  ' * (len(key) - 1)}{key[-1]}: {value}", comments[key]))
+    width = min(48, max(len(line) for line, _ in lines))
+    return "".join(
+        f"{line:<{width}}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines
+    )
+
+
+def dump_resolved(loaded: LoadedRecipe) -> str:
+    """Return recipe.yaml: every value with its origin; loading it gives an equal recipe."""
+    title = "# Resolved recipe: every value, and where it came from.\n"
+    comments = {key: loaded.origins[dotted(key)] for key in value_keys()}
+    return title + _written(loaded.recipe, comments)
+
+
+def upgrade_text(loaded: LoadedRecipe) -> str:
+    """Return a recipe with the values that were given or that differ from a recipe's defaults.
+
+    Loading it gives an equal recipe, whatever form it was loaded from.
+    """
+    recipe = loaded.recipe
+    plain = Recipe(name=recipe.name, model=recipe.model, data=DataRecipe(path=recipe.data.path))
+    comments = {}
+    for key in value_keys():
+        origin = loaded.origins[dotted(key)]
+        value = value_at(recipe, key)
+        given = origin not in (DEFAULT, DERIVED, MLX_LM_DEFAULT) and value is not None
+        if given or value != value_at(plain, key) or dotted(key) in ("name", "model", "data.path"):
+            comments[key] = origin
+    # These two defaults are only there when the other key of the pair is not.
+    for instead, default in (
+        (("train", "iters"), ("train", "epochs")),
+        (("train", "lora_parameters", "alpha"), ("train", "lora_parameters", "scale")),
+    ):
+        if value_at(recipe, instead) is not None:
+            comments.pop(default, None)
+    title = f"# Written by `mlx-ft recipe upgrade` from {label_of(loaded.file)}.\n"
+    if loaded.adapter_path is not None:
+        title += f"# The adapter goes into the run's folder, no longer to {loaded.adapter_path}.\n"
+    return title + _written(recipe, comments)

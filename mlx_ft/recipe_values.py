@@ -1,0 +1,152 @@
+"""What the values of a recipe are made of, whatever the key: numbers, texts, sections, conflicts.
+
+Does not: know any key except the options of the optimizers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+LARGEST_WHOLE = 2**31 - 1
+NUMBER_TEXT = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def number_from_text(value: Any) -> Any:
+    """Return the number that a text such as `1e-5` spells; anything else comes back unchanged."""
+    if not isinstance(value, str) or not NUMBER_TEXT.fullmatch(value):
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        return float(value)
+
+
+def whole_from_text(value: Any) -> Any:
+    """Return 1000 for `1e3`, as text or as a float; other values come back unchanged."""
+    value = number_from_text(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+Real = Annotated[float, BeforeValidator(number_from_text)]
+Whole = Annotated[int, Field(le=LARGEST_WHOLE), BeforeValidator(whole_from_text)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+def _day_of_the_calendar(value: str) -> str:
+    date.fromisoformat(value)
+    return value
+
+
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day_of_the_calendar)]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Values that are right each by itself but not together: dotted `keys`, `found`, `fix`."""
+
+    keys: tuple[str, ...]
+    found: str
+    fix: str
+
+
+class Section(BaseModel):
+    """Shared rules: nothing unknown, nothing converted by guess, nothing changed afterwards.
+
+    Conflicts between keys raise ValueError, or are appended to the list under "conflicts" of the
+    validation context, so that whoever reads a file can report them beside every other fault.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def conflicts(self) -> list[Conflict]:
+        """Return what is wrong between this section's values."""
+        return []
+
+    @model_validator(mode="after")
+    def _without_conflicts(self, info: ValidationInfo) -> Section:
+        found = self.conflicts()
+        if isinstance(info.context, dict) and "conflicts" in info.context:
+            info.context["conflicts"].extend(found)
+        elif found:
+            raise ValueError("; ".join(f"{each.found} - {each.fix}" for each in found))
+        return self
+
+
+NUMBER, WHOLE, PAIR, SWITCH = "a number", "a whole number", "two numbers", "true or false"
+_ADAM = {"betas": PAIR, "eps": NUMBER, "bias_correction": SWITCH}
+# The keyword arguments of mlx.optimizers besides the learning rate.
+OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "adam": _ADAM,
+    "adamw": {**_ADAM, "weight_decay": NUMBER},
+    "muon": {"momentum": NUMBER, "weight_decay": NUMBER, "nesterov": SWITCH, "ns_steps": WHOLE},
+    "sgd": {"momentum": NUMBER, "weight_decay": NUMBER, "dampening": NUMBER, "nesterov": SWITCH},
+    "adafactor": {
+        "eps": PAIR,
+        "clip_threshold": NUMBER,
+        "decay_rate": NUMBER,
+        "beta_1": NUMBER,
+        "weight_decay": NUMBER,
+        "scale_parameter": SWITCH,
+        "relative_step": SWITCH,
+        "warmup_init": SWITCH,
+    },
+    "lion": {"betas": PAIR, "weight_decay": NUMBER},
+}
+
+
+def plain_options(value: Any) -> Any:
+    """Read numbers that are written as text, in a mapping of options and in lists inside it."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: [number_from_text(item) for item in given]
+        if isinstance(given, list)
+        else number_from_text(given)
+        for name, given in value.items()
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (what was found, what to do) for every option that the optimizer cannot take."""
+    known = OPTIMIZER_OPTIONS[optimizer]
+    faults = []
+    for name, value in options.items():
+        if name not in known:
+            faults.append(
+                (f"{optimizer} has no option {name}", f"its options are {', '.join(sorted(known))}")
+            )
+            continue
+        fits = {
+            NUMBER: _is_number(value),
+            WHOLE: _is_number(value) and isinstance(value, int),
+            PAIR: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+            SWITCH: isinstance(value, bool),
+        }
+        if not fits[known[name]]:
+            faults.append((f"{name} is {value!r}", f"give {known[name]}, or leave it out"))
+    return faults
+
+
+def optimizer_updates(iters: int, grad_accumulation_steps: int) -> int:
+    """Return how many optimizer updates `iters` mini-batches make; a last partial one counts."""
+    return -(-iters // grad_accumulation_steps)

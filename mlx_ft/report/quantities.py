@@ -1,0 +1,105 @@
+"""Numbers as a person reads them, with their units; nothing but formatting.
+
+Every function takes what an artifact holds and so also None, which reads "not recorded", and
+values of an unexpected type, which are shown as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timezone
+from typing import Any, TypeGuard
+
+NOT_RECORDED = "not recorded"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether `value` is a finite int or float (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _otherwise(value: Any) -> str:
+    return NOT_RECORDED if value is None else str(value)
+
+
+def _three_digits(value: float) -> str:
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def size(value: Any) -> str:
+    """Format a number of bytes in decimal units: 1734000000 -> "1.73 GB"."""
+    if not is_number(value):
+        return _otherwise(value)
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{_three_digits(value / scale)} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(value: Any) -> str:
+    """Format seconds: 0.42 -> "0.4 s", 151 -> "2 min 31 s", 3840 -> "1 h 04 min"."""
+    if not is_number(value):
+        return _otherwise(value)
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(value / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(value: Any) -> str:
+    """Format a whole number with thousands separators."""
+    return f"{value:,.0f}" if is_number(value) else _otherwise(value)
+
+
+def plural(value: Any, noun: str) -> str:
+    """Format a count with its noun: "1 row", "2 rows"."""
+    return f"{count(value)} {noun}" if value == 1 else f"{count(value)} {noun}s"
+
+
+def share(value: Any) -> str:
+    """Format a fraction as per cent: 0.4123 -> "41.2 %"."""
+    return f"{_three_digits(100 * value)} %" if is_number(value) else _otherwise(value)
+
+
+def score(value: Any) -> str:
+    """Format a score with two decimals."""
+    return f"{value:.2f}" if is_number(value) else _otherwise(value)
+
+
+def interval(low: Any, high: Any) -> str:
+    """Format an interval of scores: "0.81-0.99", with an en dash; empty when there is none."""
+    return f"{low:.2f}\N{EN DASH}{high:.2f}" if is_number(low) and is_number(high) else ""
+
+
+def loss(value: Any) -> str:
+    """Format a loss with four significant digits."""
+    return f"{value:.4g}" if is_number(value) else _otherwise(value)
+
+
+def rate(value: Any) -> str:
+    """Format a speed in tokens a second."""
+    return f"{value:,.0f} tokens/s" if is_number(value) else _otherwise(value)
+
+
+def compact(value: Any) -> str:
+    """Format a setting: 0.0001 -> "1e-4", 0.05 -> "0.05", 16 -> "16"."""
+    if not is_number(value) or isinstance(value, int):
+        return _otherwise(value)
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:g}"
+
+
+def moment(value: Any) -> str:
+    """Format seconds since 1970 as a minute in UTC."""
+    if not is_number(value):
+        return _otherwise(value)
+    return datetime.fromtimestamp(value, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

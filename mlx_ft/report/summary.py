@@ -1,0 +1,182 @@
+"""The whole result of a run as one JSON document: what `mlx-ft show RUN --json` prints.
+
+Does: collect the artifacts of a run folder under fixed, documented keys (`SCHEMA_KEYS`).
+Does not: compute anything that a stage did not write, apart from adding up times and findings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.report.reading import CHANGED, COMPLETE, STAGES, ArtifactReader
+from mlx_ft.report.text import without_credentials
+
+SCHEMA = 1
+
+# Key -> meaning. `<...>` stands for a name, `[]` for each entry of a list. A key is null, and a
+# list empty, when the run has no such artifact (yet).
+SCHEMA_KEYS: dict[str, str] = {
+    "schema": "Version of this document; 1.",
+    "run": "Name of the run: recipe name and 8 hex digits.",
+    "status": "`running`, `done`, `failed`, `gate_failed` or `interrupted`, as last recorded.",
+    "recipe.file": "The recipe's file, as it was named.",
+    "recipe.values": "The resolved recipe: every key with its value.",
+    "recipe.origins": "Dotted key -> where its value came from: file and line, `--set`, `default` "
+    "or `derived`.",
+    "model.name": "The model as the recipe names it.",
+    "model.path": "The folder that it was loaded from.",
+    "model.revision": "The commit, where the model has one.",
+    "model.source": "Where it came from: built-in, Hub or local folder.",
+    "model.model_type": "Architecture, as in the model's config.json.",
+    "model.family": "Model family.",
+    "model.license": "License, as the model states it.",
+    "data.splits.<split>.rows": "Rows that were kept; beside it `dropped_overlong`, `tokens`, "
+    "`trained_tokens`, `trained_share` (of tokens), `turns`.",
+    "data.splits.<split>.length_quantiles": "Row lengths in tokens: `p5`, `p50`, `p95`, `max`.",
+    "data.splits.<split>.histogram": "Row lengths: `edges` (tokens) and `counts` (rows).",
+    "data.splits.<split>.categories": "Category -> rows.",
+    "data.splits.<split>.sources": "Files read: `path` and `sha256`.",
+    "data.coverage": "Length in tokens -> share of the rows that fit in it.",
+    "preflight.counts": "Level -> number of findings.",
+    "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
+    "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
+    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`.",
+    "train.metrics": "Every report line in order: `kind` (train, validation), `iteration`, `loss`, "
+    "`learning_rate`, `tokens_per_second`, `peak_memory_bytes` and more. Null: not finite.",
+    "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
+    "`generated_tokens`, `degenerate` (null or the reason).",
+    "export.checks": "What was verified: `check`, `measured`, `limit`, `ok`.",
+    "export.fused": "The fused model: `path` in export/, `bytes`.",
+    "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
+    "eval.<suite>.<column>.mean": "Mean score, 0 to 1. Columns: base, adapter, fused, quantized.",
+    "eval.<suite>.<column>.n": "Number of samples.",
+    "eval.<suite>.<column>.low": "Lower end of the mean's 95 % interval.",
+    "eval.<suite>.<column>.high": "Upper end of the mean's 95 % interval.",
+    "eval.<suite>.<column>.by_category": "Category -> `mean`, `n`, `low`, `high`.",
+    "eval.<suite>.<column>.failures": "Kind of wrong output -> number of samples.",
+    "timings.created": "Start of the run, seconds since 1970.",
+    "timings.updated": "Last change of run.json, seconds since 1970.",
+    "timings.exit_reason": "Why the run ended, when it did not end well.",
+    "timings.total_seconds": "Sum of the stages' recorded seconds.",
+    "timings.stages.<stage>.state": "`complete`, `changed` (a file differs from the manifest), "
+    "`unfinished` or null.",
+    "timings.stages.<stage>.seconds": "Time the stage took.",
+    "timings.stages.<stage>.peak_memory_bytes": "Peak memory of the stage.",
+    "timings.stages.<stage>.reused": "Whether an earlier result was taken over.",
+    "environment": "Versions (`mlx_ft`, `mlx`, `mlx_lm`, `python`), machine (`platform`, "
+    "`machine`, `memory_bytes`, `blas`, `device`), source (`commit`, `dirty`).",
+}
+
+
+def run_document(run: Path) -> dict[str, Any]:
+    """Return the result of the run in folder `run`, as JSON values under the keys of SCHEMA_KEYS.
+
+    Works for unfinished and failed runs: what is not there is null. Raises RunError, naming every
+    file that cannot be read, when an artifact is broken, and when `run` is no run folder.
+    """
+    reader = ArtifactReader(run)
+    document = read_document(reader)
+    reader.raise_faults()
+    return document
+
+
+def read_document(reader: ArtifactReader) -> dict[str, Any]:
+    """Return the document of `run_document`; faults stay with the reader."""
+    record = reader.json("run.json") or {}
+    document = {
+        "schema": SCHEMA,
+        "run": record.get("run", reader.run.name),
+        "status": record.get("status"),
+        "recipe": _recipe(reader),
+        "model": _object(record.get("model")),
+        "data": _data(reader),
+        "preflight": _preflight(reader),
+        "train": _train(reader),
+        "export": reader.manifest_info("export"),
+        "eval": _eval(reader),
+        "timings": _timings(reader, record),
+        "environment": _object(record.get("environment")),
+    }
+    redacted: dict[str, Any] = without_credentials(document)
+    return redacted
+
+
+def document_json(document: dict[str, Any]) -> str:
+    """Return the document as ASCII JSON text, which is safe to print in any terminal."""
+    return json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False)
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    return value if isinstance(value, dict) else None
+
+
+def _recipe(reader: ArtifactReader) -> dict[str, Any] | None:
+    stored = reader.json("recipe.json")
+    if stored is None:
+        return None
+    return {
+        "file": stored.get("file"),
+        "values": _object(stored.get("recipe")) or {},
+        "origins": _object(stored.get("origins")) or {},
+    }
+
+
+def _data(reader: ArtifactReader) -> dict[str, Any] | None:
+    if reader.state("data") not in (COMPLETE, CHANGED):
+        return None
+    return reader.json("data/stats.json")
+
+
+def _preflight(reader: ArtifactReader) -> dict[str, Any] | None:
+    stored = reader.json("preflight.json")
+    if stored is None:
+        return None
+    findings = [entry for entry in stored.get("findings") or [] if isinstance(entry, dict)]
+    levels = Counter(str(entry.get("level")) for entry in findings)
+    return {"counts": dict(sorted(levels.items())), "findings": findings}
+
+
+def _train(reader: ArtifactReader) -> dict[str, Any] | None:
+    folder = reader.folder("train")
+    if folder is None:
+        return None
+    return {
+        "info": reader.manifest_info("train"),
+        "metrics": reader.json_lines(f"{folder}/metrics.jsonl"),
+        "samples": reader.json_lines(f"{folder}/samples.jsonl"),
+    }
+
+
+def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
+    folder = reader.folder("eval")
+    stored = reader.json(f"{folder}/results.json") if folder else None
+    if stored is None:
+        return None
+    suites = _object(stored.get("suites")) or {}
+    for suite, columns in suites.items():
+        if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
+            reader.broken(f"{folder}/results.json", f"suites.{suite} is not a table of columns")
+    return suites
+
+
+def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
+    recorded = _object(record.get("stages")) or {}
+    stages = {}
+    for stage in dict.fromkeys((*STAGES, *recorded)):
+        entry = _object(recorded.get(stage)) or {}
+        keys = ("seconds", "peak_memory_bytes", "reused")
+        stages[stage] = {
+            "state": reader.state(stage),
+            **{key: entry.get(key) for key in keys},
+        }
+    seconds = [e["seconds"] for e in stages.values() if isinstance(e["seconds"], (int, float))]
+    return {
+        "created": record.get("created"),
+        "updated": record.get("updated"),
+        "exit_reason": record.get("exit_reason"),
+        "total_seconds": sum(seconds) if seconds else None,
+        "stages": stages,
+    }

@@ -1,0 +1,129 @@
+"""The lines at the end of a run, and what `mlx-ft show RUN` prints: plain text, no colour.
+
+Does: put the run's document into tables of at most about 90 columns. Does not: print or read
+files.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from mlx_ft.report import quantities as q
+from mlx_ft.report.text import clean, one_line
+from mlx_ft.report.verdict import absence, next_step, ordered_columns, progress, verdict
+
+PLAIN = str.maketrans({"→": "->", "\N{EN DASH}": "-", "…": "..."})  # for terminals without UTF-8
+
+
+def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str:
+    """Return the result of a run as text for a terminal, ending with a newline.
+
+    `folder` is the run folder, for the path of the report and the next command; without it they
+    name `runs/<run>`.
+    """
+    where = shlex.quote(str(folder) if folder is not None else f"runs/{document['run']}")
+    judged = verdict(document)
+    lines = [f"{document['run']}: {judged.title}", f"  {judged.evidence}".rstrip(), ""]
+    if document["eval"]:
+        for suite, columns in document["eval"].items():
+            lines += [*_suite_lines(str(suite), columns), ""]
+    else:
+        lines += [absence(document, "evaluation"), ""]
+    facts = [_preflight_line(document), _train_line(document), _export_line(document)]
+    facts += [_checks_line(document), _time_line(document)]
+    lines += [line for line in facts if line]
+    lines += [f"report   {where}/report.html", f"next     {next_step(document, where)}"]
+    return clean("\n".join(lines)).translate(PLAIN) + "\n"
+
+
+def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    names = ordered_columns(columns)
+    results = [columns[name] for name in names]
+    categories = dict.fromkeys(c for result in results for c in result.get("by_category") or {})
+    rows = []
+    for category in categories:
+        cells = [(result.get("by_category") or {}).get(category) for result in results]
+        rows.append([one_line(category, 24), *_scores(cells)])
+    rows.append(["all", *_scores(results)])
+    intervals = [q.interval(result.get("low"), result.get("high")) for result in results]
+    rows.append(["95 % interval", "", *intervals])
+    head = [one_line(suite, 30), "n", *(one_line(name, 20) for name in names)]
+    text = tabulate(
+        rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
+    )
+    return [*text.splitlines(), *_failure_lines(columns, names)]
+
+
+def _scores(results: list[Any]) -> list[str]:
+    sizes = dict.fromkeys(q.count(result.get("n")) for result in results if result)
+    means = [q.score(result.get("mean")) if result else "-" for result in results]
+    return ["/".join(sizes), *means]
+
+
+def _failure_lines(columns: Mapping[str, Mapping[str, Any]], names: list[str]) -> list[str]:
+    lines = []
+    for name in names:
+        failures = columns[name].get("failures") or {}
+        if failures:
+            kinds = ", ".join(f"{one_line(kind, 40)} {q.count(n)}" for kind, n in failures.items())
+            lines.append(f"wrong outputs, {one_line(name, 20)}: {kinds}")
+    return lines
+
+
+def _preflight_line(document: Mapping[str, Any]) -> str:
+    if document["preflight"] is None:
+        return ""
+    counts = document["preflight"]["counts"]
+    return "checks   " + ", ".join(f"{count} {level}" for level, count in counts.items())
+
+
+def _train_line(document: Mapping[str, Any]) -> str:
+    train = document["train"]
+    if train is None:
+        return absence(document, "training")
+    info = train["info"]
+    if info is None:
+        return f"train    {progress(document)}"
+    parts = [
+        f"{q.plural(info.get('iterations'), 'iteration')} "
+        f"({q.plural(info.get('updates'), 'update')})",
+        f"validation loss {q.loss(info.get('first_validation_loss'))} -> "
+        f"{q.loss(info.get('final_validation_loss'))}",
+        q.duration(info.get("seconds")),
+        f"peak memory {q.size(info.get('peak_memory_bytes'))}",
+    ]
+    return "train    " + ", ".join(parts)
+
+
+def _export_line(document: Mapping[str, Any]) -> str:
+    made = [
+        f"{name} {q.size(entry.get('bytes'))} (export/{one_line(str(entry.get('path')), 60)})"
+        for name, entry in (document["export"] or {}).items()
+        if name in ("fused", "quantized") and isinstance(entry, dict)
+    ]
+    return "export   " + ", ".join(made) if made else absence(document, "exported model")
+
+
+def _checks_line(document: Mapping[str, Any]) -> str:
+    checks = (document["export"] or {}).get("checks") or []
+    if not checks:
+        return ""
+    passed = sum(bool(check.get("ok")) for check in checks)
+    return f"verified {passed} of {q.plural(len(checks), 'export check')}"
+
+
+def _time_line(document: Mapping[str, Any]) -> str:
+    stages = {
+        name: entry["seconds"]
+        for name, entry in document["timings"]["stages"].items()
+        if entry["seconds"] is not None
+    }
+    if not stages:
+        return ""
+    parts = ", ".join(f"{name} {q.duration(seconds)}" for name, seconds in stages.items())
+    return f"time     {q.duration(document['timings']['total_seconds'])} ({parts})"

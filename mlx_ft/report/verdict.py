@@ -1,0 +1,108 @@
+"""One sentence about a run: how it ended and the evidence for it, and what to do next.
+
+Both the HTML report and the terminal open with it. It quotes recorded numbers and judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_ft.recipe import COLUMNS
+from mlx_ft.report.quantities import loss, score
+from mlx_ft.report.text import one_line
+
+TITLES = {
+    "done": ("Done", "ok"),
+    "gate_failed": ("Stopped by a gate", "fail"),
+    "failed": ("Failed", "fail"),
+    "interrupted": ("Interrupted", "warn"),
+    "running": ("Running, as last recorded", "warn"),
+}
+ABSENCE = {
+    "done": "not part of this run",
+    "gate_failed": "the run was stopped before it",
+    "failed": "the run failed before it was finished",
+    "interrupted": "the run was interrupted before it was finished",
+    "running": "not finished yet",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run ended: a `title`, its `tone` (ok, warn, fail) and one sentence of `evidence`."""
+
+    title: str
+    tone: str
+    evidence: str
+
+
+def verdict(document: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on a run's document."""
+    status = str(document["status"])
+    title, tone = TITLES.get(status, ("Status not recorded", "warn"))
+    reason = document["timings"]["exit_reason"]
+    parts = [one_line(str(reason), 400)] if reason else []
+    scores = score_changes(document)
+    if scores:
+        parts.append(scores)
+    elif status in ("interrupted", "failed", "running"):
+        parts.append(progress(document))
+    elif status == "done":
+        parts.append("no evaluation suite was measured")
+    return Verdict(title, tone, "; ".join(part for part in parts if part))
+
+
+def absence(document: Mapping[str, Any], what: str) -> str:
+    """Return the sentence that stands where an artifact is missing."""
+    return f"No {what}: {ABSENCE.get(str(document['status']), 'not in this folder')}."
+
+
+def ordered_columns(columns: Mapping[str, Any]) -> list[str]:
+    """Return the names of measured columns, the known ones first and in their order."""
+    known = [name for name in COLUMNS if name in columns]
+    return known + sorted(set(columns) - set(known))
+
+
+def score_changes(document: Mapping[str, Any]) -> str:
+    """Return "suite first -> last" for every suite, or "" when nothing was measured."""
+    sentences: dict[str, list[str]] = {}
+    for suite, columns in (document["eval"] or {}).items():
+        names = ordered_columns(columns)
+        if not names:
+            continue
+        first, last = names[0], names[-1]
+        means = [score(columns[name].get("mean")) for name in dict.fromkeys((first, last))]
+        measured = " to ".join(dict.fromkeys((first, last)))
+        sentences.setdefault(measured, []).append(f"{one_line(suite, 60)} {' → '.join(means)}")
+    return "; ".join(f"{', '.join(parts)} ({measured})" for measured, parts in sentences.items())
+
+
+def progress(document: Mapping[str, Any]) -> str:
+    """Return how far training came, or "" when it did not start."""
+    reports = [line for line in (document["train"] or {}).get("metrics", []) if is_report(line)]
+    if not reports:
+        return "training did not start"
+    last = reports[-1]
+    return (
+        f"training reached iteration {last.get('iteration')} of {last.get('iterations')}, "
+        f"loss {loss(last.get('loss'))}"
+    )
+
+
+def is_report(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line of the metrics reports training (and not validation)."""
+    return line.get("kind") == "train"
+
+
+def next_step(document: Mapping[str, Any], folder: str) -> str:
+    """Return the command or action that comes next for a run in `folder`."""
+    steps = {
+        "done": f"talk to the model: mlx-ft chat {folder}",
+        "gate_failed": f"read what was measured in {folder}/report.html, then change the recipe",
+        "failed": "remove the cause, then give the same command again; finished stages are kept",
+        "interrupted": "give the same command again; it continues with the unfinished stage",
+        "running": f"look again: mlx-ft show {folder}",
+    }
+    return steps.get(str(document["status"]), f"look again: mlx-ft show {folder}")

@@ -1,0 +1,122 @@
+"""Tokenized rows on disk: what the data stage writes and the training stage reads.
+
+Does: hold one split's token ids, trained flags and source lines in four flat arrays, write them as
+safetensors, read them back and check that they belong together.
+Does not: tokenize, batch, pad or import MLX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mlx_ft.errors import Fault, RunError
+
+Ids = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.uint8]
+Offsets = npt.NDArray[np.int64]
+
+DTYPES = {"ids": np.int32, "trained": np.uint8, "offsets": np.int64, "line": np.int32}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedSplit:
+    """The rows of one split, one after the other; row i is [offsets[i], offsets[i + 1]).
+
+    ids: int32 [tokens]. trained: uint8 [tokens], 1 where the token is a target of the loss; the
+    first token of a row never is, since nothing predicts it. offsets: int64 [rows + 1].
+    lines: int32 [rows], the 1-based line of the source file.
+    """
+
+    ids: Ids
+    trained: Flags
+    offsets: Offsets
+    lines: Ids
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def row(self, index: int) -> tuple[Ids, Flags]:
+        """Return views of one row's ids and trained flags; `index` from 0 to len - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        start, stop = self.offsets[index], self.offsets[index + 1]
+        return self.ids[start:stop], self.trained[start:stop]
+
+    @property
+    def lengths(self) -> Offsets:
+        """Tokens of each row, int64 [rows]."""
+        return np.diff(self.offsets)
+
+    @property
+    def trained_lengths(self) -> Offsets:
+        """Trained tokens of each row, int64 [rows]."""
+        totals = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
+        return np.diff(totals[self.offsets])
+
+
+def pack_rows(rows: Sequence[tuple[Ids, Flags]], lines: Sequence[int]) -> TokenizedSplit:
+    """Join rows of (ids, trained) and their source lines into one split."""
+    assert len(rows) == len(lines), "every row has one source line"
+    lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
+    no_ids, no_flags = np.empty(0, np.int32), np.empty(0, np.uint8)
+    return TokenizedSplit(
+        ids=np.concatenate([no_ids, *(ids for ids, _ in rows)], dtype=np.int32),
+        trained=np.concatenate([no_flags, *(trained for _, trained in rows)], dtype=np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)], dtype=np.int64),
+        lines=np.array(lines, dtype=np.int32),
+    )
+
+
+def write_split(path: Path, split: TokenizedSplit) -> None:
+    """Write a split as safetensors with the tensors ids, trained, offsets and line.
+
+    Raises RunError when the disk refuses it.
+    """
+    tensors: dict[str, npt.NDArray[Any]] = {
+        "ids": split.ids,
+        "trained": split.trained,
+        "offsets": split.offsets,
+        "line": split.lines,
+    }
+    try:
+        save_file(tensors, path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            Fault(str(path), f"cannot be written ({error})", "free some space on that disk")
+        ) from error
+
+
+def read_split(path: Path) -> TokenizedSplit:
+    """Read what `write_split` wrote; RunError when the file is missing, broken or foreign."""
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _unusable(path, str(error)) from error
+    if set(tensors) != set(DTYPES):
+        raise _unusable(path, f"holds {', '.join(sorted(tensors)) or 'nothing'}")
+    for name, dtype in DTYPES.items():
+        if tensors[name].dtype != dtype or tensors[name].ndim != 1:
+            raise _unusable(path, f"{name} is {tensors[name].dtype} {tensors[name].shape}")
+    split = TokenizedSplit(tensors["ids"], tensors["trained"], tensors["offsets"], tensors["line"])
+    consistent = (
+        len(split.offsets) == len(split.lines) + 1
+        and split.offsets[0] == 0
+        and split.offsets[-1] == len(split.ids) == len(split.trained)
+        and bool((split.lengths >= 0).all())
+    )
+    if not consistent:
+        raise _unusable(path, "its tensors do not fit together")
+    return split
+
+
+def _unusable(path: Path, reason: str) -> RunError:
+    found = f"not a tokenized split ({reason})"
+    return RunError(Fault(str(path), found, "delete the run's data folder and run again"))

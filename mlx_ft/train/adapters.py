@@ -1,0 +1,137 @@
+"""Put an adapter on a model, and write it in the format that mlx-lm loads.
+
+Does not: train it, or know what a checkpoint is beyond these two files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
+from mlx_ft.inference import adapter_faults
+from mlx_ft.recipe import Recipe, TrainRecipe
+
+ADAPTER_FILE = "adapters.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What was put on a model: how many layers from the top, module names, parameter counts."""
+
+    num_layers: int
+    modules: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+
+
+def resolve_num_layers(num_layers: int, available: int) -> int:
+    """Return the number of adapted layers; -1 is all. Raises RecipeError beyond the model's."""
+    if num_layers > available:
+        raise RecipeError(
+            Fault(
+                "train.num_layers",
+                f"{num_layers}, but the model has {available} layers",
+                f"use 1 to {available}, or -1 for all",
+            )
+        )
+    return available if num_layers == -1 else num_layers
+
+
+def adapter_config(recipe: Recipe, num_layers: int) -> dict[str, Any]:
+    """Return adapter_config.json: what mlx-lm needs to rebuild the layers, and no more."""
+    lora = recipe.train.lora_parameters
+    parameters: dict[str, Any] = {
+        "rank": lora.rank,
+        "scale": lora.effective_scale,
+        "dropout": lora.dropout,
+    }
+    if lora.keys is not None:
+        parameters["keys"] = list(lora.keys)
+    return {
+        "fine_tune_type": "lora",
+        "model": recipe.model,
+        "num_layers": num_layers,
+        "lora_parameters": parameters,
+    }
+
+
+def _check_keys(model: nn.Module, keys: list[str]) -> None:
+    known = sorted(
+        {
+            name
+            for layer in model.layers
+            for name, module in layer.named_modules()
+            if isinstance(module, nn.Linear | nn.QuantizedLinear) or hasattr(module, "to_lora")
+        }
+    )
+    faults = []
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            faults.append(
+                Fault(
+                    "train.lora_parameters.keys",
+                    f"{key} is not a linear module of the model's layers",
+                    f"{hint}one of {', '.join(known)}",
+                )
+            )
+    if faults:
+        raise RecipeError(faults)
+
+
+def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) -> AdapterShape:
+    """Freeze the model and put fresh LoRA layers on its top layers, started from `train.seed`."""
+    total = sum(int(array.size) for _, array in tree_flatten(model.parameters()))
+    if train.lora_parameters.keys is not None:
+        _check_keys(model, train.lora_parameters.keys)
+    model.freeze()
+    mx.random.seed(train.seed)
+    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
+    trainable = tree_flatten(model.trainable_parameters())
+    assert trainable, "an adapter without parameters"
+    modules = sorted({name.rsplit(".", 1)[0] for name, _ in trainable})
+    count = sum(int(array.size) for _, array in trainable)
+    return AdapterShape(config["num_layers"], tuple(modules), count, total)
+
+
+def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write the two files of an adapter; GateFailed rather than write a non-finite number."""
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    broken = [name for name, array in weights.items() if not bool(mx.isfinite(array).all().item())]
+    if broken:
+        raise GateFailed(
+            Fault(
+                f"adapter tensor {broken[0]}",
+                f"{len(broken)} of {len(weights)} tensors are not finite",
+                "lower train.learning_rate; the last good checkpoint is kept",
+            )
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / ADAPTER_FILE), weights)
+    text = json.dumps(config, indent=4, sort_keys=True)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter_weights(model: nn.Module, file: Path) -> None:
+    """Load adapter weights into the layers that `put_adapter` made; names and shapes must be equal."""
+    try:
+        weights = mx.load(str(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(Fault(str(file), f"not readable ({error})", "check the path")) from error
+    assert isinstance(weights, dict)
+    expected = {name: array.shape for name, array in tree_flatten(model.trainable_parameters())}
+    faults = adapter_faults(file, expected, {name: a.shape for name, a in weights.items()})
+    if faults:
+        raise ModelError(faults)
+    model.load_weights(list(weights.items()), strict=False)

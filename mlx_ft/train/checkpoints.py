@@ -1,0 +1,92 @@
+"""Checkpoints that are whole or do not exist, and hold all that a run needs to go on exactly.
+
+A checkpoint is taken after an optimizer update. It holds the adapter, the optimizer's state and the
+counters; data order and dropout are functions of (seed, iteration), so nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_ft.runs import flush_to_disk, read_json, read_manifest, seal, write_json
+from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: mini-batches and updates done, and what was counted since the last report.
+
+    `loss_sum` and `loss_tokens` belong to the running report; `trained_tokens` to the whole run,
+    `seconds` is training time so far.
+    """
+
+    iteration: int = 0
+    update: int = 0
+    loss_sum: float = 0.0
+    loss_tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    folder: Path,
+    position: Position,
+    model: nn.Module,
+    optimizer: optimizers.Optimizer,
+    adapter_config: dict[str, Any],
+    inputs: str,
+    keep: int,
+) -> Path:
+    """Write `folder/<iteration>` whole, then delete all but the newest `keep` checkpoints."""
+    final = folder / f"{position.iteration:07d}"
+    partial = folder / f"{final.name}.tmp"
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    save_adapter(model, adapter_config, partial)
+    state = dict(tree_flatten(optimizer.state))
+    mx.save_safetensors(str(partial / OPTIMIZER_FILE), state)
+    write_json(partial / STATE_FILE, asdict(position))
+    seal(partial, "checkpoint", inputs, {"iteration": position.iteration})
+    if final.exists():
+        shutil.rmtree(final)
+    partial.replace(final)
+    flush_to_disk(folder)
+    for old in complete_checkpoints(folder, inputs)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete_checkpoints(folder: Path, inputs: str) -> list[Path]:
+    """Return the valid checkpoints made from these inputs, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.isdigit():
+            manifest = read_manifest(path)
+            if manifest is not None and manifest.inputs == inputs:
+                found.append(path)
+    return found
+
+
+def restore_checkpoint(
+    path: Path, model: nn.Module, optimizer: optimizers.Optimizer
+) -> Position:
+    """Load a checkpoint into the model and the optimizer, and return where the run was."""
+    load_adapter_weights(model, path / ADAPTER_FILE)
+    state = mx.load(str(path / OPTIMIZER_FILE))
+    assert isinstance(state, dict)
+    optimizer.state = tree_unflatten(list(state.items()))
+    return Position(**read_json(path / STATE_FILE))

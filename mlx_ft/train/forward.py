@@ -1,0 +1,164 @@
+"""A model in three parts: frozen prefix, trained top, vocabulary head.
+
+Does: split any mlx-lm model whose forward allows it, without touching its code; prove on real rows
+that the parts put together give the plain model's logits; fall back to the plain forward, saying so,
+when they do not. Does not: train, or decide what is trained.
+
+Why: layers below the adapters never change their output for a row, so it is computed once; and
+logits are only worth computing where a token is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# Float32 round-off of a deep model, relative to the largest logit; a wrong split is off by far more.
+EQUAL_TOLERANCE = 2e-3
+
+
+class Forward(Protocol):
+    """The three parts, as the loop uses them. B rows, T tokens, N trained positions."""
+
+    note: str
+    frozen_layers: int
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        """Return what the frozen part makes of ids (B, T)."""
+
+    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
+        """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix."""
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Return logits (N, vocabulary) of hidden states (N, hidden)."""
+
+
+class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
+    """Stands in for a model's inner part when only its head is wanted: returns what it is given."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        if "embed_tokens" in inner:
+            self.embed_tokens = inner.embed_tokens
+
+    def __call__(self, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        return inputs
+
+
+class SplitForward:
+    """The split of models shaped like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`."""
+
+    def __init__(self, model: nn.Module, frozen_layers: int) -> None:
+        inner = model.model
+        self.note = ""
+        self.frozen_layers = frozen_layers
+        self._layer_count = len(inner.layers)
+        # Shallow copies share every parameter with the model; only the list of layers differs.
+        self._prefix = copy.copy(inner)
+        self._prefix.layers = inner.layers[:frozen_layers]
+        self._prefix.norm = nn.Identity()
+        self._top = copy.copy(inner)
+        self._top.layers = inner.layers[frozen_layers:]
+        self._head = copy.copy(model)
+        self._head.model = _Given(inner)
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        if self.frozen_layers == 0:
+            return mx.zeros((*ids.shape, 0))
+        return self._prefix(ids, [None] * self._layer_count)
+
+    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
+        cache = [None] * self._layer_count
+        if self.frozen_layers == 0:
+            return self._top(ids, cache)
+        return self._top(ids, cache, input_embeddings=prefix)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        return self._head(hidden[None])[0]
+
+
+class PlainForward:
+    """The model as it is: nothing cached, logits everywhere, trained ones picked afterwards."""
+
+    def __init__(self, model: nn.Module, note: str) -> None:
+        self.note = note
+        self.frozen_layers = 0
+        self._model = model
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        return mx.zeros((*ids.shape, 0))
+
+    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
+        return self._model(ids)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the split is from the plain model: largest difference over largest logit."""
+
+    relative_difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        # Written so that NaN fails.
+        return bool(self.relative_difference <= self.tolerance)
+
+
+def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]]) -> Proof:
+    """Compare the split with `model(ids)` on real rows, at every position that is not padding."""
+    worst = 0.0
+    for row in rows:
+        ids = mx.array([list(row)])
+        plain = model(ids)[0].astype(mx.float32)
+        hidden = split.top(ids, split.prefix(ids))[0]
+        ours = split.head(hidden).astype(mx.float32)
+        if ours.shape != plain.shape:
+            return Proof(float("inf"), EQUAL_TOLERANCE)
+        difference = mx.abs(ours - plain).max() / mx.maximum(mx.abs(plain).max(), 1e-6)
+        value = float(difference.item())
+        worst = value if value != value else max(worst, value)
+        if worst != worst:
+            break
+    return Proof(worst, EQUAL_TOLERANCE)
+
+
+def choose_forward(
+    model: nn.Module, adapted_layers: int, rows: Sequence[Sequence[int]]
+) -> PlainForward | SplitForward:
+    """Return the split when it fits the architecture and is proved equal on `rows`, else the plain one.
+
+    `adapted_layers` counts from the top; the note of the result says what was chosen and why.
+    """
+    name = type(model).__module__.rsplit(".", 1)[-1]
+    inner = getattr(model, "model", None)
+    if inner is None or not all(hasattr(inner, part) for part in ("layers", "norm")):
+        return PlainForward(model, f"plain forward: {name} is not built as embed, layers, norm")
+    frozen = max(0, len(inner.layers) - adapted_layers)
+    if frozen and "input_embeddings" not in inspect.signature(type(inner).__call__).parameters:
+        frozen = 0
+    split = SplitForward(model, frozen)
+    try:
+        proof = prove_equal(model, split, rows)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
+    if not proof.holds:
+        return PlainForward(
+            model,
+            f"plain forward: the split of {name} differs by {proof.relative_difference:.1e} "
+            f"(limit {proof.tolerance:.0e})",
+        )
+    split.note = (
+        f"{frozen} of {len(inner.layers)} layers frozen, computed once a row; logits only at "
+        f"trained tokens; equal to the plain forward within {proof.relative_difference:.1e}"
+    )
+    return split

@@ -1,0 +1,95 @@
+"""Look before you merge: a few generations straight after training, before anything is fused.
+
+Three prompts come from the validation rows, of different categories where there are any, two are
+ordinary talk. Two or more degenerate answers of five stop the run; a single one is shown and said,
+because small base models loop now and then by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.degenerate import degenerate_reason
+from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.inference import LoadedModel, generate
+
+TALK_PROMPTS = ("Hello", "What is the capital of France?")
+SAMPLES = 5
+MAX_TOKENS = 64
+TOO_MANY_DEGENERATE = 2
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LookSample:
+    """One prompt, the answer, why it ended, and why it is degenerate (None when it is not)."""
+
+    messages: list[dict[str, Any]]
+    text: str
+    finish_reason: str
+    generated_tokens: int
+    degenerate: str | None
+
+
+def choose_prompts(validation: Sequence[tuple[str | None, Messages]]) -> list[Messages]:
+    """Return five prompts from (category, prompt messages) pairs and ordinary talk.
+
+    One of each category first, in the order they come.
+    """
+    seen: set[str | None] = set()
+    first: list[Messages] = []
+    rest: list[Messages] = []
+    for category, messages in validation:
+        (rest if category in seen else first).append(messages)
+        seen.add(category)
+    talk: list[Messages] = [[{"role": "user", "content": text}] for text in TALK_PROMPTS]
+    return [*(first + rest)[: SAMPLES - len(talk)], *talk][:SAMPLES]
+
+
+def look(
+    loaded: LoadedModel, prompts: Sequence[Messages], file: Path, say: Callable[[str], None]
+) -> tuple[LookSample, ...]:
+    """Generate, show and write the samples (JSONL); raise GateFailed when they are degenerate."""
+    ids = [loaded.renderer.prompt_ids(messages) for messages in prompts]
+    answers = generate(loaded, ids, max_tokens=MAX_TOKENS)
+    samples = tuple(
+        LookSample(
+            [dict(m) for m in messages],
+            answer.text,
+            answer.finish_reason,
+            len(answer.ids),
+            degenerate_reason(answer.text, answer.ids),
+        )
+        for messages, answer in zip(prompts, answers, strict=True)
+    )
+    with file.open("w", encoding="utf-8") as stream:
+        for sample in samples:
+            stream.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
+    for sample in samples:
+        say(f"  > {sample.messages[-1].get('content', '')}")
+        mark = f"  [{sample.degenerate}]" if sample.degenerate else ""
+        say("    " + sample.text.strip().replace("\n", "\n    ") + mark)
+    require_sane(samples)
+    return samples
+
+
+def require_sane(samples: Sequence[LookSample]) -> None:
+    """Raise GateFailed, with the answers, when two or more of them are degenerate."""
+    bad = [sample for sample in samples if sample.degenerate]
+    if len(bad) < TOO_MANY_DEGENERATE:
+        return
+    raise GateFailed(
+        [
+            Fault(
+                f"look before you merge: {sample.messages[-1].get('content', '')!r}",
+                f"{sample.degenerate}: {sample.text.strip()[:80]!r}",
+                "lower train.learning_rate or epochs, add rows, or use fewer layers",
+            )
+            for sample in bad
+        ]
+    )
