@@ -1,7 +1,8 @@
 """The one caller of a chat template.
 
-Does: turn conversations into token ids for training (with a mask of what is trained) and for prompting,
-name the stop tokens, and fingerprint all of it so that later stages can prove that they agree.
+Does: turn conversations into token ids for training (with a mask of what is trained) and for
+prompting, name the stop tokens, and fingerprint all of it so that later stages can prove that they
+agree.
 Does not: load models, import MLX, or offer any way to prompt a chat model with a bare string.
 """
 
@@ -146,7 +147,8 @@ class ChatRenderer:
         *,
         add_generation_prompt: bool,
     ) -> str:
-        if isinstance(messages, str | bytes):
+        given: object = messages  # whatever the annotation says
+        if isinstance(given, str | bytes):
             raise TypeError("a chat model is prompted with messages, never with a bare string")
         from jinja2.exceptions import TemplateError
 
@@ -189,8 +191,8 @@ class ChatRenderer:
 
         With `mask_prompt`, these are the assistant's turns, each from its first token to its stop
         token inclusive; without, every token but the first. Raises RowRefused when an assistant's
-        prompt is not a token prefix of the conversation (then nobody knows where its answer begins),
-        when a turn has no stop token, or when nothing would be trained.
+        prompt is not a token prefix of the conversation (then nobody knows where its answer
+        begins), when a turn has no stop token, or when nothing would be trained.
         """
         ids = self._encode(self._render(messages, tools, add_generation_prompt=False))
         if not mask_prompt:
@@ -258,12 +260,12 @@ class ChatRenderer:
         stop ids, thinking mode and pinned date.
         """
         template = self.tokenizer.get_chat_template()
-        renders = []
+        renders: list[list[int] | str] = []
         for messages in CANONICAL_CONVERSATIONS:
             try:
                 renders.append(self.prompt_ids(messages))
             except RowRefused as error:  # some templates refuse a system turn; that is a fact too
-                renders.append([str(error)])
+                renders.append(str(error))
         special = {
             str(token): int(self.tokenizer.convert_tokens_to_ids(token))
             for token in self.tokenizer.all_special_tokens

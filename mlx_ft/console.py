@@ -19,14 +19,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from mlx_ft.hardware import format_seconds
 
 LOG_EVERY_SECONDS = 15.0
-SILENT_SECONDS = 2.0
+STEERING = ("Cc", "Cf", "Cs")  # Unicode categories: control, format, surrogate
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def printable(text: str, limit: int | None = None) -> str:
     """Return text that cannot steer a terminal: no control or direction-override characters."""
     kept = "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else "\N{REPLACEMENT CHARACTER}"
-        for c in text
+        c if c in "\n\t" or unicodedata.category(c) not in STEERING else REPLACEMENT for c in text
     )
     return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
 

@@ -50,6 +50,13 @@ class LoadedModel:
     compute: str
 
 
+def scalar(array: mx.array) -> float:
+    """Return a one-element array as a Python number."""
+    value = array.item()
+    assert not isinstance(value, complex)
+    return float(value)
+
+
 def on_cpu() -> bool:
     """Return whether MLX computes on the CPU here (Metal and CUDA do not)."""
     return bool(mx.default_device() == mx.Device(mx.cpu))

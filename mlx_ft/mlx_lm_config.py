@@ -1,7 +1,7 @@
 """mlx-lm's flat LoRA configuration, read as a recipe.
 
-Does: recognise the flat form, say how each key was read, give keys that are left out mlx-lm's own
-defaults (mlx-lm 0.32, `mlx_lm/lora.py`), and refuse what cannot be honoured, all at once.
+Does: say how each key was read, give keys that are left out mlx-lm's own defaults, and refuse what
+cannot be honoured, all at once.
 Does not: read files, judge values that the recipe's own rules judge, or import mlx-lm.
 """
 
@@ -14,84 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault
+from mlx_ft.mlx_lm_keys import (
+    DEFAULT_ADAPTER_PATH,
+    FLAT_KEYS,
+    LORA_DEFAULTS,
+    LORA_KEYS,
+    MLX_LM_DEFAULT,
+    NO_EFFECT,
+    RESTRICTED,
+    SAME_MEANING,
+    SCHEDULES,
+    is_mlx_lm_form,
+    near_flat_keys,
+)
 from mlx_ft.recipe_keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
 from mlx_ft.recipe_values import number_from_text, optimizer_updates
 from mlx_ft.strict_yaml import Source, shown
 
-MLX_LM_DEFAULT = "mlx-lm default"
-
-# Flat keys that a recipe has too, with mlx-lm's default. None: mlx-lm has a default that is not
-# taken over (a data set on the Hub).
-SAME_MEANING: Mapping[str, tuple[str, Any]] = {
-    "model": ("model", "Qwen/Qwen3-0.6b"),
-    "data": ("data.path", None),
-    "max_seq_length": ("data.max_seq_length", 2048),
-    "mask_prompt": ("data.mask_prompt", False),
-    "num_layers": ("train.num_layers", 16),
-    "batch_size": ("train.batch_size", 4),
-    "grad_accumulation_steps": ("train.grad_accumulation_steps", 1),
-    "iters": ("train.iters", 1000),
-    "learning_rate": ("train.learning_rate", 1e-5),
-    "optimizer": ("train.optimizer", "adam"),
-    "steps_per_report": ("train.steps_per_report", 10),
-    "steps_per_eval": ("train.steps_per_eval", 200),
-    "save_every": ("train.save_every", 100),
-    "val_batches": ("train.val_batches", 25),
-    "seed": ("train.seed", 0),
-    "resume_adapter_file": ("train.resume_adapter_file", None),
-}
-LORA_DEFAULTS: Mapping[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
-LORA_KEYS = ("rank", "scale", "alpha", "dropout", "keys")
-DEFAULT_ADAPTER_PATH = "adapters"
-# What has nothing to act on here, with the reason.
-NO_EFFECT: Mapping[str, str] = {
-    "config": "names a configuration file inside one; no effect",
-    "project_name": "belongs to report_to; no effect",
-    "clear_cache_threshold": "no effect, memory is managed by the run",
-    "test_batches": "no effect without test: true",
-}
-# What can only have some values: the accepted ones, and why the others are refused.
-RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
-    "fine_tune_type": (("lora",), "is not offered yet", "use fine_tune_type: lora"),
-    "training_mode": (
-        ("normal", "sft"),
-        "trains on preferences, which is not offered yet",
-        "use training_mode: normal with rows that show the wanted answer",
-    ),
-    "test": (
-        (False,),
-        "asks for the loss on test.jsonl, which is not measured",
-        "set it to false; a recipe's eval.suites measure the finished model",
-    ),
-    "grad_checkpoint": (
-        (False,),
-        "is not offered yet",
-        "set it to false; lower batch_size or num_layers saves memory",
-    ),
-    "trust_remote_code": (
-        (False,),
-        "would run code that comes with a model",
-        "set it to false and use a model that needs none",
-    ),
-    "hf_dataset": (
-        (),
-        "is not offered yet",
-        "download the data set into a folder with train.jsonl and valid.jsonl, and set data to it",
-    ),
-    "report_to": ((), "is not offered", "remove it; report.html and metrics.jsonl are local"),
-    "prompt_feature": (("prompt",), "is not offered yet", "rename the rows' key to prompt"),
-    "completion_feature": (
-        ("completion",),
-        "is not offered yet",
-        "rename the rows' key to completion",
-    ),
-    "text_feature": (("text",), "is not offered yet", "rename the rows' key to text"),
-    "chat_feature": (("messages",), "is not offered yet", "rename the rows' key to messages"),
-}
-OTHERS = ("train", "adapter_path", "lora_parameters", "lr_schedule", "optimizer_config")
-FLAT_KEYS = frozenset({*SAME_MEANING, *NO_EFFECT, *RESTRICTED, *OTHERS})
-RECIPE_SECTIONS = ("data", "chat", "train", "export", "eval")
-SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
+__all__ = ["Translation", "from_mlx_lm", "is_mlx_lm_form"]
 
 
 @dataclass(frozen=True)
@@ -105,28 +45,9 @@ class Translation:
     adapter_path: Path
 
 
-def is_mlx_lm_form(values: Mapping[str, Any]) -> bool:
-    """Return whether a mapping is mlx-lm's flat form: its keys, and no section of a recipe."""
-    if any(isinstance(values.get(name), Mapping) for name in RECIPE_SECTIONS):
-        return False
-    own = FLAT_KEYS - {"model", "data", "train"}
-    return isinstance(values.get("train"), bool) or bool(own & set(values))
-
-
-def _near_flat_keys(name: str) -> list[str]:
-    """Return the flat keys that somebody who wrote `name` may have meant."""
-    wanted = squeezed(name)
-    by_squeezed = {squeezed(key): key for key in FLAT_KEYS}
-    if wanted in by_squeezed:
-        return [by_squeezed[wanted]]
-    from_recipe = {recipe: flat for flat, (recipe, _) in SAME_MEANING.items()}
-    meant = SYNONYMS.get(wanted, "")
-    if meant in from_recipe:
-        return [from_recipe[meant]]
-    if meant.startswith(("train.lora_parameters", "train.lr_schedule", "train.optimizer_config")):
-        return [meant.removeprefix("train.")]
-    near = difflib.get_close_matches(wanted, by_squeezed, n=1, cutoff=0.75)
-    return [by_squeezed[each] for each in near]
+def _say(value: Any) -> str:
+    """Return a value for a note: text as it is, anything else as YAML says it."""
+    return value if isinstance(value, str) else shown(value)
 
 
 @dataclass
@@ -185,7 +106,7 @@ class _Reader:
         self.notes.append(f"{name}: {self._meaning(name, recipe_key, value)}")
 
     def _meaning(self, name: str, recipe_key: str, value: Any) -> str:
-        say = shown(value) if not isinstance(value, str) else value
+        say = _say(value)
         if name == "iters":
             accumulation = number_from_text(self.given("grad_accumulation_steps") or 1)
             count = number_from_text(value)
@@ -211,7 +132,7 @@ class _Reader:
         if value is None:
             return
         if any(value is each or (isinstance(each, str) and value == each) for each in accepted):
-            self.notes.append(f"{name}: {shown(value)}, nothing to do")
+            self.notes.append(f"{name}: {_say(value)}, nothing to do")
         else:
             self.refuse((name,), f"{shown(value)} {reason}", fix)
 
@@ -266,7 +187,7 @@ class _Reader:
                 self.put(recipe_key, value, Source(MLX_LM_DEFAULT, f"lora_parameters.{key}"))
                 continue
             self.put(recipe_key, value, self.place("lora_parameters", key))
-            say = ", ".join(map(str, value)) if isinstance(value, list) else shown(value)
+            say = ", ".join(map(str, value)) if isinstance(value, list) else _say(value)
             extra = {"scale": ", kept as scale", "alpha": ", which mlx-lm itself has not"}
             self.notes.append(f"lora_parameters.{key}: {say}{extra.get(key, '')}")
 
@@ -337,7 +258,7 @@ class _Reader:
         """Refuse every key that mlx-lm would silently ignore."""
         for name in self.flat:
             if name not in FLAT_KEYS:
-                fix = did_you_mean(_near_flat_keys(name), "remove it, or write a recipe instead")
+                fix = did_you_mean(near_flat_keys(name), "remove it, or write a recipe instead")
                 self.refuse((name,), "is not a known key; mlx-lm ignores it silently", fix)
 
 
@@ -370,7 +291,7 @@ def from_mlx_lm(
     reader.schedule()
     reader.unknown()
     left_out = [
-        f"{source.key} {shown(_value_of(reader.values, key))}"
+        f"{source.key} {_say(_value_of(reader.values, key))}"
         for key, source in reader.sources.items()
         if source.where == MLX_LM_DEFAULT
         and source.key != "lr_schedule"

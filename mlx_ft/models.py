@@ -1,7 +1,8 @@
 """From a model's name to a folder of safetensors on this disk, and what its config says.
 
-Does: resolve built-in names, Hub ids and local folders; pin a Hub revision to a commit; refuse what is
-unsafe or incomplete. Does not: load weights (`inference.py`), import MLX, or ever run a model's code.
+Does: resolve built-in names, Hub ids and local folders; pin a Hub revision to a commit; refuse
+what is unsafe or incomplete. Does not: load weights (`inference.py`), import MLX, or ever run a
+model's code.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def _folder_faults(folder: Path, config: Mapping[str, Any]) -> list[Fault]:
     faults = []
     if not list(folder.glob("*.safetensors")):
         other = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".gguf", ".npz"}]
-        found = f"has no safetensors, only {', '.join(sorted(other)[:3])}" if other else "no weights"
+        names = ", ".join(sorted(other)[:3])
+        found = f"has no safetensors, only {names}" if other else "has no weights"
         faults.append(Fault(str(folder), found, "use a folder with *.safetensors files"))
     if config.get("model_file"):
         # It makes mlx-lm import a Python file from the model folder (GHSA-9m9w-53g9-47c4).

@@ -51,7 +51,6 @@ SYNONYMS: Mapping[str, str] = {
     "loralayers": "train.num_layers",
     "layers": "train.num_layers",
     "lora": "train.lora_parameters",
-    "batchsize": "train.batch_size",
     "perdevicetrainbatchsize": "train.batch_size",
     "microbatchsize": "train.batch_size",
     "gradientaccumulation": "train.grad_accumulation_steps",
@@ -138,8 +137,8 @@ def squeezed(name: str) -> str:
 def meant_keys(unknown: KeyPath) -> list[str]:
     """Return the dotted keys that somebody who wrote `unknown` may have meant, best first.
 
-    Looks in the same section, at what other tools call it, in the other sections, and then for
-    similar spelling in the same order; [] when nothing is near.
+    Looks in the same section, in the others, at what other tools call it, and then for similar
+    spelling in the same section and in the others; [] when nothing is near.
     """
     *parents, name = unknown
     wanted = squeezed(name)
@@ -147,10 +146,10 @@ def meant_keys(unknown: KeyPath) -> list[str]:
     here = [key for key in keys if key[:-1] == tuple(parents)]
     for group in (here, keys):
         same = [dotted(key) for key in group if squeezed(key[-1]) == wanted]
-        if group is here and not same and wanted in SYNONYMS:
-            return [SYNONYMS[wanted]]
         if same:
             return same
+    if wanted in SYNONYMS:
+        return [SYNONYMS[wanted]]
     for group in (here, keys):
         names = {squeezed(key[-1]) for key in group}
         near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.75)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, RecipeError
-from mlx_ft.mlx_lm_config import FLAT_KEYS, MLX_LM_DEFAULT, from_mlx_lm, is_mlx_lm_form
+from mlx_ft.mlx_lm_config import from_mlx_lm, is_mlx_lm_form
+from mlx_ft.mlx_lm_keys import FLAT_KEYS, MLX_LM_DEFAULT
 from mlx_ft.recipe import DataRecipe, Recipe
 from mlx_ft.recipe_checks import check
 from mlx_ft.recipe_keys import (
@@ -43,6 +44,10 @@ from mlx_ft.strict_yaml import (
 SET = "--set"
 DEFAULT = "default"
 DERIVED = "derived"
+MOST_FAULTS = 100
+EPOCHS, ITERS = ("train", "epochs"), ("train", "iters")
+ALPHA, SCALE = (("train", "lora_parameters", name) for name in ("alpha", "scale"))
+INSTEAD: Mapping[KeyPath, KeyPath] = {EPOCHS: ITERS, ITERS: EPOCHS, ALPHA: SCALE, SCALE: ALPHA}
 NESTED_FLAT_KEYS = ("lora_parameters", "lr_schedule", "optimizer_config")
 
 
@@ -146,11 +151,15 @@ def _unknown_key(key: KeyPath) -> Fault | None:
 
 
 def _apply(draft: _Draft, settings: Iterable[_Setting]) -> list[Fault]:
+    """Put the settings into the draft; one of a pair takes the place of the other's default."""
     faults = []
     for setting in settings:
         fault = _unknown_key(setting.key)
         if fault is None:
             draft.set(setting.key, setting.value, setting.sources)
+            other = INSTEAD.get(setting.key)
+            if other in draft.sources and draft.sources[other].where == MLX_LM_DEFAULT:
+                draft.set(other, None, {})
         else:
             faults.append(fault)
     return faults
@@ -171,14 +180,21 @@ def _origin(draft: _Draft, key: KeyPath) -> str:
 
 
 def _in_file_order(faults: list[Fault], label: str) -> list[Fault]:
-    """Return the faults by line; those without a line (`--set`, missing keys) come last."""
+    """Return the faults by line; those without a line (`--set`, missing keys) come last.
+
+    A file with very many is not written for this program; the rest is only counted.
+    """
     line_of = re.compile(re.escape(label) + r":([0-9]+)")
 
     def line(fault: Fault) -> float:
         found = line_of.match(fault.where)
         return int(found[1]) if found else math.inf
 
-    return sorted(faults, key=line)
+    ordered = sorted(faults, key=line)
+    if len(ordered) > MOST_FAULTS:
+        more = Fault(label, f"{len(ordered) - MOST_FAULTS} more faults", "mend the others first")
+        ordered = [*ordered[:MOST_FAULTS], more]
+    return ordered
 
 
 def _near_files(path: Path) -> str:
@@ -205,7 +221,7 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     label = label_of(path)
     reading = read_mapping(text, label)
     if reading.faults and not reading.value:
-        raise RecipeError(reading.faults)
+        raise RecipeError(_in_file_order(list(reading.faults), label))
     settings, faults = _read_sets(sets)
     faults = [*reading.faults, *faults]
     draft = _Draft(copy.deepcopy(reading.value), dict(reading.sources))
@@ -235,7 +251,7 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     return LoadedRecipe(recipe, origins, path, notes, form, header_of(text), adapter_path)
 
 
-PLAIN = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./@+~-]*")
+PLAIN = re.compile(r"[A-Za-z_./~][A-Za-z0-9_./@+~-]*")
 BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
@@ -245,8 +261,12 @@ def yaml_text(value: Any) -> str:
         return f"[{', '.join(map(yaml_text, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float):
+        # YAML 1.1 readers take 1e-05 for text.
+        mantissa, exponent, power = repr(value).partition("e")
+        return f"{mantissa}{'.0' if exponent and '.' not in mantissa else ''}{exponent}{power}"
     if not isinstance(value, str):
-        return shown(value) if value is None or isinstance(value, bool) else repr(value)
+        return shown(value)
     if PLAIN.fullmatch(value) and read_yaml(value, "").value == value:
         return value
     quoted = json.dumps(value, ensure_ascii=False)
@@ -294,10 +314,7 @@ def upgrade_text(loaded: LoadedRecipe) -> str:
         if given or value != value_at(plain, key) or dotted(key) in ("name", "model", "data.path"):
             comments[key] = origin
     # These two defaults are only there when the other key of the pair is not.
-    for instead, default in (
-        (("train", "iters"), ("train", "epochs")),
-        (("train", "lora_parameters", "alpha"), ("train", "lora_parameters", "scale")),
-    ):
+    for instead, default in ((ITERS, EPOCHS), (ALPHA, SCALE)):
         if value_at(recipe, instead) is not None:
             comments.pop(default, None)
     title = f"# Written by `mlx-ft recipe upgrade` from {label_of(loaded.file)}.\n"

@@ -1,7 +1,7 @@
 """The run folder: stages that are complete or do not exist, and a record of what happened.
 
-Does: name run folders, write a stage into `<stage>.tmp`, flush it, write its manifest last and rename;
-find out whether a stage is complete for given inputs; keep `run.json`.
+Does: name run folders, write a stage into `<stage>.tmp`, flush it, write its manifest last and
+rename; find out whether a stage is complete for given inputs; keep `run.json`.
 Does not: know what is inside a stage, or what the stages are.
 """
 

@@ -21,7 +21,7 @@ from mlx_ft.errors import Fault
 
 LARGEST_FILE_BYTES = 1_000_000
 LARGEST_DEPTH = 20
-MOST_VALUES = 20_000
+MOST_VALUES = 5_000
 KeyPath = tuple[str, ...]
 TAG = "tag:yaml.org,2002:"
 
@@ -51,8 +51,22 @@ class Reading:
     faults: tuple[Fault, ...]
 
 
+class _TooBig(Exception):
+    """More values or levels than anything that is read here has."""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's reader and parser with implicit types of its own."""
+    """PyYAML's reader and parser with implicit types of its own, and an end to its patience."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.nodes += 1
+        if self.nodes > 2 * MOST_VALUES:
+            raise _TooBig
+        return super().compose_node(parent, index)
 
 
 _StrictLoader.yaml_implicit_resolvers = {}
@@ -107,10 +121,6 @@ def _not_printable(text: str) -> bool:
     return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 
-class _TooBig(Exception):
-    """More values or levels than any recipe has; its fault is already noted."""
-
-
 class _Walk:
     """One pass over the parsed nodes: collects values, sources and faults."""
 
@@ -130,7 +140,6 @@ class _Walk:
     def value(self, node: yaml.Node, key: KeyPath) -> Any:
         self.left -= 1
         if self.left < 0 or len(key) > LARGEST_DEPTH:
-            self.fault(node, key[:3], "is too big or nested too deep", "write it out plainly")
             raise _TooBig
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self.mapping(node, key)
@@ -215,10 +224,9 @@ def read_yaml(text: str, label: str) -> Reading:
         value = None if node is None else walk.value(node, ())
     except yaml.YAMLError as error:
         walk.faults.append(_syntax_fault(error, text, label))
-    except _TooBig:
-        value = None
-    except RecursionError:
-        walk.faults.append(Fault(label, "is nested too deep", "write it out plainly"))
+    except (_TooBig, RecursionError):
+        fix = f"at most {MOST_VALUES} values and {LARGEST_DEPTH} levels, aliases written out"
+        walk.faults.append(Fault(label, "is too big or nested too deep", fix))
     finally:
         if loader is not None:
             loader.dispose()

@@ -30,9 +30,10 @@ def split_statistics(split: RenderedSplit, stop_ids: Collection[int]) -> dict[st
 
     Lengths are in tokens. `length_quantiles` and `histogram` describe all rows, the overlong ones
     included, since they are for choosing `max_seq_length`; everything else describes the kept rows.
-    `turns` counts rows by their number of assistant turns.
+    `turns` are the assistant's, over all rows; `rows_by_turns` counts rows by their number.
     """
     tokens, kept = split.tokens, split.kept
+    turns = [_assistant_turns(row) for row in kept]
     total, trained = len(tokens.ids), int(tokens.trained.sum())
     return {
         "rows": len(tokens),
@@ -44,7 +45,8 @@ def split_statistics(split: RenderedSplit, stop_ids: Collection[int]) -> dict[st
         "longest_kept": int(tokens.lengths.max(initial=0)),
         "length_quantiles": length_quantiles(split.all_lengths),
         "histogram": length_histogram(split.all_lengths),
-        "turns": {str(turns): rows for turns, rows in _counts(map(_assistant_turns, kept)).items()},
+        "turns": sum(turns),
+        "rows_by_turns": {str(count): rows for count, rows in _counts(turns).items()},
         "categories": _categories(kept),
         "stop_trained_rows": _rows_that_train(tokens, stop_ids),
         "toolless_rows": len(split.toolless_lines),

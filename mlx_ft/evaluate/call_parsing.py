@@ -24,6 +24,7 @@ MAX_PARSE_ATTEMPTS = 48
 PRINT = "print"
 
 Tools = Mapping[str, Sequence[str]]
+_STRING = re.compile(r"""(\"{3}|'{3}|"|')(?:\\.|(?!\1).)*\1""", re.DOTALL)
 _JSON_START = re.compile(r"[\[{]")
 # Each stops at the next opening tag, so that a thousand of them are not read a thousand times.
 _FUNCTION_TAG = re.compile(r"<function=([\w.]+)>((?:(?!<function=).)*?)</function>", re.DOTALL)
@@ -160,9 +161,9 @@ def _parse(source: str) -> ast.Module | None:
 
 
 def _open_brackets(source: str) -> int:
-    """Return how deep brackets are nested at most; strings are not told apart from code."""
+    """Return how deep brackets are nested at most, strings left out."""
     depth = deepest = 0
-    for character in source:
+    for character in _STRING.sub("", source):
         if character in "([{":
             depth += 1
             deepest = max(deepest, depth)

@@ -10,9 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
-
-from scipy.stats import norm
 
 CONFIDENCE = 0.95
 
@@ -33,7 +32,7 @@ def wilson_interval(mean: float, n: float, confidence: float = CONFIDENCE) -> tu
     `n` may be an effective sample size and need not be whole. Wilson 1927; recommended for small n
     by Brown, Cai and DasGupta 2001 (Statistical Science 16(2), 101-133).
     """
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -43,12 +42,13 @@ def mean_interval(scores: Sequence[float], weights: Sequence[float] | None = Non
     """Return the (weighted) mean of scores in [0, 1] with its 95 % interval.
 
     Scores of 0 and 1 get Wilson's interval exactly. Graded scores get it with an effective sample
-    size: n divided by the ratio of their variance to that of 0/1 scores of the same mean, and by
-    Kish's 1 + cv^2 of the weights. This is the interval that Franco, Little, Louis and Slud (2019,
-    Journal of Survey Statistics and Methodology 7(3), 334-364) recommend for means whose variance is
-    not binomial. The ratio is taken with one score of 0 and one of 1 added, so that equal scores do
-    not make it nothing; it cannot be over 1. A bootstrap was not chosen because it gives [1, 1] for
-    27 times 1.0, and too narrow intervals for few samples.
+    size, n / (ratio of their variance to that of 0/1 scores of the same mean), as Franco, Little,
+    Louis and Slud (2019, Journal of Survey Statistics and Methodology; PMC6690503) recommend where
+    the variance of a share is not binomial. The ratio is taken with one score of 0 and one of 1
+    added, our choice, so that equal scores do not make it nothing. Weights cost what Kish (1965)
+    gives: n is (sum w)^2 / sum w^2. Simulated with scores of 0, 0.5 and 1 at n = 27, 100 and 400,
+    it covers the true mean in 94 % of cases or more, but for the dips that Wilson's has, too. Not a
+    bootstrap: that gives [1, 1] for 27 times 1.0.
     """
     assert scores and all(0 <= score <= 1 for score in scores), "scores are from 0 to 1"
     weights = [1.0] * len(scores) if weights is None else weights
@@ -62,7 +62,7 @@ def mean_interval(scores: Sequence[float], weights: Sequence[float] | None = Non
 
 
 def _variance_ratio(scores: Sequence[float]) -> float:
-    """Return the variance of scores over that of 0/1 scores with their mean, each with 0 and 1 added."""
+    """Return the variance of scores, with 0 and 1 added, over that of 0/1 scores of their mean."""
     padded = [*scores, 0.0, 1.0]
     mean = sum(padded) / len(padded)
     variance = sum((score - mean) ** 2 for score in padded) / len(padded)

@@ -33,6 +33,12 @@ class SuiteFile(Section):
     stop: list[Filled] = Field(default_factory=list)
     tags: list[Printable] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _may_think(self) -> SuiteFile:
+        if self.enable_thinking and any(tag in self.stop for tag in scorers.THINKING_TAGS):
+            raise ValueError("enable_thinking is true, but stop ends every answer that thinks")
+        return self
+
 
 class Message(Section):
     """One chat message."""

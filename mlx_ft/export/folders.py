@@ -33,7 +33,9 @@ def require_empty(folder: Path) -> None:
 
 
 def shard_names(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Return tensor names in order, cut into shards of at most `limit` bytes (one tensor at least)."""
+    """Return tensor names in order, cut into shards of at most `limit` bytes (one tensor at
+    least).
+    """
     shards: list[list[str]] = []
     held = 0
     for name, size in sizes.items():
@@ -64,7 +66,10 @@ def write_weights(folder: Path, model: nn.Module) -> int:
         del tensors
         mx.clear_cache()
     total_bytes = sum(sizes.values())
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    index = {
+        "metadata": {"total_size": total_bytes},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     text = json.dumps(index, indent=1)
     (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
     return total_bytes

@@ -19,7 +19,7 @@ from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.inference import attach_adapter, configure_backend
+from mlx_ft.inference import attach_adapter, configure_backend, scalar
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
@@ -86,7 +86,7 @@ def _require_range(model: nn.Module, dtype: str) -> None:
         return
     faults = []
     for name, array in tree_flatten(model.parameters()):
-        largest = float(mx.abs(array.astype(mx.float32)).max().item())
+        largest = scalar(mx.abs(array.astype(mx.float32)).max())
         if not largest <= 65504.0:
             faults.append(
                 Fault(name, f"its largest number is {largest:.3g}", "set export.dtype: bfloat16")

@@ -1,4 +1,6 @@
-"""The export, step by step: fuse, dequantize, re-quantize, and verify each against the one before."""
+"""The export, step by step: fuse, dequantize, re-quantize, and verify each against the one
+before.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +81,7 @@ def export_model(job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
     release()
 
     say(f"re-quantizing to {job.recipe.q_bits} bits, groups of {job.recipe.q_group_size}")
-    quantized_modules, small_bytes = _write_quantized(
-        fused_folder, small_folder, fused_config, job
-    )
+    quantized_modules, small_bytes = _write_quantized(fused_folder, small_folder, fused_config, job)
     say("verifying each step against the one before")
     checks = [
         check_fused_layers(fused_modules, job.adapted_modules),
@@ -114,9 +114,7 @@ def _write_quantized(
     from mlx_lm.utils import load_model as mlx_lm_load_model
 
     model, _ = mlx_lm_load_model(fused_folder, lazy=True, trust_remote_code=False)
-    model, described, modules = quantize(
-        model, config, job.recipe.q_bits, job.recipe.q_group_size
-    )
+    model, described, modules = quantize(model, config, job.recipe.q_bits, job.recipe.q_group_size)
     card = job.card(f"{job.recipe.q_bits}-bit weights, groups of {job.recipe.q_group_size}")
     total_bytes = write_model_folder(small_folder, job.base, model, described, card)
     del model

@@ -29,7 +29,9 @@ QUANTIZED_KL_LIMIT = 0.3
 
 @dataclass(frozen=True)
 class Check:
-    """One verified claim: what was `measured` against which `limit`, in words, and whether it is `ok`."""
+    """One verified claim: what was `measured` against which `limit`, in words, and whether it is
+    `ok`.
+    """
 
     check: str
     measured: str

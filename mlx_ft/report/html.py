@@ -114,11 +114,12 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     quantized = (document["export"] or {}).get("quantized") or {}
     final = f"{q.size(quantized.get('bytes'))}, {quantized.get('bits')}-bit"
     timings = document["timings"]
+    time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [
         ("model", model.get("name"), str(model.get("name"))),
         ("training rows", split.get("rows"), q.count(split.get("rows"))),
         ("final model", quantized.get("bytes"), final),
-        ("time", timings["total_seconds"], q.duration(timings["total_seconds"])),
+        (time, timings["total_seconds"], q.duration(timings["total_seconds"])),
         ("started", timings["created"], q.moment(timings["created"])),
     ]
     return [(name, text) for name, value, text in facts if value is not None]

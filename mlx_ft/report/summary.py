@@ -33,7 +33,7 @@ SCHEMA_KEYS: dict[str, str] = {
     "model.model_type": "Architecture, as in the model's config.json.",
     "model.family": "Model family.",
     "model.license": "License, as the model states it.",
-    "data.splits.<split>.rows": "Rows that were kept; beside it `dropped_overlong`, `tokens`, "
+    "data.splits.<split>": "A split: `rows` (kept), `dropped_overlong`, `tokens`, "
     "`trained_tokens`, `trained_share` (of tokens), `turns`.",
     "data.splits.<split>.length_quantiles": "Row lengths in tokens: `p5`, `p50`, `p95`, `max`.",
     "data.splits.<split>.histogram": "Row lengths: `edges` (tokens) and `counts` (rows).",

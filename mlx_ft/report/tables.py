@@ -282,6 +282,7 @@ def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:
     trainable, total = info.get("trainable_parameters"), info.get("total_parameters")
     part = trainable / total if q.is_number(trainable) and q.is_number(total) and total else None
     layers = info.get("adapted_layers") or []
+    last_loss = "final training loss" if info else "last training loss"
     facts = [
         (
             "trainable parameters",
@@ -291,7 +292,7 @@ def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("iterations", (info.get("iterations"), _steps(info))),
         ("first validation loss", _fact(info.get("first_validation_loss"), q.loss)),
         ("final validation loss", _fact(info.get("final_validation_loss"), q.loss)),
-        ("final training loss", _fact(info.get("final_train_loss", last.get("loss")), q.loss)),
+        (last_loss, _fact(info.get("final_train_loss", last.get("loss")), q.loss)),
         ("trained tokens", _fact(last.get("trained_tokens"), q.count)),
         ("speed", _fact(sum(speeds) / len(speeds) if speeds else None, q.rate)),
         (

@@ -124,7 +124,9 @@ def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 def load_adapter_weights(model: nn.Module, file: Path) -> None:
-    """Load adapter weights into the layers that `put_adapter` made; names and shapes must be equal."""
+    """Load adapter weights into the layers that `put_adapter` made; names and shapes must be
+    equal.
+    """
     try:
         weights = mx.load(str(file))
     except (OSError, RuntimeError, ValueError) as error:

@@ -1,7 +1,8 @@
 """Which rows are trained together, and when. Pure: numpy and integers, no model.
 
-Every epoch visits every row once, in batches of rows of similar length whose order is shuffled. The
-plan depends on (lengths, batch_size, seed, epoch) alone, so a resumed run finds its place by counting.
+Every epoch visits every row once, in batches of rows of similar length whose order is shuffled.
+The plan depends on (lengths, batch_size, seed, epoch) alone, so a resumed run finds its place by
+counting.
 """
 
 from __future__ import annotations

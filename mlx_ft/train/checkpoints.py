@@ -81,9 +81,7 @@ def complete_checkpoints(folder: Path, inputs: str) -> list[Path]:
     return found
 
 
-def restore_checkpoint(
-    path: Path, model: nn.Module, optimizer: optimizers.Optimizer
-) -> Position:
+def restore_checkpoint(path: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> Position:
     """Load a checkpoint into the model and the optimizer, and return where the run was."""
     load_adapter_weights(model, path / ADAPTER_FILE)
     state = mx.load(str(path / OPTIMIZER_FILE))

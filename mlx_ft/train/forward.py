@@ -1,8 +1,8 @@
 """A model in three parts: frozen prefix, trained top, vocabulary head.
 
 Does: split any mlx-lm model whose forward allows it, without touching its code; prove on real rows
-that the parts put together give the plain model's logits; fall back to the plain forward, saying so,
-when they do not. Does not: train, or decide what is trained.
+that the parts put together give the plain model's logits; fall back to the plain forward, saying
+so, when they do not. Does not: train, or decide what is trained.
 
 Why: layers below the adapters never change their output for a row, so it is computed once; and
 logits are only worth computing where a token is trained.
@@ -19,7 +19,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-# Float32 round-off of a deep model, relative to the largest logit; a wrong split is off by far more.
+from mlx_ft.inference import scalar
+
+# Float32 round-off of a deep model, relative to the largest logit; a wrong split is off by far
+# more.
 EQUAL_TOLERANCE = 2e-3
 
 
@@ -71,16 +74,18 @@ class SplitForward:
     def prefix(self, ids: mx.array) -> mx.array:
         if self.frozen_layers == 0:
             return mx.zeros((*ids.shape, 0))
-        return self._prefix(ids, [None] * self._layer_count)
+        hidden: mx.array = self._prefix(ids, [None] * self._layer_count)
+        return hidden
 
     def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
         cache = [None] * self._layer_count
-        if self.frozen_layers == 0:
-            return self._top(ids, cache)
-        return self._top(ids, cache, input_embeddings=prefix)
+        given = {"input_embeddings": prefix} if self.frozen_layers else {}
+        hidden: mx.array = self._top(ids, cache, **given)
+        return hidden
 
     def head(self, hidden: mx.array) -> mx.array:
-        return self._head(hidden[None])[0]
+        logits: mx.array = self._head(hidden[None])[0]
+        return logits
 
 
 class PlainForward:
@@ -95,7 +100,8 @@ class PlainForward:
         return mx.zeros((*ids.shape, 0))
 
     def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
-        return self._model(ids)
+        logits: mx.array = self._model(ids)
+        return logits
 
     def head(self, hidden: mx.array) -> mx.array:
         return hidden
@@ -125,7 +131,7 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
         if ours.shape != plain.shape:
             return Proof(float("inf"), EQUAL_TOLERANCE)
         difference = mx.abs(ours - plain).max() / mx.maximum(mx.abs(plain).max(), 1e-6)
-        value = float(difference.item())
+        value = scalar(difference)
         worst = value if value != value else max(worst, value)
         if worst != worst:
             break
@@ -135,7 +141,8 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
 def choose_forward(
     model: nn.Module, adapted_layers: int, rows: Sequence[Sequence[int]]
 ) -> PlainForward | SplitForward:
-    """Return the split when it fits the architecture and is proved equal on `rows`, else the plain one.
+    """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
+    one.
 
     `adapted_layers` counts from the top; the note of the result says what was chosen and why.
     """

@@ -1,8 +1,8 @@
 """The training run: every mini-batch, report, validation and checkpoint, in order.
 
-Does: train an adapter on tokenized rows, exactly (see `losses.py`), and leave metrics, checkpoints and
-the adapter in the stage folder; continue from the last checkpoint. Does not: render data, merge, or
-print (it tells a listener).
+Does: train an adapter on tokenized rows, exactly (see `losses.py`), and leave metrics, checkpoints
+and the adapter in the stage folder; continue from the last checkpoint. Does not: render data,
+merge, or print (it tells a listener).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import mlx.optimizers as optimizers
 from mlx.utils import tree_map
 
 from mlx_ft.errors import Fault, GateFailed, Interrupted, RecipeError
+from mlx_ft.inference import scalar
 from mlx_ft.recipe import TrainRecipe
 from mlx_ft.runs import read_json_lines
 from mlx_ft.tokens import TokenizedSplit
@@ -201,7 +202,7 @@ class _Run:
         for rows in self.validation_batches:
             batch = make_batch(self.job.validation_rows, rows)
             loss = self._loss(batch, self.validation_prefix.batch(batch))
-            total += float(loss.item())
+            total += scalar(loss)
             tokens += batch.trained_tokens
         metric = {
             "kind": "validation",
@@ -224,7 +225,7 @@ class _Run:
         if self._gradient is not None:
             gradient = tree_map(mx.add, self._gradient, gradient)
         mx.eval(loss, gradient)
-        self._require_finite(float(loss.item()), mini_batch)
+        self._require_finite(scalar(loss), mini_batch)
         self._gradient = gradient
         self._window_tokens += batch.trained_tokens
         self._report_tokens += batch.tokens
@@ -232,7 +233,7 @@ class _Run:
         self.position = replace(
             self.position,
             iteration=mini_batch.iteration,
-            loss_sum=self.position.loss_sum + float(loss.item()),
+            loss_sum=self.position.loss_sum + scalar(loss),
             loss_tokens=self.position.loss_tokens + batch.trained_tokens,
             trained_tokens=self.position.trained_tokens + batch.trained_tokens,
             seconds=self.position.seconds + now - self._clock,

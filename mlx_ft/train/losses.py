@@ -63,4 +63,5 @@ def cross_entropy_sum(forward: Forward, batch: Batch, prefix: mx.array) -> mx.ar
     hidden = forward.top(batch.ids, prefix)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
     logits = forward.head(trained).astype(mx.float32)
-    return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+    loss: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+    return loss

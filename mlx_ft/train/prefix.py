@@ -48,7 +48,7 @@ class PrefixCache:
             return mx.zeros((*batch.ids.shape, 0))
         width = batch.ids.shape[1]
         states = [self.row(row) for row in batch.rows]
-        return mx.stack([mx.pad(s, ((0, width - s.shape[0]), (0, 0))) for s in states])
+        return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
 
     def fill(self, on_row: Callable[[int, int], None]) -> None:
         """Compute every row that fits; `on_row(done, of)` after each."""

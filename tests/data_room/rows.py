@@ -12,7 +12,7 @@ def chat(question: str = "hello", answer: str = "I am fine", **extra: Any) -> di
 
 
 CALL = {"type": "function", "function": {"name": "lint", "arguments": {"path": "a.py", "n": 1}}}
-TOOL_ROW = {
+TOOL_ROW: dict[str, Any] = {
     "messages": [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "lint it"},

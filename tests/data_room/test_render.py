@@ -99,6 +99,21 @@ def renderer_with_template(folder: Path, template: str) -> ChatRenderer:
     return ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
 
 
+def test_the_first_token_is_no_target_even_where_an_answer_starts_the_row(
+    tmp_path: Path, write_file: WriteFile
+) -> None:
+    bare = (
+        "{% for m in messages if m['role'] != 'system' %}"
+        "{{ m['content'] + '<|im_end|>' }}"
+        "{% endfor %}"
+    )
+    other = renderer_with_template(tmp_path / "bare", bare)
+    system = {"role": "system", "content": "this template does not say me"}
+    split = rendered(write_file([{"messages": [system, chat()["messages"][1]]}]), other)
+    assert split.problems == ()
+    assert split.tokens.row(0)[1].tolist() == [0] + [1] * (len(split.tokens.row(0)[0]) - 1)
+
+
 def test_what_the_template_refuses_is_a_problem_with_its_line(
     tmp_path: Path, write_file: WriteFile
 ) -> None:

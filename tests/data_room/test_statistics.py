@@ -80,7 +80,8 @@ def test_counts_of_a_split(renderer: ChatRenderer, write_file: WriteFile) -> Non
     stats = split_statistics(rendered(write_file(rows), renderer), renderer.stop_ids)
     assert stats["rows"] == 4
     assert stats["categories"] == {"(none)": 1, "read": 1, "talk": 2}
-    assert stats["turns"] == {"1": 3, "2": 1}
+    assert stats["turns"] == 5
+    assert stats["rows_by_turns"] == {"1": 3, "2": 1}
     assert stats["thinking_rows"] == 1
     assert stats["stop_trained_rows"] == 4
     assert 0 < stats["trained_tokens"] < stats["tokens"]
@@ -96,7 +97,8 @@ def test_rows_without_a_trained_stop_token_are_not_counted(
     renderer: ChatRenderer, write_file: WriteFile
 ) -> None:
     split = rendered(write_file([chat(), chat("what?")]), renderer)
-    assert split_statistics(split, frozenset({5000}))["stop_trained_rows"] == 0
+    opening = renderer.tokenizer.convert_tokens_to_ids("<|im_start|>")  # in every row, untrained
+    assert split_statistics(split, {opening})["stop_trained_rows"] == 0
 
 
 def test_overlap_is_found_by_what_is_trained_not_by_how_it_is_written(

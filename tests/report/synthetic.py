@@ -39,7 +39,8 @@ def write_run(folder: Path, ended: str = "done", said: str | None = None) -> Pat
     write_preflight(run)
     if ended == "interrupted":
         write_train(run / "train.tmp", iterations=90, sealed=False, said=said)
-        (run / "train.tmp" / "metrics.jsonl").open("a").write('{"kind": "train", "iterat')
+        with (run / "train.tmp" / "metrics.jsonl").open("a") as stream:
+            stream.write('{"kind": "train", "iterat')
         write_record(run, ended, {name: stages[name] for name in ("data", "preflight")}, "Ctrl-C")
         return run
     degenerate = "the same 4 words 31 times" if ended == "gate_failed" else None
@@ -339,7 +340,8 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     mean = sum(row["score"] for row in rows) / n
     centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return {"mean": mean, "n": n, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}
+    low, high = min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half))
+    return {"mean": mean, "n": n, "low": low, "high": high}
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

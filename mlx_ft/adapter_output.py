@@ -1,0 +1,52 @@
+"""Leave a finished adapter where an mlx-lm LoRA file wants it.
+
+Does not: overwrite anything that is not an adapter, or leave half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mlx_ft.errors import Fault, RunError
+
+ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
+
+
+def require_deliverable(target: Path) -> None:
+    """Raise RunError when `target` holds anything but an earlier adapter, or cannot be written."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise RunError(Fault(str(target), "is not a plain folder", "change adapter_path"))
+    foreign = (
+        [path.name for path in target.iterdir() if not _is_adapter_file(path.name)]
+        if target.exists()
+        else []
+    )
+    if foreign:
+        raise RunError(
+            Fault(
+                str(target),
+                f"holds other files ({', '.join(sorted(foreign)[:3])})",
+                "change adapter_path to a new folder",
+            )
+        )
+    place = target
+    while not place.exists():
+        place = place.absolute().parent
+    if not os.access(place, os.W_OK):
+        raise RunError(Fault(str(target), "cannot be written", "change adapter_path"))
+
+
+def _is_adapter_file(name: str) -> bool:
+    # mlx-lm also leaves numbered copies such as 0000100_adapters.safetensors.
+    return name in ADAPTER_FILES or name.endswith("_adapters.safetensors")
+
+
+def deliver_adapter(adapter: Path, target: Path) -> None:
+    """Copy the adapter's two files to `target`; each appears whole, the config last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ADAPTER_FILES:
+        fresh = target / f".{name}.tmp"
+        shutil.copyfile(adapter / name, fresh)
+        fresh.replace(target / name)

@@ -1,0 +1,187 @@
+"""The stages, in order; what is complete is skipped, what is unfinished is continued.
+
+    data -> preflight -> train -> export -> eval -> report
+
+Does: find the run folder of a recipe, run each stage whose inputs are not already answered, and
+keep run.json truthful whatever happens. Does not: know how a stage works (`stages.py` joins the
+rooms).
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_ft import stages
+from mlx_ft.console import Console
+from mlx_ft.environment import environment
+from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError, RunError
+from mlx_ft.hardware import format_seconds
+from mlx_ft.interrupts import interruptible
+from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
+from mlx_ft.runs import complete_stage, read_json, run_folder, update_record, write_json
+from mlx_ft.stages import Job
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name (and folder), what makes it, and what is said when it begins.
+
+    `kept` stages are folders with a manifest; the others are made anew, in no time, when anything
+    before them was.
+    """
+
+    name: str
+    run: Callable[[Job], None]
+    title: str
+    kept: bool = True
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("data", stages.prepare_data, "Data: rows to token ids"),
+    Stage("preflight", stages.check, "Preflight: is anything wrong before training?", kept=False),
+    Stage("train", stages.train, "Training"),
+    Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
+    Stage("eval", stages.evaluate, "Evaluation through the chat template"),
+    Stage("report", stages.report, "Report", kept=False),
+)
+
+
+def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
+    """Resolve model, data and suites, and return the job with its run folder.
+
+    Raises one error with the faults of all three.
+    """
+    resolved = stages.resolve(loaded, console)
+    run = run_folder(runs_root, loaded.recipe.name, resolved.identity)
+    return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
+
+
+def run_pipeline(job: Job, until: str = "report") -> None:
+    """Run the stages up to `until`; errors are recorded in run.json and raised again."""
+    unfinished = _unfinished(job, until)
+    if not unfinished:
+        return
+    _begin(job)
+    try:
+        with interruptible():
+            for stage in unfinished:
+                _run_stage(job, stage)
+    except KeyboardInterrupt:
+        _end(job, "interrupted", "interrupted")
+        raise Interrupted(
+            Fault(str(job.run), "interrupted", "run the same command again to continue")
+        ) from None
+    except Interrupted as error:
+        _end(job, "interrupted", str(error))
+        raise
+    except GateFailed as error:
+        _end(job, "gate_failed", str(error))
+        stages.report(job)
+        raise
+    except MlxFtError as error:
+        _end(job, "failed", str(error))
+        raise
+    except BaseException as error:
+        _end(job, "failed", f"{type(error).__name__}: {error}")
+        raise
+    _end(job, "done" if until == "report" else "stopped", f"finished up to {until}")
+
+
+def _unfinished(job: Job, until: str) -> list[Stage]:
+    """Return the stages to run: from the first kept one that is not complete, as far as `until`."""
+    names = [stage.name for stage in STAGES]
+    wanted = STAGES[: names.index(until) + 1]
+    missing = {s.name for s in wanted if s.kept and not is_complete(job, s.name)}
+    if not missing:
+        finished = _status(job) == "done" or until != "report"
+        return [] if finished else [STAGES[-1]]
+    return [stage for stage in wanted if not stage.kept or stage.name in missing]
+
+
+def is_complete(job: Job, stage: str) -> bool:
+    """Return whether a stage's folder was made from this job's inputs and is whole."""
+    return complete_stage(job.run, stage, job.inputs[stage]) is not None
+
+
+def _status(job: Job) -> str | None:
+    try:
+        status = read_json(job.run / "run.json")["status"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return str(status)
+
+
+def _begin(job: Job) -> None:
+    """Write down what runs where, before anything does."""
+    with _disk_errors_explained(job.run):
+        (job.run / "recipe.yaml").write_text(dump_resolved(job.loaded), encoding="utf-8")
+        recipe: Mapping[str, object] = {
+            "recipe": job.recipe.model_dump(mode="json"),
+            "origins": dict(job.loaded.origins),
+            "file": str(job.loaded.file),
+        }
+        write_json(job.run / "recipe.json", recipe)
+        update_record(
+            job.run,
+            status="running",
+            exit_reason=None,
+            environment=environment(),
+            model=job.model.info(),
+            inputs=dict(job.inputs),
+        )
+
+
+def _end(job: Job, status: str, reason: str) -> None:
+    try:
+        update_record(job.run, status=status, exit_reason=reason)
+    except OSError as error:  # the disk may be what failed; the first error is the one to show
+        job.console.say(f"{job.run}: run.json could not be written ({error.strerror})")
+
+
+def _run_stage(job: Job, stage: Stage) -> None:
+    job.console.heading(stage.title)
+    started = time.perf_counter()
+    with _disk_errors_explained(job.run):
+        stage.run(job)
+        seconds = time.perf_counter() - started
+        record = {"seconds": seconds, "peak_memory_bytes": _peak_memory_bytes(), "reused": False}
+        update_record(job.run, stages={stage.name: record})
+    job.console.say(f"{stage.name} done in {format_seconds(seconds)}")
+
+
+def _peak_memory_bytes() -> int | None:
+    """Return MLX's peak since the stage reset it, or None when MLX is not in use."""
+    if "mlx.core" not in sys.modules:
+        return None
+    import mlx.core as mx
+
+    return int(mx.get_peak_memory())
+
+
+@contextmanager
+def _disk_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a message; every other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise _disk_error(folder, error.strerror or str(error)) from error
+    except RuntimeError as error:
+        # MLX's writer has no type of its own for a full disk.
+        if "[write]" not in str(error) and "Failed to open" not in str(error):
+            raise
+        raise _disk_error(folder, str(error)) from error
+
+
+def _disk_error(folder: Path, reason: str) -> RunError:
+    fix = "free some space or choose --runs FOLDER; what was finished is kept"
+    return RunError(Fault(str(folder), f"cannot be written ({reason})", fix))

@@ -1,0 +1,311 @@
+"""Each stage joined to its room: what goes in, what is sealed, what is said.
+
+Does: the glue between a job and one room at a time. Rooms are imported when their stage runs, so
+that a finished run is shown without loading MLX. Does not: decide the order (`pipeline.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlx_ft.console import Console
+from mlx_ft.errors import Fault, InputError, MlxFtError, RunError
+from mlx_ft.hardware import format_bytes, free_disk_bytes, machine
+from mlx_ft.models import ResolvedModel, resolve_model
+from mlx_ft.recipe import Recipe
+from mlx_ft.recipe_loading import LoadedRecipe
+from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+
+if TYPE_CHECKING:
+    from mlx_ft.chat import ChatRenderer
+    from mlx_ft.evaluate.suites import Suite
+    from mlx_ft.inference import LoadedModel
+
+# Raised when a stage would make something else of the same inputs; older folders are then redone.
+STAGE_VERSIONS = {"data": 1, "train": 1, "export": 1, "eval": 1}
+PREFIX_LIMIT_BYTES = 2 << 30
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a recipe's names stand for: the model, the suites, and the hash of each stage's
+    inputs.
+    """
+
+    model: ResolvedModel
+    suites: tuple[Suite, ...]
+    inputs: Mapping[str, str]
+    identity: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the recipe, what its names stand for, and its folder."""
+
+    loaded: LoadedRecipe
+    model: ResolvedModel
+    suites: tuple[Suite, ...]
+    inputs: Mapping[str, str]
+    run: Path
+    console: Console
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+
+def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
+    """Look up model, data and suites; raises one InputError with the faults of all of them."""
+    from mlx_ft.data import data_inputs
+    from mlx_ft.evaluate.suites import load_suites
+
+    recipe = loaded.recipe
+    faults: list[Fault] = []
+
+    def attempt(work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except MlxFtError as error:
+            faults.extend(error.faults)
+            return None
+
+    sources = attempt(lambda: data_inputs(recipe.data))
+    suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
+    model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    if faults or model is None or sources is None or suites is None:
+        raise InputError(faults)
+    values = recipe.model_dump(mode="json")
+    inputs = _stage_inputs(values, sources, model, suites)
+    identity = hash_of([values, sources, model.identity])
+    return Resolved(model, suites, inputs, identity)
+
+
+def _stage_inputs(
+    values: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    model: ResolvedModel,
+    suites: Sequence[Suite],
+) -> dict[str, str]:
+    """Return stage -> hash; each stage's inputs contain those of the stage before."""
+    versions = STAGE_VERSIONS
+    data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
+    train = hash_of([versions["train"], data, values["train"]])
+    export = hash_of([versions["export"], train, values["export"]])
+    evaluation = hash_of(
+        [versions["eval"], export, values["eval"], [suite.file_sha256 for suite in suites]]
+    )
+    return {"data": data, "train": train, "export": export, "eval": evaluation}
+
+
+def renderer(job: Job) -> ChatRenderer:
+    """Return the renderer of the job's base model."""
+    from mlx_ft.chat import ChatRenderer
+
+    chat = job.recipe.chat
+    return ChatRenderer.from_folder(
+        job.model.path, enable_thinking=chat.enable_thinking, date=chat.date
+    )
+
+
+def prepare_data(job: Job) -> None:
+    """Render and count the rows into `data/`."""
+    from mlx_ft import data
+
+    with writing_stage(job.run, "data") as folder:
+        summary = data.prepare_data(job.recipe.data, renderer(job), folder, job.console.say)
+        seal(folder, "data", job.inputs["data"], summary.info())
+
+
+def check(job: Job) -> None:
+    """Run the preflight checks into `preflight.json`; raises when one of them fails."""
+    from mlx_ft import preflight
+
+    facts = preflight.PreflightInput(
+        recipe=job.recipe,
+        data_stats=read_json(job.run / "data" / "stats.json"),
+        model_config=job.model.config,
+        model_bytes=job.model.size_bytes,
+        machine=machine(),
+        free_disk_bytes=free_disk_bytes(job.run),
+    )
+    findings = preflight.run_checks(facts)
+    write_json(job.run / "preflight.json", preflight.findings_json(findings))
+    for finding in findings:
+        style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
+        advice = f" - {finding.fix}" if finding.fix else ""
+        job.console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
+    preflight.raise_on_fail(findings)
+
+
+def train(job: Job) -> None:
+    """Train the adapter into `train/`, and look at what it says before it is called done."""
+    from mlx_ft.data.formats import read_rows
+    from mlx_ft.data.prepare import source_files
+    from mlx_ft.train.look import choose_prompts
+    from mlx_ft.train.stage import TrainStage, run_train_stage
+
+    rows = read_rows(source_files(job.recipe.data)["valid"]).rows
+    prompts = choose_prompts(
+        [(row.category, row.messages[:-1]) for row in rows if row.messages is not None]
+    )
+    with writing_stage(job.run, "train", keep_partial=True) as folder:
+        info = run_train_stage(
+            TrainStage(
+                recipe=job.recipe,
+                model_folder=job.model.path,
+                data_folder=job.run / "data",
+                folder=folder,
+                inputs=job.inputs["train"],
+                prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
+                look_prompts=prompts,
+            ),
+            job.console,
+        )
+        seal(folder, "train", job.inputs["train"], info)
+
+
+def export(job: Job) -> None:
+    """Fuse, dequantize, re-quantize and verify into `export/`."""
+    from mlx_ft.export.stage import ExportJob, export_model
+
+    train_info = _manifest_info(job, "train")
+    prompts = _fixed_prompts(job)
+    with writing_stage(job.run, "export") as folder:
+        info = export_model(
+            ExportJob(
+                base=job.model.path,
+                adapter=job.run / "train" / "adapter",
+                folder=folder,
+                adapted_modules=tuple(train_info["adapted_layers"]),
+                parameters=train_info["total_parameters"],
+                recipe=job.recipe.export,
+                prompts=prompts,
+                card=lambda what: _model_card(job, what),
+            ),
+            job.console.say,
+        )
+        seal(folder, "export", job.inputs["export"], info)
+
+
+def _manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
+    manifest = read_manifest(job.run / stage)
+    if manifest is None:
+        raise RunError(
+            Fault(str(job.run / stage), "incomplete", "run the recipe again to finish it")
+        )
+    return manifest.info
+
+
+def _fixed_prompts(job: Job) -> list[list[int]]:
+    """Return whole conversations from the validation rows, on which models are compared."""
+    from mlx_ft.tokens import read_split
+
+    split = read_split(job.run / "data" / "valid.safetensors")
+    count = min(8, len(split))
+    return [[int(token) for token in split.row(index)[0][:512]] for index in range(count)]
+
+
+def _model_card(job: Job, what: str) -> str:
+    return (
+        f"# {job.recipe.name}\n\n"
+        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with LoRA by mlx-ft: "
+        f"{what}.\n\nLoad it with mlx-lm:\n\n"
+        "    from mlx_lm import load, generate\n"
+        '    model, tokenizer = load("path/to/this/folder")\n\n'
+        "Prompt it through its chat template only, with "
+        f"enable_thinking={job.recipe.chat.enable_thinking}. What was trained, how it was verified "
+        f"and how it scores is in the report of run {job.run.name}.\n"
+    )
+
+
+def column_folder(job: Job, column: str) -> tuple[Path, Path | None]:
+    """Return (model folder, adapter folder or None) of an evaluation column."""
+    if column == "base":
+        return job.model.path, None
+    if column == "adapter":
+        return job.model.path, job.run / "train" / "adapter"
+    info = _manifest_info(job, "export")
+    return job.run / "export" / info[column]["path"], None
+
+
+@contextmanager
+def open_column(job: Job, column: str) -> Iterator[LoadedModel]:
+    """Load a column's model for a while."""
+    from mlx_ft.inference import load_model, release
+
+    folder, adapter = column_folder(job, column)
+    chat = job.recipe.chat
+    loaded = load_model(
+        folder, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
+    )
+    try:
+        yield loaded
+    finally:
+        del loaded
+        release()
+
+
+def evaluate(job: Job) -> None:
+    """Ask every suite of every column into `eval/`; the rendering must be the one trained with."""
+    from mlx_ft.evaluate.harness import evaluate as evaluate_suites
+    from mlx_ft.evaluate.tables import result_tables
+    from mlx_ft.inference import generate
+
+    if not job.suites:
+        job.console.say("the recipe names no suites, so nothing is measured", "yellow")
+    weights = {
+        "base": job.model.identity,
+        "adapter": job.inputs["train"],
+        "fused": job.inputs["export"],
+        "quantized": job.inputs["export"],
+    }
+    with writing_stage(job.run, "eval", keep_partial=True) as folder:
+        results = evaluate_suites(
+            job.suites,
+            job.recipe.eval.columns,
+            lambda column: open_column(job, column),
+            folder,
+            renderer=renderer(job),
+            fingerprint=_manifest_info(job, "data")["fingerprint"],
+            model_sha256={name: hash_of([name, weights[name]]) for name in weights},
+            generate=generate,
+            batch_size=job.recipe.eval.batch_size,
+            say=job.console.say,
+        )
+        seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
+    job.console.say(result_tables(results))
+
+
+def report(job: Job) -> None:
+    """Write report.html from what is in the run folder."""
+    from mlx_ft.report.html import write_report
+
+    path = write_report(job.run)
+    job.console.say(f"report: {path} ({format_bytes(path.stat().st_size)})")
+
+
+def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> Iterator[str]:
+    """Yield the answer of one of the run's models to each line, remembering the conversation.
+
+    An empty line ends it. Raises RunError when the run has no such model yet.
+    """
+    from mlx_ft.console import printable
+    from mlx_ft.inference import generate
+
+    messages: list[dict[str, str]] = []
+    with open_column(job, column) as loaded:
+        job.console.say(f"{job.run.name}, {column}; an empty line ends it")
+        for line in lines:
+            if not line.strip():
+                return
+            messages.append({"role": "user", "content": line.rstrip("\n")})
+            prompt = loaded.renderer.prompt_ids(messages)
+            (answer,) = generate(loaded, [prompt], max_tokens=max_tokens)
+            messages.append({"role": "assistant", "content": answer.text})
+            yield printable(answer.text)

@@ -1,0 +1,375 @@
+"""For each check a run that passes and one that does not; failures say what would pass."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlx_ft.errors import RecipeError
+from mlx_ft.hardware import Machine
+from mlx_ft.preflight import (
+    CHECKS,
+    Finding,
+    PreflightInput,
+    findings_json,
+    raise_on_fail,
+    run_checks,
+)
+from mlx_ft.preflight.checks import MAX_PARAMETERS_PER_ROW
+from mlx_ft.preflight.forecast import (
+    disk_forecast,
+    parameters_from_file,
+    rough_training_memory_bytes,
+    run_updates,
+    trainable_parameters,
+)
+from mlx_ft.preflight.shapes import model_shape
+from mlx_ft.recipe import ExportRecipe, Recipe, TrainRecipe
+
+SMOLLM2_135M = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49_152,
+    "tie_word_embeddings": True,
+    "quantization": {"group_size": 32, "bits": 4},
+}
+QWEN3_8B = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": False,
+}
+SEVEN_MODULES = [
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+]
+QUICKSTART = {
+    "name": "quickstart",
+    "model": "smollm2-135m-instruct",
+    "data": {"path": "data", "max_seq_length": 512},
+    "train": {
+        "num_layers": 8,
+        "lora_parameters": {"rank": 8, "alpha": 16},
+        "batch_size": 4,
+        "grad_accumulation_steps": 2,
+        "epochs": 2,
+        "lr_schedule": {"name": "cosine_with_restarts", "warmup_ratio": 0.1, "cycles": 2},
+    },
+}
+MACHINE = Machine("Linux", "a processor", 2, 24 * 10**9, "3.11.7")
+
+
+def stats_of(rows: int = 425, **train: Any) -> dict[str, Any]:
+    split = {
+        "rows": rows,
+        "length_quantiles": {"p5": 55, "p50": 92, "p95": 154, "max": 205},
+        "longest_kept": 205,
+        "stop_trained_rows": rows,
+        "thinking_rows": 0,
+        "toolless_rows": 0,
+    }
+    return {
+        "splits": {"train": split | train, "valid": split | {"rows": 40}},
+        "coverage": {"256": 1.0, "512": 1.0, "1024": 1.0, "2048": 1.0, "4096": 1.0},
+        "overlap_rows": 0,
+        "overlap_lines": [],
+    }
+
+
+def quickstart(**changes: Any) -> PreflightInput:
+    facts = PreflightInput(
+        recipe=Recipe.model_validate(QUICKSTART),
+        data_stats=stats_of(),
+        model_config=SMOLLM2_135M,
+        model_bytes=90_000_000,
+        machine=MACHINE,
+        free_disk_bytes=50 * 10**9,
+    )
+    return replace(facts, **changes)
+
+
+def with_recipe(facts: PreflightInput, section: str, **values: Any) -> PreflightInput:
+    changed = facts.recipe.model_dump()
+    changed[section] |= values
+    return replace(facts, recipe=Recipe.model_validate(changed))
+
+
+def finding_of(check: str, facts: PreflightInput) -> Finding:
+    (found,) = [finding for finding in run_checks(facts) if finding.check == check]
+    return found
+
+
+def collapsed_run() -> PreflightInput:
+    lora = {"rank": 64, "alpha": 128, "keys": SEVEN_MODULES}
+    facts = quickstart(model_config=QWEN3_8B, data_stats=stats_of(568))
+    return with_recipe(facts, "train", num_layers=-1, lora_parameters=lora)
+
+
+def test_the_quickstart_has_nothing_to_complain_of() -> None:
+    findings = run_checks(quickstart())
+    assert [finding.check for finding in findings if finding.level != "ok"] == []
+    assert all(finding.measured and finding.limit and not finding.fix for finding in findings)
+    raise_on_fail(findings)
+
+
+def test_every_check_has_its_own_name() -> None:
+    names = [finding.check for finding in run_checks(quickstart())]
+    assert len(set(names)) == len(CHECKS)
+    assert names == [check.__name__ for check in CHECKS]
+
+
+def test_findings_are_json() -> None:
+    value = findings_json(run_checks(collapsed_run()))
+    assert json.loads(json.dumps(value)) == value
+    assert value["schema"] == 1
+    for finding in value["findings"]:
+        assert set(finding) == {"check", "level", "measured", "limit", "fix"}
+
+
+def test_the_run_that_collapsed_is_stopped_with_its_figures() -> None:
+    finding = finding_of("capacity", collapsed_run())
+    assert finding.level == "fail"
+    # 36 layers x 64 x (inputs + outputs of the seven matrices), to 568 rows
+    assert "174,587,904 trainable parameters for 568 rows, 307,373 a row" in finding.measured
+    assert "6.1 times too many" in finding.measured
+    assert finding.limit == "50,000 trainable parameters a row"
+    assert "rank 10" in finding.fix
+    assert "num_layers 5" in finding.fix
+    assert "3,492 rows" in finding.fix
+
+
+def test_what_capacity_advises_passes_and_a_little_more_does_not() -> None:
+    facts = collapsed_run()
+    train = facts.recipe.train
+
+    def level(layers: int, rank: int, rows: int) -> str:
+        lora = train.lora_parameters.model_dump() | {"rank": rank}
+        changed = with_recipe(facts, "train", num_layers=layers, lora_parameters=lora)
+        return finding_of("capacity", replace(changed, data_stats=stats_of(rows))).level
+
+    assert [level(-1, 10, 568), level(-1, 11, 568)] == ["ok", "fail"]
+    assert [level(5, 64, 568), level(6, 64, 568)] == ["ok", "fail"]
+    assert [level(-1, 64, 3_492), level(-1, 64, 3_491)] == ["ok", "fail"]
+
+
+def test_a_handful_of_rows_is_told_how_many_it_takes() -> None:
+    lora = {"rank": 1, "alpha": 2, "keys": SEVEN_MODULES}
+    facts = with_recipe(collapsed_run(), "train", lora_parameters=lora)
+    finding = finding_of("capacity", replace(facts, data_stats=stats_of(1)))
+    assert finding.level == "fail"
+    assert "rank" not in finding.fix and "55 rows" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("check", "section", "values", "said"),
+    [
+        ("num_layers", "train", {"num_layers": 31}, "at most 30, or -1"),
+        ("batch_size", "train", {"batch_size": 426}, "at most 425"),
+        (
+            "lora_keys",
+            "train",
+            {"lora_parameters": {"keys": ["self_attn.q_porj", "mlp.up_proj"], "scale": 2.0}},
+            "did you mean self_attn.q_proj? ",
+        ),
+        ("schedule", "train", {"lr_schedule": {"warmup_steps": 107}}, "shorten the schedule"),
+        (
+            "schedule",
+            "train",
+            {"lr_schedule": {"name": "linear", "warmup_steps": 7, "decay_steps": 101}},
+            "shorten the schedule",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_fail(
+    check: str, section: str, values: dict[str, Any], said: str
+) -> None:
+    finding = finding_of(check, with_recipe(quickstart(), section, **values))
+    assert finding.level == "fail"
+    assert said in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("check", "values"),
+    [
+        ("num_layers", {"num_layers": 30}),
+        ("num_layers", {"num_layers": -1}),
+        ("batch_size", {"batch_size": 425}),
+        ("lora_keys", {"lora_parameters": {"keys": ["mlp.up_proj"], "scale": 2.0}}),
+        ("schedule", {"lr_schedule": {"warmup_steps": 106}}),
+        ("schedule", {"lr_schedule": {"name": "linear", "warmup_steps": 7, "decay_steps": 100}}),
+    ],
+)
+def test_recipes_that_just_fit_pass(check: str, values: dict[str, Any]) -> None:
+    assert finding_of(check, with_recipe(quickstart(), "train", **values)).level == "ok"
+
+
+def test_an_unfinished_schedule_may_be_allowed() -> None:
+    schedule = {"name": "linear", "decay_steps": 1000, "allow_unfinished": True}
+    facts = with_recipe(quickstart(), "train", lr_schedule=schedule)
+    assert finding_of("schedule", facts).level == "warn"
+
+
+def test_a_key_that_only_untouched_layers_have_fails() -> None:
+    experts = {
+        **{key: value for key, value in QWEN3_8B.items() if key != "model_type"},
+        "model_type": "qwen3_moe",
+        "num_experts": 8,
+        "moe_intermediate_size": 768,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(range(30)),
+    }
+    facts = with_recipe(
+        quickstart(model_config=experts),
+        "train",
+        num_layers=4,
+        lora_parameters={"keys": ["mlp.up_proj"], "scale": 2.0},
+    )
+    assert finding_of("lora_keys", facts).level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("check", "train", "level"),
+    [
+        ("stop_token", {"stop_trained_rows": 424}, "warn"),
+        ("stop_token", {"stop_trained_rows": 0}, "fail"),
+        ("thinking", {"thinking_rows": 3}, "warn"),
+        ("tools", {"toolless_rows": 3}, "warn"),
+    ],
+)
+def test_rows_that_teach_something_else(check: str, train: dict[str, int], level: str) -> None:
+    assert finding_of(check, quickstart(data_stats=stats_of(**train))).level == level
+
+
+def test_thinking_without_thoughts_warns_and_with_them_passes() -> None:
+    facts = with_recipe(quickstart(), "chat", enable_thinking=True)
+    assert finding_of("thinking", facts).level == "warn"
+    thinking = replace(facts, data_stats=stats_of(thinking_rows=400))
+    assert finding_of("thinking", thinking).level == "ok"
+
+
+@pytest.mark.parametrize(("rows", "level"), [(0, "fail"), (9, "warn"), (10, "ok")])
+def test_validation_rows(rows: int, level: str) -> None:
+    stats = stats_of()
+    stats["splits"]["valid"]["rows"] = rows
+    assert finding_of("validation", quickstart(data_stats=stats)).level == level
+
+
+def test_overlap_names_the_lines() -> None:
+    stats = stats_of() | {"overlap_rows": 2, "overlap_lines": [[3, 7], [9, 8]]}
+    finding = finding_of("overlap", quickstart(data_stats=stats))
+    assert finding.level == "warn"
+    assert finding.fix.endswith("7, 8")
+
+
+def test_coverage_advises_the_shortest_length_that_is_enough() -> None:
+    shares = {"256": 0.5, "512": 0.9, "1024": 0.964, "2048": 1.0, "4096": 1.0}
+    finding = finding_of("coverage", quickstart(data_stats=stats_of() | {"coverage": shares}))
+    assert finding.level == "warn"
+    assert "1,024: 96.4%" in finding.measured
+    assert "max_seq_length to 1024" in finding.fix
+
+
+def test_coverage_beyond_the_round_lengths_advises_the_longest_row() -> None:
+    stats = stats_of() | {"coverage": {"512": 0.1, "4096": 0.5}}
+    finding = finding_of("coverage", quickstart(data_stats=stats))
+    assert "max_seq_length to 205" in finding.fix
+
+
+@pytest.mark.parametrize("system", ["Linux", "Darwin"])
+def test_memory_only_ever_warns_and_says_that_it_is_rough(system: str) -> None:
+    small = replace(MACHINE, system=system, memory_bytes=10**6)
+    finding = finding_of("memory", quickstart(machine=small))
+    assert finding.level == "warn"
+    assert "roughly" in finding.measured
+    assert finding_of("memory", quickstart(machine=replace(MACHINE, system=system))).level == "ok"
+
+
+def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:
+    facts = quickstart()
+    shape = model_shape(facts.model_config)
+    assert shape is not None
+    trainable = trainable_parameters(shape, facts.recipe.train)
+    need = disk_forecast(shape.parameters, trainable, facts.recipe.train, facts.recipe.export)
+    for free, level in ((need.total_bytes - 1, "fail"), (need.total_bytes, "warn"), (10**12, "ok")):
+        assert finding_of("disk", quickstart(free_disk_bytes=free)).level == level
+
+
+def test_an_unknown_architecture_is_a_warning_never_a_guess() -> None:
+    facts = quickstart(model_config={"model_type": "mamba", "num_hidden_layers": 30})
+    levels = {finding.check: finding.level for finding in run_checks(facts)}
+    for check in ("capacity", "lora_keys", "memory"):
+        assert levels[check] == "warn"
+        assert "not computed" in finding_of(check, facts).measured
+    assert levels["num_layers"] == levels["disk"] == "ok"
+    assert finding_of("num_layers", quickstart(model_config={"model_type": "x"})).level == "warn"
+
+
+def test_all_failures_are_raised_at_once_and_warnings_are_not() -> None:
+    facts = with_recipe(quickstart(), "train", num_layers=31, batch_size=500)
+    with pytest.raises(RecipeError) as error:
+        raise_on_fail(run_checks(facts))
+    assert error.value.exit_code == 2
+    where = [fault.where for fault in error.value.faults]
+    assert where == ["check num_layers", "check batch_size"]
+    raise_on_fail([Finding("memory", "warn", "much", "less", "buy more")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "updates"), [(425, 4, 2, 107), (1, 4, 2, 1), (8, 4, 1, 4)]
+)
+def test_partial_batches_and_accumulations_count(
+    rows: int, batch: int, accumulation: int, updates: int
+) -> None:
+    train = TrainRecipe(batch_size=batch, grad_accumulation_steps=accumulation, epochs=2)
+    assert run_updates(train, rows) == updates
+
+
+def test_iterations_given_do_not_depend_on_rows() -> None:
+    train = TrainRecipe(iters=10, grad_accumulation_steps=4)
+    assert {run_updates(train, rows) for rows in (1, 100)} == {3}
+
+
+def test_the_forecast_of_a_known_size() -> None:
+    # 10^9 parameters: 2 bytes each fused; 5 bits and 32 bits to 64 of them quantized
+    need = disk_forecast(10**9, 0, TrainRecipe(), ExportRecipe())
+    assert need.fused_bytes == 2 * 10**9
+    assert need.quantized_bytes == 687_500_000
+    assert need.train_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        ({"quantization": {"bits": 4, "group_size": 32}}, 1_600),
+        ({"torch_dtype": "bfloat16"}, 500),
+        ({"dtype": "float32"}, 250),
+        ({}, 500),
+    ],
+)
+def test_parameters_from_a_files_size(config: dict[str, Any], parameters: int) -> None:
+    assert parameters_from_file(config, 1_000) == parameters
+
+
+def test_more_of_anything_needs_more_memory() -> None:
+    facts = quickstart()
+    shape = model_shape(facts.model_config)
+    assert shape is not None
+    least = rough_training_memory_bytes(facts, shape)
+    for values in ({"batch_size": 8}, {"num_layers": 12}, {"lora_parameters": {"rank": 64}}):
+        more = with_recipe(facts, "train", **values)
+        assert rough_training_memory_bytes(more, shape) > least
+
+
+def test_the_limit_is_the_documented_one() -> None:
+    assert MAX_PARAMETERS_PER_ROW == 50_000
