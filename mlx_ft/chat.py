@@ -214,7 +214,7 @@ class ChatRenderer:
         index: int,
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> tuple[int, int]:
-        """Return [start, stop) of the assistant turn `index` within the whole conversation's ids."""
+        """Return [start, stop) of the assistant turn `index` in the whole conversation's ids."""
         prompt = self.prompt_ids(messages[:index], tools)
         if ids[: len(prompt)] != prompt:
             raise RowRefused(

@@ -100,7 +100,7 @@ def run(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 
     What is finished already is not done again; what was interrupted goes on.
     """
-    _show_result(_advance(recipe, sets, runs_root, "report").run)
+    _show_result(_advance(recipe, sets, runs_root, "eval").run)
 
 
 @cli.command()

@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _content_revision(folder: Path) -> str:
-    """Return a hash of a local folder: its small files by content, weights by header, size, time."""
+    """Return a hash of a local folder: small files by content, weights by header, size, time."""
     parts: list[list[Any]] = []
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         if path.suffix in {".json", ".jinja", ".txt", ".model"}:

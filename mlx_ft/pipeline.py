@@ -1,6 +1,6 @@
 """The stages, in order; what is complete is skipped, what is unfinished is continued.
 
-    data -> preflight -> train -> export -> eval -> report
+    data -> preflight -> train -> export -> eval; then the report, however it ended
 
 Does: find the run folder of a recipe, run each stage whose inputs are not already answered, and
 keep run.json truthful whatever happens. Does not: know how a stage works (`stages.py` joins the
@@ -27,6 +27,8 @@ from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
 from mlx_ft.runs import complete_stage, read_json, run_folder, update_record, write_json
 from mlx_ft.stages import Job
 
+LAST = "eval"
+ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -34,8 +36,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 class Stage:
     """One stage: its name (and folder), what makes it, and what is said when it begins.
 
-    `kept` stages are folders with a manifest; the others are made anew, in no time, when anything
-    before them was.
+    `kept` stages are folders with a manifest; the others are done anew whenever any stage is.
     """
 
     name: str
@@ -50,7 +51,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("train", stages.train, "Training"),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", stages.evaluate, "Evaluation through the chat template"),
-    Stage("report", stages.report, "Report", kept=False),
 )
 
 
@@ -64,8 +64,11 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
     return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
 
 
-def run_pipeline(job: Job, until: str = "report") -> None:
-    """Run the stages up to `until`; errors are recorded in run.json and raised again."""
+def run_pipeline(job: Job, until: str = LAST) -> None:
+    """Run the stages up to `until`, then write the report.
+
+    Whatever stops a stage is recorded in run.json, reported, and raised again.
+    """
     unfinished = _unfinished(job, until)
     if not unfinished:
         return
@@ -79,20 +82,13 @@ def run_pipeline(job: Job, until: str = "report") -> None:
         raise Interrupted(
             Fault(str(job.run), "interrupted", "run the same command again to continue")
         ) from None
-    except Interrupted as error:
-        _end(job, "interrupted", str(error))
-        raise
-    except GateFailed as error:
-        _end(job, "gate_failed", str(error))
-        stages.report(job)
-        raise
     except MlxFtError as error:
-        _end(job, "failed", str(error))
+        _end(job, ENDINGS.get(type(error), "failed"), str(error))
         raise
     except BaseException as error:
         _end(job, "failed", f"{type(error).__name__}: {error}")
         raise
-    _end(job, "done" if until == "report" else "stopped", f"finished up to {until}")
+    _end(job, "done" if until == LAST else "stopped", None)
 
 
 def _unfinished(job: Job, until: str) -> list[Stage]:
@@ -100,9 +96,8 @@ def _unfinished(job: Job, until: str) -> list[Stage]:
     names = [stage.name for stage in STAGES]
     wanted = STAGES[: names.index(until) + 1]
     missing = {s.name for s in wanted if s.kept and not is_complete(job, s.name)}
-    if not missing:
-        finished = _status(job) == "done" or until != "report"
-        return [] if finished else [STAGES[-1]]
+    if not missing and (until != LAST or _status(job) == "done"):
+        return []
     return [stage for stage in wanted if not stage.kept or stage.name in missing]
 
 
@@ -139,11 +134,13 @@ def _begin(job: Job) -> None:
         )
 
 
-def _end(job: Job, status: str, reason: str) -> None:
+def _end(job: Job, status: str, reason: str | None) -> None:
+    """Record how the run ended, and report it; neither may hide the error that ended it."""
     try:
         update_record(job.run, status=status, exit_reason=reason)
-    except OSError as error:  # the disk may be what failed; the first error is the one to show
-        job.console.say(f"{job.run}: run.json could not be written ({error.strerror})")
+        stages.report(job)
+    except (OSError, MlxFtError) as error:
+        job.console.say(f"{job.run}: the end of the run could not be recorded ({error})", "red")
 
 
 def _run_stage(job: Job, stage: Stage) -> None:

@@ -265,8 +265,10 @@ def yaml_text(value: Any) -> str:
         # YAML 1.1 readers take 1e-05 for text.
         mantissa, exponent, power = repr(value).partition("e")
         return f"{mantissa}{'.0' if exponent and '.' not in mantissa else ''}{exponent}{power}"
-    if not isinstance(value, str):
+    if value is None or isinstance(value, bool):
         return shown(value)
+    if isinstance(value, int):
+        return str(value)
     if PLAIN.fullmatch(value) and read_yaml(value, "").value == value:
         return value
     quoted = json.dumps(value, ensure_ascii=False)

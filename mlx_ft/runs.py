@@ -87,7 +87,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Only a newline ends a line: a text may hold U+2028, where str.splitlines would cut.
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if not line.strip():
+            continue
         try:
             rows.append(json.loads(line))
         except ValueError:

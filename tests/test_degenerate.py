@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.degenerate import (
@@ -49,6 +49,8 @@ FINE = {
     ),
     "deep indentation": "\n".join(" " * (4 * n) + f"if x{n}:" for n in range(40)),
     "laughter": "Ha ha ha ha ha, very funny!",
+    "seven words": "no " * 7,
+    "five phrases": "let it be " * 5,
     "chorus": "Row, row, row your boat, gently down the stream. " * 3,
     "hesitation": "Hmmmmmmm... sooooooo, let me see!!!!!",
     "spaces": "a" + " " * 400 + "b",
@@ -100,6 +102,7 @@ def loops(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return block, (block * (copies + 1))[len(block) - extra :]
 
 
+@settings(deadline=None)
 @given(loops(), st.lists(st.integers(0, 50_000), max_size=40))
 def test_a_loop_at_the_end_is_found_whatever_stands_before_it(
     loop: tuple[list[int], list[int]], before: list[int]
@@ -114,6 +117,7 @@ def test_a_loop_at_the_end_is_found_whatever_stands_before_it(
     assert degenerate_reason("some text", before + tail) is not None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=200))
 def test_token_loop_agrees_with_the_definition(ids: list[int]) -> None:
     def covered(period: int) -> int:
@@ -129,6 +133,7 @@ def test_token_loop_agrees_with_the_definition(ids: list[int]) -> None:
     assert (token_loop(ids) is not None) == expected
 
 
+@settings(deadline=None)
 @given(st.permutations(range(300)))
 def test_tokens_that_never_repeat_are_no_loop(ids: list[int]) -> None:
     assert token_loop(ids) is None
@@ -139,16 +144,21 @@ def test_a_finished_structure_is_no_loop() -> None:
     assert token_loop(row * 20) is not None
     assert token_loop([*row * 20, 11]) is None
     assert token_loop(row * 11) is None, "44 tokens are too few to tell"
+    assert token_loop([*range(60)] * 2) is None, "said twice is not a loop"
+    assert token_loop([*range(60)] * 3) == (60, 180)
+    assert token_loop([*range(MAX_PERIOD_TOKENS + 1)] * 4) is None
 
 
 WORDS = st.text(alphabet="abcdefghijklmnopqrstuvwxyzäöüß", min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, unique=True, min_size=1, max_size=40))
 def test_different_words_are_never_degenerate(words: list[str]) -> None:
     assert degenerate_reason(" ".join(words), None) is None
 
 
+@settings(deadline=None)
 @given(
     st.lists(WORDS, unique=True, min_size=1, max_size=6),
     st.text(max_size=60),
@@ -159,6 +169,7 @@ def test_a_phrase_said_often_is_found_anywhere(phrase: list[str], before: str, a
     assert degenerate_reason(f"{before} {looped} {after}", None) is not None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400), st.none() | st.lists(st.integers(0, 9), max_size=300))
 def test_any_text_gets_an_answer(text: str, ids: list[int] | None) -> None:
     reason = degenerate_reason(text, ids)

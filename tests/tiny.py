@@ -57,3 +57,75 @@ def write_tiny_tokenizer(folder: Path) -> Path:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+TINY_CONFIGS = {
+    "llama": {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 320,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 320,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 512,
+    },
+}
+
+
+def write_tiny_model(
+    folder: Path, model_type: str = "llama", *, bits: int | None = 4, layers: int = 2, seed: int = 0
+) -> Path:
+    """Write a complete random model folder, quantized in groups of 32 unless `bits` is None."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    write_tiny_tokenizer(folder)
+    config = TINY_CONFIGS[model_type] | {"num_hidden_layers": layers}
+    model_class, arguments_class = _get_classes(config)
+    mx.random.seed(seed)
+    model = model_class(arguments_class.from_dict(config))
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+        config["quantization"] = {"group_size": 32, "bits": bits}
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def write_rows(folder: Path, train: int = 24, valid: int = 6) -> Path:
+    """Write train.jsonl and valid.jsonl with chat rows of mixed length into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = "quick brown fox jumps over lazy dog files tests tools Paris France hello".split()
+    for name, count, offset in (("train", train, 0), ("valid", valid, 1000)):
+        lines = []
+        for index in range(offset, offset + count):
+            question = " ".join(words[(index * 7 + k) % len(words)] for k in range(2 + index % 9))
+            answer = " ".join(words[(index * 5 + k) % len(words)] for k in range(1 + index % 5))
+            messages = [
+                {"role": "user", "content": f"{question} {index}"},
+                {"role": "assistant", "content": answer},
+            ]
+            lines.append(json.dumps({"messages": messages, "category": words[index % 3]}))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

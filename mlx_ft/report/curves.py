@@ -158,7 +158,8 @@ def length_histogram(split: Mapping[str, Any]) -> str | None:
         for quantile, style in (("p50", "-"), ("p95", "--")):
             value = quantiles.get(quantile)
             if is_number(value):
-                label = {"p50": "median", "p95": "95 % are shorter"}[quantile] + f": {value:,.0f}"
+                words = {"p50": "median", "p95": "95 % fit in"}[quantile]
+                label = f"{words} {value:,.0f}"
                 axes.axvline(value, color=INK, linewidth=1.2, linestyle=style, label=label)
         axes.set_xlim(min(0, edges[0]), edges[-1])
         axes.set_xlabel("tokens in a row")

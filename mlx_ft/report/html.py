@@ -176,6 +176,7 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     split = (data.get("splits") or {}).get("train") or {}
     return {
         "tables": tables.data_tables(data),
+        "overlap_rows": data.get("overlap_rows"),
         "lengths": _picture(curves.length_histogram(split)),
     }
 

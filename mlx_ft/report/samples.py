@@ -39,8 +39,8 @@ class Answer:
     def remark(self) -> str:
         """Why it did not pass, and whether it was cut off."""
         parts = [] if self.passed else [self.reason]
-        if self.finish_reason == "length":
-            parts.append("stopped at the length limit")
+        endings = {"length": "stopped at the length limit", "stop_text": "ended by a stop text"}
+        parts.append(endings.get(self.finish_reason, ""))
         return "; ".join(part for part in parts if part)
 
 

@@ -21,18 +21,19 @@ SCHEMA = 1
 SCHEMA_KEYS: dict[str, str] = {
     "schema": "Version of this document; 1.",
     "run": "Name of the run: recipe name and 8 hex digits.",
-    "status": "`running`, `done`, `failed`, `gate_failed` or `interrupted`, as last recorded.",
+    "status": "`running`, `done`, `failed`, `gate_failed`, `interrupted` or `stopped` (after the "
+    "stage that was asked for), as last recorded.",
     "recipe.file": "The recipe's file, as it was named.",
     "recipe.values": "The resolved recipe: every key with its value.",
     "recipe.origins": "Dotted key -> where its value came from: file and line, `--set`, `default` "
     "or `derived`.",
     "model.name": "The model as the recipe names it.",
     "model.path": "The folder that it was loaded from.",
-    "model.revision": "The commit, where the model has one.",
-    "model.source": "Where it came from: built-in, Hub or local folder.",
+    "model.revision": "The commit (Hub) or a hash of the content (the others).",
+    "model.source": "Where it came from: `builtin`, `hub` or `local`.",
+    "model.size_bytes": "Size of its weights on disk.",
     "model.model_type": "Architecture, as in the model's config.json.",
-    "model.family": "Model family.",
-    "model.license": "License, as the model states it.",
+    "model.quantization": "The weights' quantization, as in config.json; null: none.",
     "data.splits.<split>": "A split: `rows` (kept), `dropped_overlong`, `tokens`, "
     "`trained_tokens`, `trained_share` (of tokens), `turns`.",
     "data.splits.<split>.length_quantiles": "Row lengths in tokens: `p5`, `p50`, `p95`, `max`.",
@@ -40,6 +41,10 @@ SCHEMA_KEYS: dict[str, str] = {
     "data.splits.<split>.categories": "Category -> rows.",
     "data.splits.<split>.sources": "Files read: `path` and `sha256`.",
     "data.coverage": "Length in tokens -> share of the rows that fit in it.",
+    "data.schema": "Version of the data stage's statistics; 1.",
+    "data.max_seq_length": "Longest row in tokens that was allowed.",
+    "data.overlap_rows": "Validation rows that are training rows too, token for token.",
+    "data.overlap_lines": "The first of them: pairs of line numbers (train, valid).",
     "preflight.counts": "Level -> number of findings.",
     "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
     "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
@@ -51,23 +56,25 @@ SCHEMA_KEYS: dict[str, str] = {
     "export.checks": "What was verified: `check`, `measured`, `limit`, `ok`.",
     "export.fused": "The fused model: `path` in export/, `bytes`.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
+    "export.peak_memory_bytes": "Peak memory of the stage.",
     "eval.<suite>.<column>.mean": "Mean score, 0 to 1. Columns: base, adapter, fused, quantized.",
     "eval.<suite>.<column>.n": "Number of samples.",
+    "eval.<suite>.<column>.passed": "Number of samples with the full score.",
     "eval.<suite>.<column>.low": "Lower end of the mean's 95 % interval.",
     "eval.<suite>.<column>.high": "Upper end of the mean's 95 % interval.",
     "eval.<suite>.<column>.by_category": "Category -> `mean`, `n`, `low`, `high`.",
     "eval.<suite>.<column>.failures": "Kind of wrong output -> number of samples.",
     "timings.created": "Start of the run, seconds since 1970.",
     "timings.updated": "Last change of run.json, seconds since 1970.",
-    "timings.exit_reason": "Why the run ended, when it did not end well.",
-    "timings.total_seconds": "Sum of the stages' recorded seconds.",
+    "timings.exit_reason": "Why the run ended.",
+    "timings.total_seconds": "Sum of the stages' recorded seconds; making the report is no stage.",
     "timings.stages.<stage>.state": "`complete`, `changed` (a file differs from the manifest), "
     "`unfinished` or null.",
     "timings.stages.<stage>.seconds": "Time the stage took.",
     "timings.stages.<stage>.peak_memory_bytes": "Peak memory of the stage.",
     "timings.stages.<stage>.reused": "Whether an earlier result was taken over.",
-    "environment": "Versions (`mlx_ft`, `mlx`, `mlx_lm`, `python`), machine (`platform`, "
-    "`machine`, `memory_bytes`, `blas`, `device`), source (`commit`, `dirty`).",
+    "environment": "Versions (`mlx_ft`, `mlx`, `mlx_lm`, `python` and more), machine (`platform`, "
+    "`machine`, `cores`, `memory_bytes`, `blas`, `device`), source (`commit`, `dirty`).",
 }
 
 
@@ -166,6 +173,8 @@ def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     recorded = _object(record.get("stages")) or {}
     stages = {}
     for stage in dict.fromkeys((*STAGES, *recorded)):
+        if stage == "report":
+            continue  # recorded after the report was written, which would differ the next time
         entry = _object(recorded.get(stage)) or {}
         keys = ("seconds", "peak_memory_bytes", "reused")
         stages[stage] = {

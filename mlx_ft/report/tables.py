@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_ft.mlx_lm_keys import MLX_LM_DEFAULT
+from mlx_ft.recipe_loading import DEFAULT, DERIVED, SET
 from mlx_ft.report import quantities as q
 from mlx_ft.report.samples import written
 from mlx_ft.report.verdict import is_report, ordered_columns
 
+ASSUMED = (DEFAULT, DERIVED, MLX_LM_DEFAULT)
 TONES = {"ok": "ok", "warn": "warn", "fail": "fail", True: "ok", False: "fail"}
 
 
@@ -123,8 +126,9 @@ def recipe_tables(recipe: Mapping[str, Any]) -> tuple[Table, Table]:
     assumed: list[tuple[str, ...]] = []
     for key in flattened(values, origins):
         origin = str(origins.get(key, "not recorded"))
-        row = (key, setting_text(setting(values, key)), origin)
-        (assumed if origin in ("default", "derived") else asked).append(row)
+        place = origin.replace(f"{recipe['file']}:", "line ", 1)
+        row = (key, setting_text(setting(values, key)), place)
+        (assumed if origin in ASSUMED else asked).append(row)
     head = ("key", "value", "from")
     return (
         table(f"Given by {recipe['file'] or 'the recipe'} or on the command line", head, asked),
@@ -150,7 +154,7 @@ def reproduce_commands(document: Mapping[str, Any]) -> list[str]:
         return []
     words = ["mlx-ft", "run", str(recipe["file"])]
     for key in flattened(recipe["values"], recipe["origins"]):
-        if recipe["origins"].get(key) == "--set":
+        if recipe["origins"].get(key) == SET:
             value = setting(recipe["values"], key)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             words += ["--set", f"{key}={text}"]
@@ -308,7 +312,7 @@ def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _steps(info: Mapping[str, Any]) -> str:
     epochs = info.get("epochs")
-    passes = f", {q.plural(epochs, 'epoch')}" if epochs is not None else ""
+    passes = f", {epochs:.3g} epochs" if q.is_number(epochs) else ""
     updates = q.plural(info.get("updates"), "optimizer update")
     return f"{q.count(info.get('iterations'))} ({updates}{passes})"
 
@@ -339,8 +343,9 @@ def stage_table(timings: Mapping[str, Any]) -> Table:
 def environment_table(document: Mapping[str, Any]) -> Table:
     """Return model, versions and machine."""
     model, environment = document["model"] or {}, document["environment"] or {}
-    rows = [(f"model: {key}", setting_text(value)) for key, value in model.items()]
-    for key, value in environment.items():
-        text = q.size(value) if key.endswith("_bytes") else setting_text(value)
-        rows.append((key.removesuffix("_bytes"), text))
+    named = [(f"model: {key}", value) for key, value in model.items()] + list(environment.items())
+    rows = [
+        (key.removesuffix("_bytes"), (q.size if key.endswith("_bytes") else setting_text)(value))
+        for key, value in named
+    ]
     return table("Model, versions and machine", ("what", "value"), rows)

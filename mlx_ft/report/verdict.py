@@ -18,6 +18,7 @@ TITLES = {
     "gate_failed": ("Stopped by a gate", "fail"),
     "failed": ("Failed", "fail"),
     "interrupted": ("Interrupted", "warn"),
+    "stopped": ("Ended early, as asked", "warn"),
     "running": ("Running, as last recorded", "warn"),
 }
 ABSENCE = {
@@ -25,6 +26,7 @@ ABSENCE = {
     "gate_failed": "the run was stopped before it",
     "failed": "the run failed before it was finished",
     "interrupted": "the run was interrupted before it was finished",
+    "stopped": "the run was asked to end before it",
     "running": "not finished yet",
 }
 
@@ -43,7 +45,8 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
     status = str(document["status"])
     title, tone = TITLES.get(status, ("Status not recorded", "warn"))
     reason = document["timings"]["exit_reason"]
-    parts = [one_line(str(reason), 400)] if reason else []
+    told = reason and status not in ("done", "running") and reason != status
+    parts = [one_line(str(reason), 400)] if told else []
     scores = score_changes(document)
     if scores:
         parts.append(scores)
@@ -103,6 +106,7 @@ def next_step(document: Mapping[str, Any], folder: str) -> str:
         "gate_failed": f"read what was measured in {folder}/report.html, then change the recipe",
         "failed": "remove the cause, then give the same command again; finished stages are kept",
         "interrupted": "give the same command again; it continues with the unfinished stage",
+        "stopped": "give the recipe to `mlx-ft run`; it continues with the next stage",
         "running": f"look again: mlx-ft show {folder}",
     }
     return steps.get(str(document["status"]), f"look again: mlx-ft show {folder}")

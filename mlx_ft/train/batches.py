@@ -47,7 +47,7 @@ def batches_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def total_iterations(rows: int, batch_size: int, epochs: int | None, iters: int | None) -> int:
-    """Return the number of mini-batches of a run: `iters`, or `epochs` (2 when neither is given)."""
+    """Return a run's number of mini-batches: `iters`, or `epochs` (2 when neither is given)."""
     if iters is not None:
         return iters
     return batches_per_epoch(rows, batch_size) * (2 if epochs is None else epochs)

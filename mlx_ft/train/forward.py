@@ -55,7 +55,7 @@ class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
 
 
 class SplitForward:
-    """The split of models shaped like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`."""
+    """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`."""
 
     def __init__(self, model: nn.Module, frozen_layers: int) -> None:
         inner = model.model

@@ -115,7 +115,8 @@ class _Metrics:
     """metrics.jsonl, one flushed line each; a resumed run drops lines after its checkpoint."""
 
     def __init__(self, file: Path, upto_iteration: int) -> None:
-        kept = [m for m in read_json_lines(file) if m["iteration"] <= upto_iteration]
+        old = read_json_lines(file) if upto_iteration else []
+        kept = [metric for metric in old if metric["iteration"] <= upto_iteration]
         with file.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(metric) + "\n" for metric in kept)
         self.lines: list[Metric] = kept

@@ -41,7 +41,7 @@ def write_run(folder: Path, ended: str = "done", said: str | None = None) -> Pat
         write_train(run / "train.tmp", iterations=90, sealed=False, said=said)
         with (run / "train.tmp" / "metrics.jsonl").open("a") as stream:
             stream.write('{"kind": "train", "iterat')
-        write_record(run, ended, {name: stages[name] for name in ("data", "preflight")}, "Ctrl-C")
+        write_record(run, ended, {name: stages[name] for name in ("data", "preflight")}, ended)
         return run
     degenerate = "the same 4 words 31 times" if ended == "gate_failed" else None
     write_train(run / "train", iterations=240, sealed=True, said=said, degenerate=degenerate)
@@ -51,7 +51,7 @@ def write_run(folder: Path, ended: str = "done", said: str | None = None) -> Pat
         return run
     write_export(run)
     write_eval(run, said)
-    write_record(run, ended, stages, None)
+    write_record(run, ended, stages, "finished up to report")
     return run
 
 
@@ -71,20 +71,20 @@ def write_recipe(run: Path) -> None:
         "eval": {"suites": ["evals/code_mode.yaml", "evals/keep_talking.yaml"]},
     }
     origins = {
-        "name": "file:line 1",
-        "model": "file:line 2",
+        "name": "recipes/quickstart.yaml:1",
+        "model": "recipes/quickstart.yaml:2",
         "revision": "default",
-        "data.path": "file:line 3",
-        "data.max_seq_length": "file:line 4",
+        "data.path": "recipes/quickstart.yaml:3",
+        "data.max_seq_length": "recipes/quickstart.yaml:4",
         "data.mask_prompt": "default",
-        "train.num_layers": "file:line 7",
+        "train.num_layers": "recipes/quickstart.yaml:7",
         "train.lora_parameters.rank": "default",
         "train.lora_parameters.alpha": "derived",
         "train.lora_parameters.keys": "default",
-        "train.learning_rate": "file:line 9",
-        "train.optimizer_config": "file:line 10",
+        "train.learning_rate": "recipes/quickstart.yaml:9",
+        "train.optimizer_config": "recipes/quickstart.yaml:10",
         "train.seed": "--set",
-        "eval.suites": "file:line 12",
+        "eval.suites": "recipes/quickstart.yaml:12",
     }
     value = {"recipe": recipe, "origins": origins, "file": "recipes/quickstart.yaml"}
     write_json(run / "recipe.json", value)
@@ -102,20 +102,21 @@ def write_record(run: Path, status: str, seconds: dict[str, float], reason: str 
         "python": "3.11.7",
         "platform": "Linux-6.1-x86_64",
         "machine": "x86_64",
+        "cores": 2,
         "commit": "3f2c1e0d9b8a7f6e5d4c3b2a19080706f5e4d3c2",
         "dirty": True,
         "memory_bytes": 25_769_803_776,
         "blas": "OpenBLAS 0.3.33",
-        "device": "cpu",
+        "device": "CPU with OpenBLAS 0.3.33",
     }
     model = {
         "name": "smollm2-135m-instruct",
         "path": "/home/someone/.cache/mlx-ft/models/smollm2-135m-instruct",
-        "revision": None,
-        "source": "built-in",
+        "revision": "5c" * 20,
+        "source": "builtin",
+        "size_bytes": 96_300_000,
         "model_type": "llama",
-        "family": "smollm2",
-        "license": "Apache-2.0",
+        "quantization": {"group_size": 32, "bits": 4},
     }
     record = {
         "schema": 1,
@@ -135,7 +136,8 @@ def write_data(run: Path) -> None:
     splits = {name: _split(name, rows) for name, rows in (("train", 420), ("valid", 48))}
     (run / "data").mkdir()
     coverage = {"128": 0.964, "256": 0.998, "512": 1.0}
-    write_json(run / "data" / "stats.json", {"splits": splits, "coverage": coverage})
+    stats = {"schema": 1, "max_seq_length": 512, "splits": splits, "coverage": coverage}
+    write_json(run / "data" / "stats.json", {**stats, "overlap_rows": 0, "overlap_lines": []})
     seal(run / "data", "data", "inputs", {"rows": 468})
 
 
@@ -233,7 +235,7 @@ def write_train(
         "total_parameters": 135_737_472,
         "iterations": 240,
         "updates": 120,
-        "epochs": 2,
+        "epochs": 2.0,
         "final_train_loss": 0.0412,
         "final_validation_loss": 0.0623,
         "first_validation_loss": 2.7411,
@@ -263,6 +265,7 @@ def write_export(run: Path) -> None:
         ],
         "fused": {"path": "fused-f16", "bytes": 271_000_000},
         "quantized": {"path": "q5", "bytes": 93_400_000, "bits": 5, "group_size": 64},
+        "peak_memory_bytes": 700_000_000,
     }
     seal(run / "export", "export", "inputs", info)
 
@@ -331,6 +334,7 @@ def _result(rows: list[dict[str, Any]]) -> dict[str, Any]:
         **_mean(rows),
         "by_category": {name: _mean(entries) for name, entries in by_category.items()},
         "failures": failures,
+        "passed": sum(row["score"] == 1 for row in rows),
     }
 
 

@@ -17,6 +17,7 @@ import pytest
 from mlx_ft.errors import RunError
 from mlx_ft.report.html import report_html, write_report
 from mlx_ft.report.text import clean
+from mlx_ft.runs import update_record
 
 from .synthetic import COLUMNS, HOSTILE, TOKEN
 
@@ -121,6 +122,13 @@ def test_the_same_artifacts_elsewhere_give_the_same_bytes(
     assert write_report(run).read_bytes() == write_report(copy).read_bytes()
 
 
+def test_recording_that_the_report_was_made_does_not_change_it(make_run: MakeRun) -> None:
+    run = make_run("failed")
+    before = report_html(run)
+    update_record(run, stages={"report": {"seconds": 1.5, "peak_memory_bytes": 1, "reused": False}})
+    assert report_html(run) == before
+
+
 def test_another_process_without_mlx_gives_the_same_bytes(make_run: MakeRun) -> None:
     run = make_run()
     code = (
@@ -164,7 +172,7 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
     for evidence in (
         "code_mode 0.00 → 0.96, keep_talking 0.97 → 0.94 (base to quantized)",
         "0.82\N{EN DASH}0.99",
-        "train.learning_rate 4e-4 file:line 9",
+        "train.learning_rate 4e-4 line 9",
         "5 default or derived values",
         "1,222,656 of 135,737,472 (0.9 %)",
         "frozen layers run once a row",
@@ -172,7 +180,9 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
         "every layer has 5 bits ok 211 of 211",
         "93.4 MB",
         "validation size warn 48 rows",
+        "Validation rows that are training rows too, token for token: 0.",
         "OpenBLAS 0.3.33",
+        "model: size 96.3 MB",
         "git checkout 3f2c1e0d9b8a7f6e5d4c3b2a19080706f5e4d3c2",
         "mlx-ft run recipes/quickstart.yaml --set train.seed=1",
         "had uncommitted changes",

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_ft.report.summary import run_document
 from mlx_ft.report.terminal import result_lines
+from mlx_ft.runs import update_record
 
 from .synthetic import HOSTILE, TOKEN
 
@@ -58,6 +59,14 @@ def test_other_endings_say_why_and_do_not_invent_results(
     assert "No evaluation: " in text
     assert "No exported model: " in text
     assert "mlx-ft chat" not in text
+
+
+def test_a_run_that_was_asked_to_end_early_says_how_to_go_on(make_run: MakeRun) -> None:
+    run = make_run("gate_failed")
+    update_record(run, status="stopped", exit_reason="finished up to train")
+    text = result_lines(run_document(run), run)
+    assert "Ended early, as asked\n  finished up to train" in text
+    assert "No exported model: the run was asked to end before it." in text
 
 
 def test_hostile_names_cannot_steer_the_terminal(make_run: MakeRun) -> None:

@@ -1,0 +1,35 @@
+"""Every test has a private home and no network; the versions that matter head the output."""
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+# Test processes run side by side, on tiny models: BLAS threads that wait for each other cost far
+# more than they bring. Set before OpenBLAS is loaded, and inherited by every subprocess.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from mlx_ft import BLAS
+from mlx_ft.cache import CACHE_HOME_VARIABLE, cache_home
+
+# The user's own cache, looked up before any test hides it: the built-in model is fetched once.
+REAL_CACHE_HOME = cache_home()
+
+
+def pytest_report_header() -> str:
+    versions = [f"{name} {metadata.version(name)}" for name in ("mlx", "mlx-lm", "transformers")]
+    return ", ".join([*versions, BLAS.name])
+
+
+@pytest.fixture(autouse=True)
+def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_HOME_VARIABLE, str(tmp_path / "mlx-ft-home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def builtin_model() -> Path:
+    from mlx_ft.builtin_models import ensure_builtin
+
+    return ensure_builtin("smollm2-135m-instruct", REAL_CACHE_HOME, print)

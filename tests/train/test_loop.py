@@ -1,0 +1,174 @@
+"""A run is exact: batching, accumulation, interruption and validation do not change the result."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_ft.errors import GateFailed, Interrupted, RecipeError
+from mlx_ft.train.checkpoints import complete_checkpoints
+from mlx_ft.train.loop import Metric, TrainingJob, build_optimizer, train
+from tests.train.conftest import MakeJob, listener, random_rows
+
+
+def adapter_of(job: TrainingJob) -> dict[str, np.ndarray]:
+    return {n: np.array(a) for n, a in tree_flatten(job.model.trainable_parameters())}
+
+
+def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        difference = np.abs(one[name] - other[name]).max()
+        assert one[name].tobytes() == other[name].tobytes(), f"{name} differs by {difference}"
+
+
+def optimizer_of(job: TrainingJob) -> dict[str, np.ndarray]:
+    newest = complete_checkpoints(job.folder / "checkpoints", "inputs")[-1]
+    return {n: np.array(a) for n, a in mx.load(str(newest / "optimizer.safetensors")).items()}
+
+
+def test_training_learns(make_job: MakeJob) -> None:
+    metrics: list[Metric] = []
+    job = make_job(iterations=80, batch_size=4)
+    result = train(job, listener(metrics))
+    losses = [m["loss"] for m in metrics if m["kind"] == "train"]
+    assert losses[-1] < losses[0] * 0.8
+    assert result.iterations == result.updates == 80
+    first = next(m for m in metrics if m["kind"] == "validation")
+    # A random model is near the uniform distribution over 320 tokens, before anything is trained.
+    assert first["iteration"] == 0 and first["loss"] == pytest.approx(np.log(320), rel=0.15)
+
+
+def test_two_runs_are_the_same_bits(make_job: MakeJob) -> None:
+    one, other = (make_job(folder=name, dropout=0.1) for name in ("one", "other"))
+    train(one, listener())
+    train(other, listener())
+    assert_same_bits(adapter_of(one), adapter_of(other))
+
+
+def test_how_often_it_validates_and_reports_changes_nothing(make_job: MakeJob) -> None:
+    often = make_job(folder="often", dropout=0.1, steps_per_eval=1, steps_per_report=1)
+    seldom = make_job(folder="seldom", dropout=0.1, steps_per_eval=100, steps_per_report=100)
+    train(often, listener())
+    train(seldom, listener())
+    assert_same_bits(adapter_of(often), adapter_of(seldom))
+
+
+def test_batch_4_is_batch_1_accumulated_4_times(make_job: MakeJob) -> None:
+    """Rows of unequal trained length: an average of averages would differ by far more."""
+    rows = random_rows(4, seed=9)
+    big = make_job(rows, "big", iterations=1, batch_size=4, optimizer="sgd")
+    small = make_job(
+        rows, "small", iterations=4, batch_size=1, grad_accumulation_steps=4, optimizer="sgd"
+    )
+    result = train(big, listener()), train(small, listener())
+    assert result[0].updates == result[1].updates == 1
+    one, other = adapter_of(big), adapter_of(small)
+    step = max(np.abs(one[name]).max() for name in one if name.endswith("lora_b"))
+    assert step > 0
+    for name in one:
+        assert np.abs(one[name] - other[name]).max() < 1e-5 * max(step, 1.0)
+
+
+def test_the_last_partial_window_is_trained(make_job: MakeJob) -> None:
+    """mlx-lm discards the gradients of an unfinished accumulation window."""
+    job = make_job(iterations=6, grad_accumulation_steps=4)
+    before = adapter_of(job)
+    result = train(job, listener())
+    assert result.updates == 2
+    assert any(not np.array_equal(before[n], a) for n, a in adapter_of(job).items())
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_resumed_is_uninterrupted(make_job: MakeJob, accumulation: int) -> None:
+    settings = {"dropout": 0.2, "grad_accumulation_steps": accumulation, "optimizer": "adamw"}
+    whole = make_job(folder="whole", **settings)
+    train(whole, listener())
+
+    metrics: list[Metric] = []
+    for attempt, stop_after in enumerate((4, 3, None)):
+        part = make_job(folder="part", **settings)
+        try:
+            train(part, listener(metrics, stop_after))
+        except Interrupted as error:
+            assert "checkpoint written" in str(error), attempt
+        else:
+            assert stop_after is None
+    assert_same_bits(adapter_of(whole), adapter_of(part))
+    assert_same_bits(optimizer_of(whole), optimizer_of(part))
+    assert _losses(whole.folder) == _losses(part.folder)
+
+
+def _losses(folder: Path) -> list[tuple[str, int, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [(m["kind"], m["iteration"], m["loss"]) for m in map(json.loads, lines)]
+
+
+def test_a_checkpoint_of_other_inputs_is_not_continued(make_job: MakeJob) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(Interrupted):
+        train(make_job(), listener(stop_after=4))
+    other = replace(make_job(learning_rate=2e-2), inputs="other inputs")
+    metrics: list[Metric] = []
+    train(other, listener(metrics))
+    assert metrics[0]["kind"] == "validation" and metrics[0]["iteration"] == 0
+
+
+def test_at_least_two_checkpoints_are_kept_and_no_more_than_asked(make_job: MakeJob) -> None:
+    job = make_job(save_every=2, keep_checkpoints=3)
+    train(job, listener())
+    kept = complete_checkpoints(job.folder / "checkpoints", "inputs")
+    assert [path.name for path in kept] == ["0000008", "0000010", "0000012"]
+
+
+def test_a_torn_checkpoint_does_not_exist(make_job: MakeJob) -> None:
+    job = make_job()
+    train(job, listener())
+    *_, older, newest = complete_checkpoints(job.folder / "checkpoints", "inputs")
+    adapter = newest / "adapters.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    assert complete_checkpoints(job.folder / "checkpoints", "inputs")[-1] == older
+
+
+def test_a_loss_that_is_no_number_stops_with_the_rows(make_job: MakeJob) -> None:
+    job = make_job(learning_rate=1e30, optimizer="sgd", iterations=30)
+    with pytest.raises(GateFailed, match="the loss is (nan|inf)") as caught:
+        train(job, listener())
+    assert "train rows of lines" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_time_left_shrinks_to_nothing_and_the_rate_has_a_unit(make_job: MakeJob) -> None:
+    metrics: list[Metric] = []
+    train(make_job(iterations=24), listener(metrics))
+    reports = [m for m in metrics if m["kind"] == "train"]
+    assert reports[-1]["seconds_left"] == 0.0
+    assert reports[-1]["iteration"] == reports[-1]["iterations"] == 24
+    assert all(r["tokens_per_second"] > 0 and r["peak_memory_bytes"] > 0 for r in reports)
+
+
+def test_validation_has_a_fixed_value_for_fixed_weights(make_job: MakeJob) -> None:
+    """mlx-lm draws other batches at each validation: the same weights score differently."""
+    metrics: list[Metric] = []
+    job = make_job(learning_rate=1e-12, steps_per_eval=2)
+    train(job, listener(metrics))
+    losses = {round(m["loss"], 6) for m in metrics if m["kind"] == "validation"}
+    assert len(losses) == 1
+
+
+def test_every_optimizer_trains(make_job: MakeJob) -> None:
+    for name in ("adam", "adamw", "muon", "sgd", "adafactor", "lion"):
+        job = make_job(folder=name, optimizer=name, iterations=2)
+        before = adapter_of(job)
+        train(job, listener())
+        assert any(not np.array_equal(before[n], a) for n, a in adapter_of(job).items()), name
+
+
+def test_an_unknown_optimizer_option_is_the_users_fault(make_job: MakeJob) -> None:
+    recipe = make_job().recipe.model_copy(update={"optimizer_config": {"weight_decoy": 0.1}})
+    with pytest.raises(RecipeError, match="weight_decoy"):
+        build_optimizer(recipe)

@@ -1,0 +1,125 @@
+"""The loss and its gradient are those of a plain, slow reference, whatever the batching."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tuner.trainer import default_loss
+
+from mlx_ft.tokens import TokenizedSplit, pack_rows
+from mlx_ft.train.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.loop import TrainingJob
+from mlx_ft.train.prefix import PrefixCache
+from tests.train.conftest import MakeJob, random_rows
+
+
+def _wake_adapter(job: TrainingJob) -> None:
+    """Give the adapter's second matrix, which starts at zero, numbers of its own."""
+    mx.random.seed(5)
+    weights = [
+        (name, mx.random.normal(array.shape) * 0.1 if name.endswith("lora_b") else array)
+        for name, array in tree_flatten(job.model.trainable_parameters())
+    ]
+    job.model.load_weights(weights, strict=False)
+
+
+def _reference(job: TrainingJob, rows: tuple[int, ...]) -> tuple[float, int]:
+    """Row by row, token by token, from the plain model's full logits."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids, trained = job.train_rows.row(row)
+        logits = np.array(job.model(mx.array(ids[None])).astype(mx.float32))[0].astype(np.float64)
+        for position in range(1, len(ids)):
+            if trained[position]:
+                scores = logits[position - 1]
+                log_total = np.log(np.exp(scores - scores.max()).sum()) + scores.max()
+                total += log_total - scores[ids[position]]
+                count += 1
+    return total, count
+
+
+def _ours(job: TrainingJob, rows: tuple[int, ...]) -> tuple[mx.array, dict[str, mx.array]]:
+    cache = PrefixCache(job.forward, job.train_rows, 1 << 20)
+    batch = make_batch(job.train_rows, rows)
+    function = nn.value_and_grad(
+        job.model, lambda: cross_entropy_sum(job.forward, batch, cache.batch(batch))
+    )
+    loss, gradient = function()
+    return loss, dict(tree_flatten(gradient))
+
+
+def _largest_difference(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
+    assert one.keys() == other.keys()
+    scale = max(float(mx.abs(array).max()) for array in one.values())
+    return max(float(mx.abs(one[name] - other[name]).max()) for name in one) / scale
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_loss_is_the_reference(make_job: MakeJob, num_layers: int) -> None:
+    job = make_job(num_layers=num_layers)
+    _wake_adapter(job)
+    rows = (0, 3, 5, 7, 12)
+    total, count = _reference(job, rows)
+    loss, _ = _ours(job, rows)
+    assert make_batch(job.train_rows, rows).trained_tokens == count
+    assert float(loss) == pytest.approx(total, rel=1e-5)
+
+
+def test_gradient_of_a_batch_is_the_sum_over_its_rows(make_job: MakeJob) -> None:
+    job = make_job()
+    _wake_adapter(job)
+    _, together = _ours(job, (0, 1, 2, 3))
+    alone = [_ours(job, (row,))[1] for row in range(4)]
+    summed = alone[0]
+    for gradient in alone[1:]:
+        summed = tree_map(mx.add, summed, gradient)
+    assert _largest_difference(together, summed) < 1e-5
+
+
+def test_gradient_is_that_of_the_plain_forward(make_job: MakeJob) -> None:
+    job = make_job()
+    _wake_adapter(job)
+    rows = (2, 4, 9)
+    _, ours = _ours(job, rows)
+    batch = make_batch(job.train_rows, rows)
+
+    def plain() -> mx.array:
+        logits = job.model(batch.ids).reshape(-1, 320)[batch.positions]
+        return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+
+    _, reference = nn.value_and_grad(job.model, plain)()
+    assert _largest_difference(dict(tree_flatten(reference)), ours) < 1e-5
+
+
+def test_padding_is_never_a_target() -> None:
+    """mlx-lm trains one padding token a padded row (its mask is one too wide); this does not."""
+    rows = pack_rows(
+        [
+            (np.array([5, 6, 7, 8, 9], np.int32), np.array([0, 0, 0, 1, 1], np.uint8)),
+            (np.arange(3, 13, dtype=np.int32), np.array([0] * 5 + [1] * 5, np.uint8)),
+        ],
+        [1, 2],
+    )
+    batch = make_batch(rows, (0, 1))
+    assert batch.targets.tolist() == [8, 9, 8, 9, 10, 11, 12]
+    assert batch.trained_tokens == 7
+
+    class Recorder(nn.Module):
+        """Uniform logits: then mlx-lm's loss counts its targets."""
+
+        def __call__(self, ids: mx.array) -> mx.array:
+            return mx.zeros((*ids.shape, 20))
+
+    padded = mx.array([[5, 6, 7, 8, 9, 0, 0, 0, 0, 0]])
+    _, counted = default_loss(Recorder(), padded, mx.array([[3, 5]]))
+    assert int(counted) == 3, "mlx-lm no longer trains its padding: say so in the documentation"
+    alone = make_batch(rows, (0,))
+    assert alone.targets.tolist() == [8, 9]
+
+
+def test_the_unpadded_width_is_the_longest_row() -> None:
+    rows: TokenizedSplit = random_rows(6, seed=3)
+    batch = make_batch(rows, tuple(range(6)))
+    assert batch.ids.shape == (6, int(rows.lengths.max()) - 1)
+    assert batch.tokens == int((rows.lengths - 1).sum())
