@@ -76,8 +76,8 @@ class _Reader:
             self.sources[(*key, str(index))] = source
 
     def place(self, *key: str) -> Source:
-        """Return where a flat key was written, or that it is mlx-lm's default."""
-        return self.places.get(key, Source(MLX_LM_DEFAULT, dotted(key)))
+        """Return where a flat key was written, as near as it is known."""
+        return self.places.get(key, Source(self.label, dotted(key)))
 
     def refuse(self, key: KeyPath, found: str, fix: str) -> None:
         """Add a fault at a flat key."""

@@ -269,9 +269,10 @@ def yaml_text(value: Any) -> str:
         return shown(value)
     if isinstance(value, int):
         return str(value)
-    if PLAIN.fullmatch(value) and read_yaml(value, "").value == value:
-        return value
-    quoted = json.dumps(value, ensure_ascii=False)
+    text = str(value)
+    if PLAIN.fullmatch(text) and read_yaml(text, "").value == text:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
     return BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
 
 

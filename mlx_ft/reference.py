@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,11 +135,17 @@ def cli_reference(group: Any, name: str = "mlx-ft") -> str:
         rows = [
             _parameter_row(each) for each in command.params if not getattr(each, "hidden", False)
         ]
-        body = table(["", ""], rows)
+        body = table(["name", "meaning"], rows)
         parts.append(
             f"**`{usage}`**: {help_text}\n\n{body}" if rows else f"**`{usage}`**: {help_text}\n"
         )
     return "\n".join(parts)
+
+
+def _own_commands() -> str:
+    from mlx_ft.cli import cli
+
+    return cli_reference(cli)
 
 
 def suites(folder: Path) -> str:
@@ -161,7 +166,13 @@ def suites(folder: Path) -> str:
 
 
 def rewritten(text: str, generators: Mapping[str, Callable[[], str]]) -> str:
-    """Return `text` with every generated block made anew; ValueError for an unknown name."""
+    """Return `text` with every generated block made anew.
+
+    Raises ValueError for a name that is not known, a block that is not closed, or none at all.
+    """
+    opened, closed = text.count("<!-- generated:"), len(BLOCK.findall(text))
+    if not opened or opened != closed:
+        raise ValueError(f"{opened} generated blocks are opened, {closed} of them are whole")
 
     def fresh(block: re.Match[str]) -> str:
         name = block["name"]
@@ -180,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     generators: dict[str, Callable[[], str]] = {
         "recipe-keys": recipe_keys,
-        "cli": lambda: cli_reference(importlib.import_module("mlx_ft.cli").cli),
+        "cli": _own_commands,
         "suites": lambda: suites(options.file.parent / "evals"),
     }
     try:

@@ -1,0 +1,60 @@
+# One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
+.DEFAULT_GOAL := $(if $(recipe),run,help)
+.PHONY: help run install test check format docs clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+MAKE_VENV := uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
+INSTALL := uv pip install --quiet --python $(BIN)/python
+else
+MAKE_VENV := $(PYTHON) -m venv $(VENV)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+help:  ## Print this list.
+	@echo "make recipe=FILE   check, train, export and evaluate a recipe, then write its report"
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+run: $(RUN_READY)  ## Run the recipe given as recipe=FILE (options for mlx-ft as options="...").
+	@test -n "$(recipe)" || { echo "say which: make recipe=recipes/quickstart.yaml" >&2; exit 2; }
+	@$(BIN)/mlx-ft run $(recipe) $(options)
+
+install: $(RUN_READY)  ## Make .venv and install mlx-ft into it.
+
+$(RUN_READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "$(PYTHON) is older than 3.10: use make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "installing mlx-ft into $(VENV) (once; about a minute)" >&2
+	@$(MAKE_VENV)
+	@$(INSTALL) -e .
+	@touch $@
+
+$(DEV_READY): $(RUN_READY)
+	@echo "installing the development tools into $(VENV) (once)" >&2
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+test: $(DEV_READY)  ## Run the tests (two processes; fetches the built-in model once).
+	@$(BIN)/python -m pytest -n 2
+
+check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documentation.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m mlx_ft.reference README.md --check
+
+format: $(DEV_READY)  ## Format the code and apply safe fixes.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(DEV_READY)  ## Write the generated parts of the README.
+	$(BIN)/python -m mlx_ft.reference README.md
+
+clean:  ## Remove .venv and caches; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

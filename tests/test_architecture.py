@@ -1,0 +1,146 @@
+"""The house stays livable: rooms apart, walls around third parties, small files, no cycles."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "mlx_ft"
+ROOMS = ("data", "preflight", "train", "export", "evaluate", "report")
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+# Who may import a third-party package: prefixes of module names.
+WALLS = {
+    "click": ("mlx_ft.cli", "mlx_ft.reference"),
+    "pydantic": ("mlx_ft.recipe", "mlx_ft.evaluate.suite"),
+    "pydantic_core": ("mlx_ft.recipe", "mlx_ft.evaluate.suite"),
+    "yaml": ("mlx_ft.recipe", "mlx_ft.strict_yaml"),
+    "jinja2": ("mlx_ft.report", "mlx_ft.chat"),
+    "matplotlib": ("mlx_ft.report",),
+    "transformers": ("mlx_ft.models", "mlx_ft.chat"),
+    "tokenizers": ("mlx_ft.builtin_models",),
+}
+# These run anywhere: not even indirectly may they need MLX.
+WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
+ALSO_WITHOUT_MLX = ("recipe_loading", "models", "chat", "runs", "hardware", "pipeline")
+FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}
+
+
+def imports_of(path: Path, *, type_only: bool = False) -> Iterator[str]:
+    """Yield every imported module, deferred ones too; those for types only on request."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types and not type_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else node.module
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == "mlx_ft" and parts[1] in ROOMS else None
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_room_never_imports_another_room(module: str) -> None:
+    room = room_of(module)
+    if room is None:
+        return
+    for imported in imports_of(MODULES[module], type_only=True):
+        assert room_of(imported) in (None, room), f"{module} imports {imported}"
+        assert imported not in ("mlx_ft.pipeline", "mlx_ft.stages", "mlx_ft.cli"), module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_walls_around_third_parties(module: str) -> None:
+    for imported in imports_of(MODULES[module], type_only=True):
+        package = imported.split(".")[0]
+        if package in WALLS:
+            assert module.startswith(WALLS[package]), f"{module} imports {imported}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {
+        name: {imported for imported in imports_of(path) if imported in MODULES and imported != name}
+        for name, path in MODULES.items()
+    }
+    visiting: list[str] = []
+    finished: set[str] = set()
+
+    def visit(name: str) -> None:
+        assert name not in visiting, " -> ".join([*visiting[visiting.index(name) :], name])
+        if name in finished:
+            return
+        visiting.append(name)
+        for imported in sorted(graph[name]):
+            visit(imported)
+        visiting.pop()
+        finished.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_sizes_and_names(module: str) -> None:
+    path = MODULES[module]
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_MODULE_LINES, f"{module} has outgrown its room"
+    assert len(path.relative_to(PACKAGE).parts) <= 2, f"{module} is too deep"
+    assert path.stem not in FORBIDDEN_NAMES
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not text.strip() or path.name == "_version.py", (
+        f"{module} has no docstring"
+    )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{module}.{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_silenced_tools_and_broad_excepts_say_why(module: str) -> None:
+    for number, line in enumerate(MODULES[module].read_text(encoding="utf-8").splitlines(), 1):
+        for marker in ("# type: ignore", "# noqa", "except Exception"):
+            if marker in line:
+                reason = line.split(marker, 1)[1].partition("#")[2]
+                assert reason.strip(), f"{module}:{number}: {marker} without its reason"
+
+
+def _imported_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return set(done.stdout.split())
+
+
+def test_what_runs_anywhere_never_imports_mlx() -> None:
+    names = [
+        name
+        for name in MODULES
+        if name.removeprefix("mlx_ft.").startswith(WITHOUT_MLX)
+        or name.removeprefix("mlx_ft.") in ALSO_WITHOUT_MLX
+    ]
+    assert len(names) > 20
+    loaded = _imported_by("\n".join(f"import {name}" for name in names))
+    assert not {module for module in loaded if module == "mlx" or module.startswith("mlx.")}
+    assert "mlx_lm" not in loaded
