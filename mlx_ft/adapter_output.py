@@ -1,6 +1,7 @@
 """Leave a finished adapter where an mlx-lm LoRA file wants it.
 
-Does not: overwrite anything that is not an adapter, or leave half of one.
+Does not: overwrite anything that is not an adapter, or leave half of one, or one adapter's weights
+beside another's config.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.runs import flush_to_disk
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
 
@@ -34,19 +36,33 @@ def require_deliverable(target: Path) -> None:
     place = target
     while not place.exists():
         place = place.absolute().parent
-    if not os.access(place, os.W_OK):
+    if not place.is_dir() or not os.access(place, os.W_OK):
         raise RunError(Fault(str(target), "cannot be written", "change adapter_path"))
 
 
 def _is_adapter_file(name: str) -> bool:
-    # mlx-lm also leaves numbered copies such as 0000100_adapters.safetensors.
-    return name in ADAPTER_FILES or name.endswith("_adapters.safetensors")
+    # mlx-lm also leaves numbered copies such as 0000100_adapters.safetensors, and a delivery that
+    # was killed its unfinished file.
+    unfinished = name in map(_unfinished, ADAPTER_FILES)
+    return name in ADAPTER_FILES or name.endswith("_adapters.safetensors") or unfinished
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.tmp"
 
 
 def deliver_adapter(adapter: Path, target: Path) -> None:
-    """Copy the adapter's two files to `target`; each appears whole, the config last."""
+    """Copy the adapter's two files to `target`; each appears whole, the config last.
+
+    An earlier adapter's config goes first: until the new one is there, nothing can be loaded.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:
-        fresh = target / f".{name}.tmp"
+        fresh = target / _unfinished(name)
         shutil.copyfile(adapter / name, fresh)
-        fresh.replace(target / name)
+        flush_to_disk(fresh)
+    weights, config = ADAPTER_FILES
+    (target / config).unlink(missing_ok=True)
+    for name in (weights, config):
+        (target / _unfinished(name)).replace(target / name)
+    flush_to_disk(target)

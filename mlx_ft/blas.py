@@ -84,7 +84,7 @@ def preload_openblas() -> BlasStatus:
     tried = []
     try:
         wheel = _wheel_library()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
         wheel = None
         tried.append(f"cache folder: {error}")
     for candidate in filter(None, (str(wheel) if wheel else None, "libopenblas.so.0")):

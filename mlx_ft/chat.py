@@ -34,6 +34,7 @@ CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     ({"role": "user", "content": "  Zwölf Boxkämpfer\njagen 12345 🦊\t"},),
 )
 STRFTIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+ANY_STRFTIME_CALL = re.compile(r"strftime_now\s*\(")
 
 
 class RowRefused(ValueError):
@@ -70,7 +71,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a broken file raises anything, a bare Exception out of Rust too
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(
             Fault(str(folder), f"no usable tokenizer ({first_line})", "use a complete model folder")
@@ -85,10 +86,20 @@ def _stop_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.exists():
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            try:
+                value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            except (OSError, ValueError, AttributeError) as error:
+                raise ModelError(
+                    Fault(str(path), f"not a JSON object ({error})", "download it again")
+                ) from error
             values = value if isinstance(value, list) else [value]
             found.update(int(v) for v in values if isinstance(v, int))
     return frozenset(found)
+
+
+def _spoken(message: Message) -> str:
+    """Return all that a message says (content, reasoning, calls) as one text, to look into."""
+    return json.dumps(dict(message), ensure_ascii=False, default=str)
 
 
 class ChatRenderer:
@@ -105,7 +116,6 @@ class ChatRenderer:
         self.special_ids = frozenset(int(i) for i in tokenizer.all_special_ids)
         self.enable_thinking = enable_thinking
         self.date = datetime.date.fromisoformat(date)
-        self._template = pin_date(tokenizer.get_chat_template(), self.date)
 
     @classmethod
     def from_folder(cls, folder: Path, *, enable_thinking: bool, date: str) -> ChatRenderer:
@@ -115,7 +125,7 @@ class ChatRenderer:
         that cannot render a plain conversation.
         """
         tokenizer = _load_tokenizer(folder)
-        if not tokenizer.chat_template:
+        if not isinstance(tokenizer.chat_template, str | dict) or not tokenizer.chat_template:
             raise ModelError(
                 Fault(
                     str(folder),
@@ -139,6 +149,20 @@ class ChatRenderer:
             raise ModelError(
                 Fault(str(folder), f"chat template fails: {error}", "repair the template")
             ) from error
+        if any(ANY_STRFTIME_CALL.search(text) for text in self._templates().values()):
+            raise ModelError(
+                Fault(
+                    str(folder),
+                    "the chat template prints today's date in a way that cannot be pinned",
+                    'write strftime_now("...") with its format as plain text',
+                )
+            )
+
+    def _templates(self) -> dict[str, str]:
+        """Return the template's variants by name (most models have one), with the date pinned."""
+        given = self.tokenizer.chat_template
+        named = given if isinstance(given, dict) else {"default": given}
+        return {name: pin_date(text, self.date) for name, text in sorted(named.items())}
 
     def _render(
         self,
@@ -150,26 +174,29 @@ class ChatRenderer:
         given: object = messages  # whatever the annotation says
         if isinstance(given, str | bytes):
             raise TypeError("a chat model is prompted with messages, never with a bare string")
-        from jinja2.exceptions import TemplateError
-
+        given_tools = list(tools) if tools else None
         try:
+            template = self.tokenizer.get_chat_template(tools=given_tools)
             return str(
                 self.tokenizer.apply_chat_template(
                     [dict(message) for message in messages],
-                    tools=list(tools) if tools else None,
-                    chat_template=self._template,
+                    tools=given_tools,
+                    chat_template=pin_date(template, self.date),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
                     enable_thinking=self.enable_thinking,
-                    date_string=self.date.strftime("%d %b %Y"),
                 )
             )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError) as error:
+        except Exception as error:  # a template is its author's program: it can raise anything
             raise RowRefused(f"the chat template refuses it ({error})") from error
 
-    def _encode(self, text: str) -> list[int]:
-        # The template writes the special tokens itself: adding them again would double the BOS.
-        return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        # A template writes the special tokens itself: adding them again would double the BOS.
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except TypeError as error:  # half of a surrogate pair cannot be handed to the tokenizer
+            raise RowRefused(f"the tokenizer refuses its text ({error})") from error
+        return [int(i) for i in ids]
 
     def prompt_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -192,9 +219,12 @@ class ChatRenderer:
         With `mask_prompt`, these are the assistant's turns, each from its first token to its stop
         token inclusive; without, every token but the first. Raises RowRefused when an assistant's
         prompt is not a token prefix of the conversation (then nobody knows where its answer
-        begins), when a turn has no stop token, or when nothing would be trained.
+        begins), when a turn has no stop token or one inside its text (then the model would stop
+        there, and never say the rest), or when nothing would be trained.
         """
         ids = self._encode(self._render(messages, tools, add_generation_prompt=False))
+        if not ids:
+            raise RowRefused("the chat template renders nothing")
         if not mask_prompt:
             return RenderedRow(tuple(ids), (False,) + (True,) * (len(ids) - 1))
         trained = [False] * len(ids)
@@ -222,26 +252,36 @@ class ChatRenderer:
                 f"template renders this turn differently in training than in use "
                 f"(enable_thinking is {str(self.enable_thinking).lower()})"
             )
-        if index + 1 == len(messages):
-            end = len(ids)
-        else:
-            following = self._encode(
-                self._render(messages[: index + 1], tools, add_generation_prompt=False)
+        if self.stop_ids.intersection(self._encode(_spoken(messages[index]))):
+            raise RowRefused(f"turn {index + 1} has a stop token inside its text")
+        # What follows the last turn (an end-of-text token, say) is not there in the middle, so the
+        # turn is compared up to its stop token and no further.
+        alone = ids
+        if index + 1 < len(messages):
+            upto = self._render(messages[: index + 1], tools, add_generation_prompt=False)
+            alone = self._encode(upto)
+        stop = next((i for i in range(len(prompt), len(alone)) if alone[i] in self.stop_ids), None)
+        if stop is None:
+            raise RowRefused(f"the template ends turn {index + 1} without a stop token")
+        if ids[: stop + 1] != alone[: stop + 1]:
+            raise RowRefused(
+                f"turn {index + 1} is rendered differently once another turn follows it"
             )
-            if ids[: len(following)] != following:
-                raise RowRefused(
-                    f"turn {index + 1} is rendered differently once another turn follows it"
-                )
-            end = len(following)
-        for stop in range(end - 1, len(prompt) - 1, -1):
-            if ids[stop] in self.stop_ids:
-                return len(prompt), stop + 1
-        raise RowRefused(f"the template ends turn {index + 1} without a stop token")
+        return len(prompt), stop + 1
 
     def text_row(self, text: str) -> RenderedRow:
-        """Return plain text with its end token; every token but the first is trained."""
-        ids = [*self._encode(text), int(self.tokenizer.eos_token_id)]
-        if len(ids) < 2:
+        """Return plain text as the tokenizer begins it (a BOS where it has one), with its end
+        token; every token but the first is trained.
+        """
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if end is None:
+            raise RowRefused("the tokenizer has no end token for plain text")
+        ids = self._encode(text, add_special_tokens=True)
+        if begin is not None and ids[:2] == [begin, begin]:
+            ids = ids[1:]  # the text brought its own
+        if ids[-1:] != [end]:
+            ids.append(int(end))
+        if len(ids) - (ids[0] == begin) < 2:
             raise RowRefused("the text is empty")
         return RenderedRow(tuple(ids), (False,) + (True,) * (len(ids) - 1))
 
@@ -259,7 +299,8 @@ class ChatRenderer:
         Plain JSON: the template's sha256, the ids of three canonical prompts, the special tokens,
         stop ids, thinking mode and pinned date.
         """
-        template = self.tokenizer.get_chat_template()
+        given = self.tokenizer.chat_template
+        template = given if isinstance(given, str) else json.dumps(given, sort_keys=True)
         renders: list[list[int] | str] = []
         for messages in CANONICAL_CONVERSATIONS:
             try:

@@ -184,7 +184,7 @@ def chat(run: Path, column: str, max_tokens: int) -> None:
     from mlx_ft.stages import chat_turns
 
     job = _open(run, (), run.parent)
-    for answer in chat_turns(job, column, max_tokens, click.get_text_stream("stdin")):
+    for answer in chat_turns(job, column, max_tokens, sys.stdin):
         click.echo(answer)
 
 

@@ -43,11 +43,13 @@ class ProgressLine:
         self._started = time.monotonic()
         self._logged = self._started
         self._first_done: float | None = None
+        self._last_done = 0.0
 
     def seconds_left(self, done: float) -> float | None:
         """Return the estimated time left from the pace since the first update; None at first.
 
-        `done` at the first update is the starting point, so a resumed run estimates right.
+        `done` at the first update is the starting point, so a resumed run estimates right; so it is
+        where `done` falls back, because then another piece of work begins.
         """
         if self._first_done is None or done <= self._first_done:
             return None
@@ -57,8 +59,9 @@ class ProgressLine:
     def update(self, done: float, text: str = "") -> None:
         """Show that `done` of the total is done."""
         now = time.monotonic()
-        if self._first_done is None:
+        if self._first_done is None or done < self._last_done:
             self._first_done, self._started = done, now
+        self._last_done = done
         left = self.seconds_left(done)
         left_text = "" if left is None else f", {format_seconds(left)} left"
         if self._bar is not None and self._task is not None:
@@ -77,11 +80,13 @@ class Console:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         # rich honours NO_COLOR and falls back to plain text in pipes.
-        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(
+            file=self._stream, highlight=False, soft_wrap=True, emoji=False, markup=False
+        )
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print one line (or several); control characters are replaced."""
-        self._rich.print(printable(text), style=style, markup=False)
+        self._rich.print(printable(text), style=style)
 
     def heading(self, text: str) -> None:
         """Print the name of what begins now."""

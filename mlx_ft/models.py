@@ -8,6 +8,7 @@ model's code.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from typing import Any
 from mlx_ft.builtin_models import BUILTIN_MODELS, ensure_builtin
 from mlx_ft.cache import cache_home
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.runs import file_sha256, hash_of
+from mlx_ft.runs import file_sha256, hash_of, read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Everything a model needs and nothing that could be executed.
@@ -59,7 +60,12 @@ class ResolvedModel:
 
 def _folder_faults(folder: Path, config: Mapping[str, Any]) -> list[Fault]:
     faults = []
-    if not list(folder.glob("*.safetensors")):
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    missing = sorted(_indexed_files(folder) - weights)
+    if weights and missing:
+        found = f"{len(missing)} of its weight files are missing ({', '.join(missing[:3])})"
+        faults.append(Fault(str(folder), found, "download it again"))
+    if not weights:
         other = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".gguf", ".npz"}]
         names = ", ".join(sorted(other)[:3])
         found = f"has no safetensors, only {names}" if other else "has no weights"
@@ -76,6 +82,15 @@ def _folder_faults(folder: Path, config: Mapping[str, Any]) -> list[Fault]:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         faults.append(Fault(str(folder), "no tokenizer files", "use a complete model folder"))
     return faults
+
+
+def _indexed_files(folder: Path) -> set[str]:
+    """Return the weight files that the folder's index names; none where there is no index."""
+    try:
+        index = read_json(folder / "model.safetensors.index.json")
+        return {str(name) for name in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -109,8 +124,13 @@ def _content_revision(folder: Path) -> str:
 
 
 def _local(name: str, folder: Path, source: str, revision: str | None) -> ResolvedModel:
-    config = read_config(folder)
-    faults = _folder_faults(folder, config)
+    config: dict[str, Any] = {}
+    faults: list[Fault] = []
+    try:
+        config = read_config(folder)
+    except ModelError as error:
+        faults.extend(error.faults)
+    faults.extend(_folder_faults(folder, config))
     if faults:
         raise ModelError(faults)
     size_bytes = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
@@ -121,7 +141,11 @@ def _local(name: str, folder: Path, source: str, revision: str | None) -> Resolv
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     patterns = list(HUB_FILES)
     try:
@@ -131,7 +155,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Re
         )
     except (LocalEntryNotFoundError, OSError, ValueError):
         found = ""
-    if not (found and revision and revision == Path(found).name):
+    if not (found and revision == Path(found).name and not _folder_faults(Path(found), {})):
         say(f"model {name}: looking it up on the Hugging Face Hub")
         try:
             found = snapshot_download(name, revision=revision, allow_patterns=patterns)
@@ -143,6 +167,10 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Re
                     f"the Hub does not give it out ({status})",
                     "check the name and revision, or log in with `hf auth login`",
                 )
+            ) from error
+        except HFValidationError as error:
+            raise ModelError(
+                Fault(f"model {name}", f"not a Hub id ({error})", "check the name")
             ) from error
         except (LocalEntryNotFoundError, OSError) as error:
             if not found:
@@ -159,6 +187,13 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Re
     return _local(name, folder, "hub", folder.name)
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long for a file is none
+        return False
+
+
 def resolve_model(name: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
     """Return the model called `name`, fetched if need be; `say` is told what takes time.
 
@@ -167,8 +202,8 @@ def resolve_model(name: str, revision: str | None, say: Callable[[str], None]) -
     if name in BUILTIN_MODELS:
         folder = ensure_builtin(name, cache_home(), say)
         return _local(name, folder, "builtin", BUILTIN_MODELS[name].file_sha256)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # leaves an unknown ~user alone, pathlib raises
+    if name and _is_folder(folder):
         return _local(name, folder.resolve(), "local", None)
     if name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
         raise ModelError(

@@ -115,7 +115,8 @@ def _parameter_row(parameter: Any) -> list[str]:
     )
     takes_value = is_option and not (parameter.is_flag or parameter.count)
     choices = getattr(parameter.type, "choices", None)
-    value = "/".join(map(str, choices)) if choices else str(parameter.type.name).upper()
+    kind = "/".join(map(str, choices)) if choices else str(parameter.type.name).upper()
+    value = parameter.metavar or kind
     default = parameter.default
     plain = isinstance(default, str | int | float | Path) and not isinstance(default, bool)
     text = getattr(parameter, "help", None) or ("required" if parameter.required else "")

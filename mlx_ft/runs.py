@@ -87,8 +87,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    # Only a newline ends a line: a text may hold U+2028, where str.splitlines would cut.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    # Only a newline ends a line: a text may hold U+2028, where str.splitlines would cut. Bytes,
+    # because a torn line may end inside a character.
+    for line in path.read_bytes().split(b"\n"):
         if not line.strip():
             continue
         try:
@@ -125,12 +126,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         if value["schema"] != SCHEMA:
             return None
         manifest = Manifest(value["stage"], value["inputs"], value["files"], value["info"])
-        sizes = {name: (folder / name).stat().st_size for name in manifest.files}
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = all(
+            (folder / name).stat().st_size == entry["bytes"] and isinstance(entry["sha256"], str)
+            for name, entry in manifest.files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if any(sizes[name] != entry["bytes"] for name, entry in manifest.files.items()):
-        return None
-    return manifest
+    return manifest if whole else None
 
 
 def verify_files(folder: Path) -> list[Fault]:

@@ -63,6 +63,7 @@ class Job:
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     """Look up model, data and suites; raises one InputError with the faults of all of them."""
     from mlx_ft.data import data_inputs
+    from mlx_ft.evaluate.harness import check_thinking
     from mlx_ft.evaluate.suites import load_suites
 
     recipe = loaded.recipe
@@ -78,6 +79,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     values = recipe.model_dump(mode="json")
@@ -254,7 +256,6 @@ def open_column(job: Job, column: str) -> Iterator[LoadedModel]:
 def evaluate(job: Job) -> None:
     """Ask every suite of every column into `eval/`; the rendering must be the one trained with."""
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
-    from mlx_ft.evaluate.tables import result_tables
     from mlx_ft.inference import generate
 
     if not job.suites:
@@ -265,7 +266,10 @@ def evaluate(job: Job) -> None:
         "fused": job.inputs["export"],
         "quantized": job.inputs["export"],
     }
-    with writing_stage(job.run, "eval", keep_partial=True) as folder:
+    with (
+        writing_stage(job.run, "eval", keep_partial=True) as folder,
+        _suite_progress(job) as progress,
+    ):
         results = evaluate_suites(
             job.suites,
             job.recipe.eval.columns,
@@ -276,10 +280,24 @@ def evaluate(job: Job) -> None:
             model_sha256={name: hash_of([name, weights[name]]) for name in weights},
             generate=generate,
             batch_size=job.recipe.eval.batch_size,
-            say=job.console.say,
+            progress=progress,
         )
         seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
-    job.console.say(result_tables(results))
+
+
+@contextmanager
+def _suite_progress(job: Job) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a progress function that adds up the samples of all suites and columns."""
+    samples = sum(len(suite.samples) for suite in job.suites)
+    total = samples * len(job.recipe.eval.columns)
+    answered: dict[str, int] = {}
+    with job.console.progress("evaluation", max(1, total)) as line:
+
+        def progress(done: int, of: int, what: str) -> None:
+            answered[what] = done
+            line.update(sum(answered.values()), f"{what}: {done} of {of} samples")
+
+        yield progress
 
 
 def report(job: Job) -> None:

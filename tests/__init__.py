@@ -1,3 +1,11 @@
-"""The tests, a package: `tests.tiny` makes tiny real models for all of them."""
+"""The tests' own package; its import settles how BLAS computes, before anything imports MLX."""
 
-import mlx_ft  # noqa: F401  (loads OpenBLAS before any test imports MLX)
+import os
+
+# Test processes run side by side, on tiny models: BLAS threads that wait for each other cost far
+# more than they bring. Set before OpenBLAS is loaded, and inherited by every subprocess.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import mlx_ft
+
+__all__ = ["mlx_ft"]

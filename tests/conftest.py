@@ -1,14 +1,9 @@
 """Every test has a private home and no network; the versions that matter head the output."""
 
-import os
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-
-# Test processes run side by side, on tiny models: BLAS threads that wait for each other cost far
-# more than they bring. Set before OpenBLAS is loaded, and inherited by every subprocess.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from mlx_ft import BLAS
 from mlx_ft.cache import CACHE_HOME_VARIABLE, cache_home

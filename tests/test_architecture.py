@@ -79,7 +79,9 @@ def test_walls_around_third_parties(module: str) -> None:
 
 def test_no_import_cycles() -> None:
     graph = {
-        name: {imported for imported in imports_of(path) if imported in MODULES and imported != name}
+        name: {
+            imported for imported in imports_of(path) if imported in MODULES and imported != name
+        }
         for name, path in MODULES.items()
     }
     visiting: list[str] = []

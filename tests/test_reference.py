@@ -21,7 +21,7 @@ def sample() -> None:
 
 @sample.command()
 @click.argument("recipe")
-@click.option("--set", "sets", multiple=True, help="Override a | value.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a | value.")
 @click.option("--runs", default="runs", help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--column", type=click.Choice(["base", "fused"]), help="Which model.")
@@ -75,7 +75,7 @@ def test_types_limits_and_defaults_are_those_of_the_schema() -> None:
 def test_every_command_that_is_shown_is_described() -> None:
     text = cli_reference(sample, "tool")
     assert "**`tool run RECIPE [OPTIONS]`**: Do it all. And more." in text
-    assert "| `--set` TEXT | Override a \\| value. |" in text
+    assert "| `--set` KEY=VALUE | Override a \\| value. |" in text
     assert "| `--runs` TEXT | Folder of runs. Default: runs. |" in text
     assert "| `--json` | As JSON. |" in text
     assert "| `--column` base/fused | Which model. |" in text

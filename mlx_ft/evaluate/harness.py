@@ -30,9 +30,9 @@ if TYPE_CHECKING:  # importing it would load MLX
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.
 LINE_VERSION = 1
-PROGRESS_LINES = 4
 
-Say = Callable[[str], None]
+# Told after every answer: samples answered, of how many, and by which model to which suite.
+Progress = Callable[[int, int, str], None]
 OpenColumn = Callable[[str], AbstractContextManager["LoadedModel"]]
 
 
@@ -91,7 +91,7 @@ def evaluate(
     model_sha256: Mapping[str, str],
     generate: Generate,
     batch_size: int,
-    say: Say,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Answer and score `suites` with each of `columns`; return and write `folder/results.json`.
 
@@ -118,14 +118,13 @@ def evaluate(
                         model_sha256=sha256,
                         generate=generate,
                         batch_size=batch_size,
-                        say=say,
+                        progress=progress,
                     )
                     for suite in suites
                 ]
                 # Else this frame would keep the weights while the next column loads its own.
                 del loaded
         else:
-            say(f"{column}: all answers are there already")
             done = [_finished(s, column, p) for s, p in zip(suites, plans, strict=True)]
         for result in done:
             results[result.suite][column] = dict(result.summary)
@@ -147,7 +146,7 @@ def evaluate_column(
     model_sha256: str,
     generate: Generate,
     batch_size: int,
-    say: Say,
+    progress: Progress,
 ) -> ColumnResult:
     """Answer one suite with one model into `folder/<suite>/<column>.jsonl`, a line a sample.
 
@@ -161,7 +160,6 @@ def evaluate_column(
     rows = dict(plan.found)
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     total = len(suite.samples)
-    say(f"{suite.name}, {column}: {total - len(missing)} of {total} samples")
     if missing:
         with plan.path.open("ab") as stream:
             ended = time.perf_counter()
@@ -174,8 +172,7 @@ def evaluate_column(
                 ended = now
                 sample_log.append(stream, row)
                 rows[plan.keys[index]] = row
-                if (total - len(rows)) % max(1, total // PROGRESS_LINES) == 0:
-                    say(f"{suite.name}, {column}: {len(rows)} of {total} samples")
+                progress(len(rows), total, f"{suite.name}, {column}")
 
             generate(
                 loaded,

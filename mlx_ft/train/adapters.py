@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
@@ -22,6 +23,8 @@ from mlx_ft.recipe import Recipe, TrainRecipe
 
 ADAPTER_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
+# What mlx-lm makes LoRA layers of, beside modules with their own `to_lora`.
+LORA_MODULES = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def _check_keys(model: nn.Module, keys: list[str]) -> None:
             name
             for layer in model.layers
             for name, module in layer.named_modules()
-            if isinstance(module, nn.Linear | nn.QuantizedLinear) or hasattr(module, "to_lora")
+            if isinstance(module, LORA_MODULES) or hasattr(module, "to_lora")
         }
     )
     faults = []
@@ -99,7 +102,14 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     mx.random.seed(train.seed)
     linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
     trainable = tree_flatten(model.trainable_parameters())
-    assert trainable, "an adapter without parameters"
+    if not trainable:
+        raise RecipeError(
+            Fault(
+                "train.lora_parameters.keys",
+                f"none of them is in the top {config['num_layers']} layers of the model",
+                "raise train.num_layers, or name modules that these layers have",
+            )
+        )
     modules = sorted({name.rsplit(".", 1)[0] for name, _ in trainable})
     count = sum(int(array.size) for _, array in trainable)
     return AdapterShape(config["num_layers"], tuple(modules), count, total)
@@ -128,7 +138,8 @@ def load_adapter_weights(model: nn.Module, file: Path) -> None:
     equal.
     """
     try:
-        weights = mx.load(str(file))
+        # Whatever the file is called: MLX's readers of other formats are not made for strangers.
+        weights = mx.load(str(file), format="safetensors")
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(Fault(str(file), f"not readable ({error})", "check the path")) from error
     assert isinstance(weights, dict)

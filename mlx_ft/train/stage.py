@@ -25,8 +25,6 @@ from mlx_ft.train.forward import choose_forward
 from mlx_ft.train.look import Messages, look
 from mlx_ft.train.loop import Listener, Metric, TrainingJob, result_info, train
 
-PROOF_ROWS = 2
-
 
 @dataclass(frozen=True)
 class TrainStage:
@@ -81,7 +79,7 @@ def _job(
     if train_recipe.resume_adapter_file is not None:
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
     loaded.model.eval()
-    proof = [train_rows.row(row)[0].tolist() for row in range(min(PROOF_ROWS, len(train_rows)))]
+    proof = [train_rows.row(0)[0].tolist(), *map(_longest_row, (train_rows, validation_rows))]
     return TrainingJob(
         model=loaded.model,
         forward=choose_forward(loaded.model, layers, proof),
@@ -97,6 +95,11 @@ def _job(
         inputs=stage.inputs,
         prefix_limit_bytes=stage.prefix_limit_bytes,
     )
+
+
+def _longest_row(split: TokenizedSplit) -> list[int]:
+    row: list[int] = split.row(int(split.lengths.argmax()))[0].tolist()
+    return row
 
 
 def _plan_line(job: TrainingJob) -> str:

@@ -37,7 +37,7 @@ QUESTIONS = ("hello", "what is the capital of France?", "how are you", "talk", "
 Answers = Callable[[str], str]
 
 
-def silent(text: str) -> None:
+def silent(done: int, of: int, what: str) -> None:
     """Nobody reads the progress of a test."""
 
 
@@ -157,7 +157,7 @@ def ask(
         model_sha256=model_sha256,
         generate=generator,
         batch_size=batch_size,
-        say=silent,
+        progress=silent,
     )
 
 
@@ -401,7 +401,7 @@ def evaluate_all(
         "model_sha256": {"base": "b" * 64, "quantized": "q" * 64},
         "generate": generator,
         "batch_size": 4,
-        "say": silent,
+        "progress": silent,
         **changes,
     }
     return evaluate(suites, ["base", "quantized"], columns.open, folder, **options)

@@ -1,0 +1,168 @@
+"""The command line: exit codes, where output goes, and that it is there at once."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlx_lm import load as mlx_lm_load
+
+from tests.tiny import write_rows, write_tiny_model
+
+FLAT = """
+model: model
+train: true
+data: data
+num_layers: 2
+iters: 30
+batch_size: 4
+learning_rate: 1e-2
+val_batches: 1
+steps_per_eval: 20
+adapter_path: adapters
+lora_parameters: {rank: 4, scale: 4.0, dropout: 0.0}
+"""
+
+
+def mlx_ft(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_ft", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_is_instant_and_does_not_import_mlx() -> None:
+    code = (
+        "import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'mlx.core', 'mlx_lm', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    fastest = 9.0
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        fastest = min(fastest, time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert "check" in done.stdout and "run" in done.stdout
+    assert fastest < 0.3, f"--help took {fastest:.2f} s"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: x\n", ["data", "missing"]),
+        ("model: x\ndata: {path: d}\ntrain: {batchsize: 4}\n", ["batch_size"]),
+        ("model: x\ndata: {path: d}\ntrain: {batch_size: true}\n", ["train.batch_size"]),
+        ("model: x\ndata: {path: d}\ntrain: {epochs: 1, iters: 5}\n", ["epochs", "iters"]),
+        ("model: [x\n", ["r.yaml"]),
+    ],
+)
+def test_a_wrong_recipe_is_exit_2_and_a_message_without_mlx(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    done = mlx_ft("check", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "r.yaml" in done.stderr
+    for word in expected:
+        assert word in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"], "nothing half-written"
+    code = (
+        "import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', 'check', 'r.yaml']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
+        "assert 'mlx.core' not in sys.modules"
+    )
+    checked = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda place: (place / "data/train.jsonl").unlink(), "train.jsonl"),
+        (lambda place: (place / "data/train.jsonl").write_text(""), "train.jsonl"),
+        (
+            lambda place: (place / "data/train.jsonl").write_text(
+                (place / "data/train.jsonl").read_text() + '{"messages": [\n'
+            ),
+            "train.jsonl:25",
+        ),
+        (lambda place: (place / "model/config.json").unlink(), "config.json"),
+        (lambda place: (place / "model/model.safetensors").unlink(), "model"),
+        (
+            lambda place: (place / "model/tokenizer_config.json").write_text("{}"),
+            "chat template",
+        ),
+        (lambda place: (place / "runs").write_text("a file"), "runs"),
+    ],
+)
+def test_wrong_input_is_exit_2_with_one_clear_message(
+    tmp_path: Path, spoil: object, expected: str
+) -> None:
+    write_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "data")
+    (tmp_path / "r.yaml").write_text("model: ./model\ndata: {path: data}\n")
+    assert callable(spoil)
+    spoil(tmp_path)
+    done = mlx_ft("run", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert expected in done.stderr
+    assert " - " in done.stderr, "says what to do"
+
+
+def test_a_flat_mlx_lm_file_trains_and_leaves_the_adapter_where_it_says(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "data")
+    (tmp_path / "lora.yaml").write_text(FLAT)
+    done = mlx_ft("train", "lora.yaml", cwd=tmp_path)
+    # A random model of two layers may well be found degenerate: the adapter must exist if not.
+    assert done.returncode in (0, 1), done.stderr
+    assert "iters" in done.stderr, "says how it read the flat keys"
+    if done.returncode == 1:
+        assert "look before you merge" in done.stderr
+        pytest.fail("the tiny model of this test was to pass the look: train it longer")
+    assert sorted(p.name for p in (tmp_path / "adapters").iterdir()) == [
+        "adapter_config.json",
+        "adapters.safetensors",
+    ]
+    mlx_lm_load(str(tmp_path / "model"), adapter_path=str(tmp_path / "adapters"))
+
+
+def test_show_of_no_run_is_a_message(tmp_path: Path) -> None:
+    done = mlx_ft("show", "runs/none", cwd=tmp_path)
+    assert done.returncode == 2 and "no such folder" in done.stderr
+
+
+def test_unknown_verbs_and_options_are_exit_2() -> None:
+    assert mlx_ft("trian").returncode == 2
+    assert mlx_ft("run", "--nope").returncode == 2
+
+
+def test_version_is_the_packages() -> None:
+    from mlx_ft import __version__
+
+    assert mlx_ft("--version").stdout.strip().endswith(__version__)
+
+
+def test_recipe_upgrade_prints_a_recipe_that_loads(tmp_path: Path) -> None:
+    (tmp_path / "lora.yaml").write_text(FLAT)
+    done = mlx_ft("recipe", "upgrade", "lora.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    from mlx_ft.recipe_loading import load_recipe
+
+    (tmp_path / "new.yaml").write_text(done.stdout)
+    loaded = load_recipe(tmp_path / "new.yaml", ())
+    assert loaded.form == "recipe"
+    assert json.loads(loaded.recipe.model_dump_json())["train"]["iters"] == 30

@@ -1,0 +1,239 @@
+"""The whole job on a tiny real model: order, skipping, continuing, and honest endings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlx_ft.console import Console
+from mlx_ft.errors import GateFailed, InputError, RunError
+from mlx_ft.pipeline import STAGES, is_complete, open_run, run_pipeline
+from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.report.summary import run_document
+from mlx_ft.runs import read_json, read_manifest
+from mlx_ft.stages import Job
+from tests.tiny import write_rows, write_tiny_model
+
+RECIPE = """
+name: tiny
+model: ./model
+data: {path: data}
+train:
+  num_layers: 2
+  epochs: 40
+  learning_rate: 1e-2
+  lora_parameters: {rank: 16}
+  steps_per_report: 60
+  steps_per_eval: 120
+export: {q_group_size: 32}
+eval: {suites: [suite.yaml]}
+"""
+SUITE = """
+name: small
+description: Whether the tiny model says anything.
+samples: suite.jsonl
+scorer: {name: talk, forbid: [execute_code]}
+max_tokens: 12
+enable_thinking: false
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, rows, a suite and a recipe, which is the current folder."""
+    write_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "data")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    samples = [
+        {
+            "id": f"s{number}",
+            "category": "talk",
+            "messages": [{"role": "user", "content": f"quick brown {number}"}],
+            "target": {"any_of": []},
+        }
+        for number in range(3)
+    ]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job_of(place: Path, *sets: str) -> Job:
+    return open_run(load_recipe(place / "r.yaml", sets), place / "runs", Console())
+
+
+def times_of(run: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_the_whole_job_and_then_nothing_again(place: Path) -> None:
+    job = job_of(place)
+    run_pipeline(job)
+    document = run_document(job.run)
+    assert document["status"] == "done"
+    assert (
+        list(document)
+        == (
+            "schema run status recipe model data preflight train export eval timings environment"
+        ).split()
+    )
+    for column in ("base", "adapter", "fused", "quantized"):
+        result = document["eval"]["small"][column]
+        assert set(result) >= {"mean", "n", "low", "high", "by_category", "failures"}
+        assert result["n"] == 3 and 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
+    assert all(check["ok"] for check in document["export"]["checks"])
+    losses = [m["loss"] for m in document["train"]["metrics"] if m["kind"] == "validation"]
+    assert losses[-1] < losses[0]
+    assert len((job.run / "train" / "samples.jsonl").read_text().splitlines()) == 5
+    html = (job.run / "report.html").read_text()
+    assert "running" not in html.lower().split("<h2")[0]
+
+    before = times_of(job.run)
+    run_pipeline(job_of(place))
+    assert times_of(job.run) == before, "a finished run is not touched"
+
+
+def test_only_the_unfinished_stage_is_done_again(place: Path) -> None:
+    job = job_of(place)
+    run_pipeline(job)
+    adapter = job.run / "train" / "adapter" / "adapters.safetensors"
+    trained = adapter.stat().st_mtime_ns
+    (job.run / "export" / "q5" / "model.safetensors").unlink()
+    assert not is_complete(job, "export") and is_complete(job, "train")
+    run_pipeline(job_of(place))
+    assert is_complete(job, "export")
+    assert adapter.stat().st_mtime_ns == trained
+
+
+def test_a_changed_value_gets_its_own_folder(place: Path) -> None:
+    folders = {job_of(place, *sets).run for sets in ((), ("train.seed=1",), ("export.q_bits=6",))}
+    assert len(folders) == 3
+    (place / "data" / "train.jsonl").write_text(
+        (place / "data" / "train.jsonl").read_text().replace("fox", "cat")
+    )
+    assert job_of(place).run not in folders
+
+
+def test_stages_stop_where_they_are_asked_to(place: Path) -> None:
+    job = job_of(place)
+    run_pipeline(job, "train")
+    assert is_complete(job, "train") and not (job.run / "export").exists()
+    assert read_json(job.run / "run.json")["status"] == "stopped"
+
+
+def test_a_degenerate_model_never_reaches_the_export(place: Path) -> None:
+    """A model that has learned nothing repeats itself: the look before merging stops it."""
+    job = job_of(place, "train.epochs=1", "train.learning_rate=1e-6")
+    with pytest.raises(GateFailed, match="look before you merge"):
+        run_pipeline(job)
+    record = read_json(job.run / "run.json")
+    assert record["status"] == "gate_failed" and "look before" in record["exit_reason"]
+    assert not (job.run / "train").exists() and not (job.run / "export").exists()
+    assert (job.run / "report.html").exists(), "the evidence is in the report"
+
+
+def test_faults_of_model_data_and_suites_come_together(place: Path) -> None:
+    (place / "suite.jsonl").write_text("{broken\n")
+    sets = ("model=./nowhere", "data.path=nothing")
+    with pytest.raises(InputError) as caught:
+        job_of(place, *sets)
+    text = str(caught.value)
+    assert "nowhere" in text and "nothing" in text and "suite.jsonl:1" in text
+    assert not (place / "runs").exists(), "nothing half-written"
+
+
+def test_a_failed_check_stops_before_training(place: Path) -> None:
+    job = job_of(place, "train.num_layers=7")
+    with pytest.raises(InputError, match="num_layers"):
+        run_pipeline(job)
+    assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
+
+
+def test_another_template_in_the_exported_model_is_refused(place: Path) -> None:
+    job = job_of(place)
+    run_pipeline(job, "export")
+    path = job.run / "export" / "q5" / "tokenizer_config.json"
+    path.write_bytes(path.read_bytes().replace(b"assistant\\\\n", b"assistant:\\\\n", 1))
+    if read_manifest(job.run / "export") is None:
+        pytest.fail("the edit was to keep the file's size")
+
+
+def _start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlx_ft", "run", "r.yaml", *arguments],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+
+
+@pytest.fixture
+def long_run(place: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    text = (place / "r.yaml").read_text()
+    (place / "r.yaml").write_text(text.replace("epochs: 40", "epochs: 40\n  save_every: 5"))
+    process = _start(place)
+    deadline = time.monotonic() + 60
+    while not list(place.glob("runs/*/train.tmp/checkpoints/*/manifest.json")):
+        assert time.monotonic() < deadline
+        if process.poll() is not None:
+            pytest.fail(f"it ended by itself: {process.communicate()[1]}")
+        time.sleep(0.05)
+    yield place, process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+    long_run: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    place, process = long_run
+    process.send_signal(signal.SIGINT)
+    _, narration = process.communicate(timeout=60)
+    assert process.returncode == 130, narration
+    assert "Traceback" not in narration and "run the same command again" in narration
+    job = job_of(place)
+    assert read_json(job.run / "run.json")["status"] == "interrupted"
+    done = _start(place)
+    out, narration = done.communicate(timeout=120)
+    assert done.returncode == 0, narration
+    assert "Done" in out and "iteration 0 of" not in narration, "it continued"
+
+
+def test_kill_9_then_the_same_result_as_if_nothing_happened(
+    long_run: tuple[Path, subprocess.Popen[str]],
+) -> None:
+    place, process = long_run
+    process.kill()
+    process.communicate()
+    job = job_of(place)
+    run_pipeline(job)
+    killed = (job.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
+    untouched = open_run(load_recipe(place / "r.yaml", ()), place / "other-runs", Console())
+    run_pipeline(untouched, "train")
+    whole = (untouched.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
+    assert killed == whole
+
+
+def test_a_full_disk_is_a_message(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full stands in for the disk: every write to it fails as on a full one."""
+    job = job_of(place)
+    run_pipeline(job, "preflight")
+    (job.run / "train.tmp").mkdir()
+    (job.run / "train.tmp" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="No space left"):
+        run_pipeline(job_of(place))
+    assert read_json(job.run / "run.json")["status"] == "failed"
+
+
+def test_stages_in_the_documented_order() -> None:
+    assert [stage.name for stage in STAGES] == ["data", "preflight", "train", "export", "eval"]
