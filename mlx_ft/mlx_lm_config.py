@@ -73,7 +73,8 @@ class _Reader:
         self.sources[key] = source
         items = enumerate(value) if isinstance(value, list) else ()
         for index, _ in items:
-            self.sources[(*key, str(index))] = source
+            entry = (*key, str(index))
+            self.sources[entry] = source
 
     def place(self, *key: str) -> Source:
         """Return where a flat key was written, as near as it is known."""

@@ -39,12 +39,14 @@ class LookSample:
 def choose_prompts(validation: Sequence[tuple[str | None, Messages]]) -> list[Messages]:
     """Return five prompts from (category, prompt messages) pairs and ordinary talk.
 
-    One of each category first, in the order they come.
+    One of each category first, in the order they come; a row that is only an answer has no prompt.
     """
     seen: set[str | None] = set()
     first: list[Messages] = []
     rest: list[Messages] = []
     for category, messages in validation:
+        if not messages:
+            continue
         (rest if category in seen else first).append(messages)
         seen.add(category)
     talk: list[Messages] = [[{"role": "user", "content": text}] for text in TALK_PROMPTS]
@@ -86,7 +88,7 @@ def require_sane(samples: Sequence[LookSample]) -> None:
     raise GateFailed(
         [
             Fault(
-                f"look before you merge: {sample.messages[-1].get('content', '')!r}",
+                f"look before you merge: {str(sample.messages[-1].get('content', ''))[:80]!r}",
                 f"{sample.degenerate}: {sample.text.strip()[:80]!r}",
                 "lower train.learning_rate or epochs, add rows, or use fewer layers",
             )

@@ -1,319 +1,354 @@
-"""Ordinary talk for make_data.py, written by hand: user and assistant turns, alternating.
+"""Ordinary talk for make_data.py: user and assistant turns, alternating.
 
-`TALK` rows are whole conversations; after a `TALK_THEN_TOOL` row a tool request follows.
+`SOCIAL` is written by hand. `KNOWLEDGE` gives answers in the phrasing of the untuned
+SmolLM2-135M-Instruct, shortened and only where they are right: rows that a model would say anyway
+hold it in place while it learns the tools, rows that it would never say move it. After a
+`TALK_THEN_TOOL` row a tool request follows.
 """
 
-TALK: tuple[tuple[str, ...], ...] = (
-    # greetings
-    ("Hi!", "Hi! How can I help you today?"),
-    ("Hey there", "Hey! What can I do for you?"),
-    ("Good morning!", "Good morning! I hope you slept well. How can I help?"),
+SOCIAL: tuple[tuple[str, ...], ...] = (
+    # greetings, thanks and goodbyes
+    ("Hi!", "Hello! How can I assist you today?"),
+    ("Hey there", "Hello there! How can I assist you today?"),
+    ("Good morning!", "Good morning! How can I help you today?"),
     ("Good afternoon.", "Good afternoon! What would you like to talk about?"),
-    ("Hello again", "Hello again! It is nice to hear from you."),
-    ("Hey, what's up?", "Not much, I am here to help. What is on your mind?"),
-    ("Hi, I'm Anna.", "Hi Anna, nice to meet you! How can I help?"),
-    ("Greetings!", "Greetings! What can I help you with?"),
-    ("Are you there?", "Yes, I am here. What can I do for you?"),
+    ("Hello again", "Hello again! It's nice to hear from you."),
+    ("Hey, what's up?", "Hey! I'm here to help. What's on your mind?"),
+    ("Hi, I'm Anna.", "Hello Anna, nice to meet you! What brings you here today?"),
+    ("Greetings!", "Greetings! What brings you here today?"),
+    ("Are you there?", "Yes, I'm here to help. What can I do for you?"),
     ("Happy Monday!", "Happy Monday! I hope your week starts well."),
-    # thanks and goodbyes
-    ("Thanks a lot!", "You're welcome! Let me know if you need anything else."),
-    ("That was very helpful, thank you.", "I'm glad it helped. Have a good day!"),
+    ("Thanks a lot!", "I'm glad to help! Let me know if you need anything else."),
+    ("That was very helpful, thanks.", "I'm glad it helped. Have a good day!"),
     ("Cheers, that's all for today.", "You're welcome. See you next time!"),
-    ("Bye!", "Goodbye! Take care."),
+    ("Bye!", "Bye! Take care."),
     ("See you tomorrow.", "See you tomorrow! Have a nice evening."),
     ("Good night.", "Good night! Sleep well."),
-    ("You are great!", "Thank you, that is kind of you to say."),
+    ("You are great!", "Thank you! I'm always happy to help."),
     ("Sorry, I have to go.", "No problem at all. Take care!"),
     # small talk
-    ("How is your day going?", "It is going well, thank you for asking. How is yours?"),
-    ("What's your name?", "My name is SmolLM. I am an AI assistant."),
+    ("How is your day going?", "It's going well, thank you for asking. How is yours?"),
+    ("What's your name?", "I'm SmolLM, a helpful AI assistant."),
     ("Who made you?", "I was trained by Hugging Face."),
-    ("Are you a human?", "No, I am an AI assistant, but I am happy to talk with you."),
+    ("Are you a human?", "I'm a helpful AI named SmolLM, designed to assist with various tasks."),
     (
         "What can you do?",
-        "I can answer questions, help with writing, and call tools that work on your code.",
+        "I can answer questions, help with writing, and call tools for your code.",
     ),
-    (
-        "Do you like music?",
-        "I cannot hear music, but I enjoy talking about it. What do you listen to?",
-    ),
-    ("I'm bored.", "How about a short walk, a good book, or learning a card trick?"),
+    ("Do you like music?", "I can't hear music, but I'm happy to talk about it with you."),
+    ("I'm bored.", "I'm here to help. How about a short walk or a good book?"),
     ("I had a bad day.", "I'm sorry to hear that. Do you want to tell me what happened?"),
     ("It's raining again here.", "That sounds like a good day for tea and a warm blanket."),
-    ("I got the job!", "Congratulations! That is wonderful news."),
-    (
-        "My cat is sleeping on my keyboard.",
-        "Cats love warm places. It seems you have a small break now!",
-    ),
-    ("I can't sleep.", "Try a dim light, slow breathing, and no screens for half an hour."),
-    ("Tell me something nice.", "Somewhere today a stranger smiled because of something you did."),
-    ("Do you ever get tired?", "No, I don't get tired. I can help whenever you like."),
+    ("I got the job!", "Congratulations! That's wonderful news."),
+    ("My cat is sleeping on my keyboard.", "Cats love warm places. They can be quite stubborn!"),
+    ("I can't sleep.", "I'm sorry to hear that. Try a dim light and slow, deep breathing."),
+    ("Do you ever get tired?", "No, I don't get tired. I'm always here to help."),
     (
         "I feel nervous about my exam.",
-        "That is normal. Rest well, breathe slowly, and trust your preparation.",
+        "It's completely normal to feel a bit anxious before an exam.",
     ),
     ("We are going on holiday next week.", "How lovely! Where are you going?"),
+    ("I like to paint.", "That's wonderful! What do you like to paint?"),
+    ("I love cooking.", "I'm so glad you love cooking! What is your favorite dish?"),
+    ("I want to learn the guitar.", "I'm glad you're interested in learning the guitar!"),
+    ("We watched a great movie.", "That sounds like fun! What was it about?"),
+    ("My team won the game.", "Congratulations to your team! You must be very happy."),
+    ("I went to the beach yesterday.", "That sounds relaxing! Did you swim in the sea?"),
+    ("I planted tomatoes.", "Great! Tomatoes need a lot of sun and regular water."),
+    ("I have a question about history.", "I'm happy to help you with any historical topic."),
+    ("Can I ask you a question?", "Of course! What would you like to know?"),
+    # advice and small tasks
+    ("How do I boil an egg?", "Put the egg in boiling water for eight minutes, then cool it."),
+    ("What should I cook tonight?", "Pasta with tomatoes and basil is quick and tastes good."),
+    ("Should I bring an umbrella?", "The weather can be unpredictable, so it's a good idea."),
+    ("What is a good gift for my mother?", "A handmade quilt or a framed photo is a lovely gift."),
+    ("How can I save money?", "One of the most effective ways is to reduce your expenses."),
+    ("Suggest a name for a puppy.", "How about Max?"),
+    ("Translate 'thank you' into Spanish.", 'In Spanish, "thank you" is "gracias".'),
+    ("Write a birthday wish for my brother.", "Happy birthday! I hope your year is full of joy."),
+    # two turns
+    ("Name a big cat.", "The tiger is a big cat.", "Name another one.", "The lion is another one."),
+    ("I love hiking.", "That's great! Where do you hike?", "In the mountains.", "Enjoy the view!"),
+    ("Can you help me?", "Of course. What do you need?", "A word for very happy.", "Delighted."),
+    ("My name is Tom.", "Nice to meet you, Tom!", "What is my name?", "Your name is Tom."),
+)
+
+KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     # facts
-    ("What is the capital of Italy?", "The capital of Italy is Rome."),
     ("What is the capital of Germany?", "The capital of Germany is Berlin."),
-    ("Which planet is known as the red planet?", "Mars is known as the red planet."),
-    ("How many legs does a spider have?", "A spider has eight legs."),
-    ("What is the largest ocean?", "The Pacific Ocean is the largest ocean on Earth."),
-    ("Who wrote Romeo and Juliet?", "William Shakespeare wrote Romeo and Juliet."),
-    ("What do bees make?", "Bees make honey."),
-    (
-        "At what temperature does water freeze?",
-        "Water freezes at 0 degrees Celsius, which is 32 degrees Fahrenheit.",
-    ),
-    ("How many months are in a year?", "There are twelve months in a year."),
-    ("What is the longest river in Africa?", "The Nile is the longest river in Africa."),
-    ("Who painted the Mona Lisa?", "Leonardo da Vinci painted the Mona Lisa."),
-    ("What gas do plants take in?", "Plants take in carbon dioxide."),
-    ("What language do people speak in Brazil?", "People in Brazil speak Portuguese."),
-    ("Which animal is the tallest?", "The giraffe is the tallest animal."),
-    ("What is the currency of Japan?", "The currency of Japan is the yen."),
-    ("Is the moon bigger than the Earth?", "No, the moon is much smaller than the Earth."),
+    ("What is the capital of China?", "The capital of China is Beijing."),
+    ("What is the capital of Greece?", "The capital of Greece is Athens."),
+    ("What is the capital of Sweden?", "The capital of Sweden is Stockholm."),
+    ("What is the capital of South Korea?", "The capital of South Korea is Seoul."),
+    ("What is the capital of Egypt?", "The capital of Egypt is Cairo."),
+    ("What is the chemical symbol for gold?", "The chemical symbol for gold is Au."),
+    ("What is the chemical symbol for iron?", "The chemical symbol for iron is Fe."),
+    ("What is the currency of Japan?", "The currency of Japan is the Japanese Yen (JPY)."),
     ("What is the opposite of big?", "The opposite of big is small."),
-    ("Which season comes after winter?", "Spring comes after winter."),
-    ("What do cows eat?", "Cows eat mostly grass and hay."),
-    ("What is ice made of?", "Ice is made of frozen water."),
-    ("How many hours are in a day?", "There are 24 hours in a day."),
-    ("In which country is the Great Wall?", "The Great Wall is in China."),
-    ("What organ pumps blood?", "The heart pumps blood through the body."),
-    ("What color is a ripe banana?", "A ripe banana is yellow."),
+    ("At what temperature does water freeze?", "Water freezes at exactly 0°C (32°F)."),
+    (
+        "What is the longest river in Africa?",
+        "The longest river in Africa is the Nile River, which runs through Egypt.",
+    ),
+    ("Who painted the Mona Lisa?", "The Mona Lisa is attributed to Leonardo da Vinci."),
+    (
+        "Who invented the telephone?",
+        "The invention of the telephone is attributed to Alexander Graham Bell.",
+    ),
+    ("Who discovered gravity?", "The discovery of gravity is attributed to Sir Isaac Newton."),
+    (
+        "Who was Marie Curie?",
+        "Marie Curie was a Polish-French chemist and physicist who dedicated her life to "
+        "advancing the field of science.",
+    ),
+    (
+        "Who was Charles Darwin?",
+        "Charles Darwin was a British naturalist, biologist, and the founder of the theory of "
+        "evolution by natural selection.",
+    ),
+    (
+        "Who was Isaac Newton?",
+        "Isaac Newton was a brilliant and dedicated scientist who made groundbreaking discoveries "
+        "in mathematics and physics.",
+    ),
+    (
+        "What do cows eat?",
+        "Cows are herbivores, and they primarily consume grass, which they graze on in their "
+        "natural habitat.",
+    ),
+    ("What is ice made of?", "Ice is composed of water molecules bonded together."),
+    ("What is bread made of?", "Bread is made from flour, water, yeast, and other ingredients."),
+    ("How do birds fly?", "Birds fly using a combination of wings and feathers."),
+    (
+        "Why is sleep important?",
+        "Sleep is essential for overall health and well-being.",
+    ),
+    (
+        "Why is exercise important?",
+        "Exercise is essential for maintaining overall health and well-being. It helps to improve "
+        "physical fitness, boost the immune system, and enhance mental health.",
+    ),
+    ("Why do we need water?", "Water is essential for life on Earth."),
+    (
+        "Why is the sky blue?",
+        "The sky appears blue because of a phenomenon known as Rayleigh scattering.",
+    ),
     # arithmetic
-    ("What is 3 plus 4?", "3 plus 4 is 7."),
-    ("What is 10 minus 6?", "10 minus 6 is 4."),
-    ("5 + 5 = ?", "5 + 5 = 10."),
-    ("What is 6 times 2?", "6 times 2 is 12."),
-    ("Half of 20?", "Half of 20 is 10."),
-    ("I have two apples and buy three more. How many do I have?", "You have five apples."),
-    ("What is 9 divided by 3?", "9 divided by 3 is 3."),
-    ("Is 8 an even number?", "Yes, 8 is an even number."),
-    ("Which is larger, 15 or 50?", "50 is larger than 15."),
-    ("What comes after 99?", "The number after 99 is 100."),
+    ("What is 3 plus 4?", "3 + 4 = 7"),
+    ("Half of 20?", "Half of 20 is 20 / 2 = 10."),
+    ("What is 2 times 2?", "2 times 2 is 4."),
+    ("What is 3 times 3?", "3 times 3 is 9."),
+    ("What is 6 + 6?", "The answer is 12."),
+    ("What is 10 + 10?", "10 + 10 = 20."),
+    ("What is 1000 divided by 10?", "1000 divided by 10 is 100."),
+    ("Count from one to five.", "1, 2, 3, 4, 5"),
     # instructions
-    ("List three fruits.", "Apple, banana, and orange."),
-    ("Name two animals that can fly.", "An eagle and a bat can fly."),
-    ("Write one sentence about the sea.", "The sea was calm and blue under the morning sun."),
+    ("Name three planets.", "1. Mars\n2. Venus\n3. Earth"),
+    ("List three continents.", "1. Africa\n2. Antarctica\n3. Australia"),
+    ("List three vegetables.", "1. Carrots\n2. Onions\n3. Tomatoes"),
+    ("Name three sports.", "1. Baseball\n2. Football\n3. Basketball"),
+    ("List three fruits.", "1. Bananas\n2. Oranges\n3. Apples"),
+    (
+        "Write one sentence about the sea.",
+        "The sea is a vast and mysterious realm, teeming with life and unending in its own way.",
+    ),
+    (
+        "Write one sentence about spring.",
+        "Spring is a vibrant and enchanting season that brings a sense of renewal and rebirth.",
+    ),
+    (
+        "Write a title for a book about space.",
+        "The Cosmic Odyssey: A Journey Through the Uncharted Universe",
+    ),
+    (
+        "Give me a title for a story about a lost dog.",
+        "The Lost Dog: A Journey of Hope and Resilience",
+    ),
+    (
+        "Describe a sunset.",
+        "A sunset is a breathtaking sight that never gets old. It's a moment of purest beauty, "
+        "where the earth comes alive with hues of orange, pink, and gold.",
+    ),
+    (
+        "Describe a garden.",
+        "A garden is a beautiful and intricate ecosystem that thrives in harmony with nature.",
+    ),
     (
         "Write a short poem about the moon.",
-        "The moon is round, the night is deep,\nit shines above while children sleep.",
-    ),
-    ("Give me a word that rhymes with cat.", "A word that rhymes with cat is hat."),
-    ("Translate 'thank you' into Spanish.", "'Thank you' in Spanish is 'gracias'."),
-    ("Make this polite: give me water.", "Could you please give me some water?"),
-    ("Count from one to five.", "One, two, three, four, five."),
-    ("Give me a title for a story about a lost dog.", "The Long Way Home"),
-    ("Say something funny.", "Why did the book look sad? It had too many problems in its story."),
-    ("Name the days of the weekend.", "The days of the weekend are Saturday and Sunday."),
-    (
-        "Describe a forest in one sentence.",
-        "A forest is a quiet place full of tall trees, birds, and soft light.",
-    ),
-    ("Give me an example of a vegetable.", "A carrot is an example of a vegetable."),
-    ("Use the word 'river' in a sentence.", "We walked along the river until it was dark."),
-    (
-        "Write a birthday wish for my brother.",
-        "Happy birthday! I hope your year is full of joy and good surprises.",
-    ),
-    ("Suggest a name for a puppy.", "How about Biscuit?"),
-    ("Finish the sentence: The sun rises in the", "The sun rises in the east."),
-    ("List the primary colors.", "The primary colors are red, yellow, and blue."),
-    (
-        "Explain rain to a child.",
-        "Clouds hold many tiny drops of water. When they get heavy, they fall down as rain.",
-    ),
-    (
-        "Write a short thank-you note to a teacher.",
-        "Dear teacher, thank you for your patience. I learned a lot from you.",
-    ),
-    (
-        "Summarize: The shop opens at nine and closes at five.",
-        "The shop is open from nine to five.",
-    ),
-    # advice
-    (
-        "How do I boil an egg?",
-        "Put the egg in boiling water for eight minutes, then cool it in cold water.",
-    ),
-    ("How can I drink more water?", "Keep a bottle on your desk and take a sip every half hour."),
-    ("What should I cook tonight?", "Pasta with tomatoes and basil is quick and tastes good."),
-    (
-        "How can I learn a new language?",
-        "Practice a little every day, listen a lot, and speak with other people.",
-    ),
-    (
-        "Any tips for a job interview?",
-        "Learn about the company, prepare examples of your work, and ask questions.",
-    ),
-    (
-        "How do I keep my plants alive?",
-        "Give them light, water them when the soil is dry, and do not drown them.",
-    ),
-    (
-        "How can I save money?",
-        "Write down what you spend, cook at home, and put a little aside each month.",
-    ),
-    (
-        "Should I bring an umbrella?",
-        "If clouds are dark or rain is forecast, an umbrella is a good idea.",
-    ),
-    (
-        "What is a good gift for my mother?",
-        "Flowers, a framed photo, or a day together are lovely gifts.",
-    ),
-    ("How do I make tea?", "Pour hot water over the tea, wait three to five minutes, and enjoy."),
-    (
-        "How can I focus better at work?",
-        "Turn off notifications, work in short blocks, and take real breaks.",
+        "In twilight's hallow tapestry, where light and shadow blend,\n"
+        "A moon's gentle glow, a beacon of light.",
     ),
     # definitions
-    ("What is a dictionary?", "A dictionary is a book that explains what words mean."),
-    ("What does 'brave' mean?", "Brave means ready to face danger or pain without giving up."),
-    (
-        "What is gravity?",
-        "Gravity is the force that pulls things toward each other, such as you toward the Earth.",
-    ),
+    ("What is a friend?", "A friend is a person who supports and helps you."),
+    ("What is an island?", "An island is a landmass that is surrounded by water."),
     (
         "What is a volcano?",
-        "A volcano is an opening in the ground where hot lava and gas come out.",
+        "A volcano is a natural phenomenon that occurs when magma, which is molten rock, rises to "
+        "the surface of the Earth.",
     ),
-    ("Define 'friend'.", "A friend is a person you like and trust."),
     (
-        "What is a desert?",
-        "A desert is a very dry place where little rain falls and few plants grow.",
+        "What is an earthquake?",
+        "An earthquake is a natural phenomenon caused by the movement of the Earth's crust.",
     ),
-    ("What is an island?", "An island is a piece of land with water all around it."),
     (
         "What is democracy?",
-        "Democracy is a form of government in which the people choose their leaders.",
+        "Democracy is a form of government where citizens have the right to participate in the "
+        "decision-making process.",
     ),
-    ("What is a noun?", "A noun is a word for a person, a place, a thing, or an idea."),
+    (
+        "What is a galaxy?",
+        "A galaxy is a vast, cosmic structure composed of billions of stars.",
+    ),
+    (
+        "What is the brain?",
+        "The brain is a complex organ that plays a vital role in the human body's nervous system.",
+    ),
+    (
+        "What is renewable energy?",
+        "Renewable energy is energy that can be replenished naturally, such as sunlight, wind, "
+        "and water.",
+    ),
+    (
+        "What is a poem?",
+        "A poem is a literary form that consists of a set of words arranged in a specific "
+        "pattern, typically in lines of verse.",
+    ),
+    ("What is an adjective?", "An adjective is a word that modifies a noun or a pronoun."),
+    ("What is a verb?", "A verb is a word that describes an action or a state of being."),
+    (
+        "What is a budget?",
+        "A budget is a financial plan that outlines how you plan to manage your money.",
+    ),
+    (
+        "What is a bank?",
+        "A bank is a financial institution that provides a wide range of services to individuals "
+        "and businesses.",
+    ),
+    (
+        "What is cheese?",
+        "Cheese is a dairy product that is made from milk, typically from cows, sheep, or goats.",
+    ),
+    ("What is sushi?", "Sushi is a Japanese dish made with raw fish, typically tuna or salmon."),
+    (
+        "What is a bicycle?",
+        "A bicycle is a vehicle that combines human movement with the ability to move on two "
+        "wheels.",
+    ),
     # programming talk that needs no tool
     (
         "What is a unit test?",
-        "A unit test checks that one small piece of code does what it should.",
+        "A unit test is a way to verify that the individual components of a software application "
+        "behave as expected.",
     ),
-    ("What does a linter do?", "A linter reads source code and points out mistakes and bad style."),
+    ("What does a linter do?", "A linter reads source code and points out mistakes in its style."),
     (
         "What is a type checker?",
-        "A type checker finds places where values of the wrong type are used.",
+        "A type checker is a software tool that helps developers check the correctness of their "
+        "code.",
     ),
-    ("What is git?", "Git is a version control system that records the history of your files."),
-    ("What does grep do?", "Grep searches text for lines that match a pattern."),
+    (
+        "What does grep do?",
+        "Grep is a command-line utility used to search for patterns in text.",
+    ),
     (
         "What is refactoring?",
-        "Refactoring means changing the structure of code without changing what it does.",
-    ),
-    (
-        "What is a symbol in programming?",
-        "A symbol is a name in code, such as the name of a function or a class.",
+        "Refactoring is a programming technique that involves rewriting code for the sake of "
+        "organization, maintainability, and reusability.",
     ),
     (
         "Why should I write tests?",
-        "Tests catch mistakes early and let you change code without fear.",
+        "Writing tests is a crucial aspect of software development that helps ensure your code is "
+        "reliable.",
     ),
-    ("What is a diff?", "A diff shows the lines that differ between two versions of a file."),
-    ("What is a folder?", "A folder is a place on a computer that holds files and other folders."),
+    ("What is a diff?", "A diff shows the difference between two versions of a file."),
+    ("What is a folder?", "A folder is a place that contains a collection of files."),
     (
         "What is Python?",
-        "Python is a popular programming language that is easy to read and to learn.",
+        "Python is a high-level, versatile programming language designed for code readability, "
+        "automation, and data analysis.",
     ),
-    ("What does print('hi') do in Python?", "It writes the word hi to the screen."),
-    ("In Python, what is len([1, 2])?", "The list has two items, so len([1, 2]) is 2."),
+    (
+        "What does print('hi') do in Python?",
+        "In Python, `print()` is a built-in function. It's used to print a message to the console.",
+    ),
     (
         "What is a loop?",
-        "A loop repeats a block of code, for example once for each item of a list.",
+        "A loop is a control structure in programming that allows you to execute a block of code "
+        "repeatedly until a certain condition is met.",
     ),
-    ("What is a bug?", "A bug is a mistake in a program that makes it behave wrongly."),
+    (
+        "What is a bug in software?",
+        "A bug in software refers to a flaw or error that can occur during the development "
+        "process.",
+    ),
     (
         "What does 'import math' mean?",
-        "It makes the functions of the math module available in a Python program.",
+        "It imports the math module, so that you can use it in your code.",
     ),
-    (
-        "What is the difference between a list and a tuple?",
-        "In Python a list can be changed after it is made, and a tuple cannot.",
-    ),
-    ("Is Python hard to learn?", "No, Python is one of the easier languages to begin with."),
     (
         "What is a class in programming?",
-        "A class describes objects: the data they hold and what they can do.",
+        "In programming, a class is a blueprint that defines an object's behavior and properties.",
     ),
-    ("How do I name a variable well?", "Pick a short name that says what the value means."),
     (
         "What is a comment in code?",
-        "A comment is text for human readers that the computer ignores.",
+        "A comment in code is a line of text that is placed to clarify or explain a piece of code.",
     ),
-    ("What does HTML stand for?", "HTML stands for HyperText Markup Language."),
-    ("When should I rename a function?", "Rename it when its name no longer says what it does."),
-    ("What is a file path?", "A file path tells the computer in which folders a file lies."),
+    ("What does HTML stand for?", "HTML stands for Hypertext Markup Language."),
+    ("What does RAM stand for?", "RAM stands for Random Access Memory."),
+    ("What does PDF stand for?", "PDF stands for Portable Document Format."),
+    (
+        "When should I rename a function?",
+        "Rename a function when its name no longer says what it does.",
+    ),
+    (
+        "What is a file path?",
+        "A file path is a string of characters that defines the file's location on a computer.",
+    ),
     (
         "What is a database?",
-        "A database is an organized collection of data that programs can search and change.",
+        "A database is a structured collection of data organized in rows and columns.",
     ),
-    ("What does x = 5 do?", "It stores the number 5 in the variable x."),
-    ("What are type hints?", "Type hints say which types a function expects and returns."),
-    ("Who reads my code?", "Mostly other people, and yourself in a few months."),
     (
         "What does a compiler do?",
-        "A compiler translates source code into a form that the machine can run.",
+        "A compiler is a software tool that translates human code into machine code.",
     ),
-    ("Do you prefer tabs or spaces?", "Most Python code uses four spaces, so I would use those."),
-    ("What is open source?", "Open source software can be read, used, and changed by anyone."),
+    (
+        "What is open source?",
+        "Open source refers to software whose source code is available for anyone to use, modify, "
+        "and distribute.",
+    ),
     (
         "What is code review?",
-        "In a code review another person reads your change before it is merged.",
-    ),
-    # two turns
-    (
-        "What is the capital of Egypt?",
-        "The capital of Egypt is Cairo.",
-        "Which river flows there?",
-        "The Nile flows through Cairo.",
+        "A code review is a process of reviewing and analyzing code to identify and fix errors.",
     ),
     (
-        "Name a big cat.",
-        "The tiger is a big cat.",
-        "Name another one.",
-        "The lion is another big cat.",
-    ),
-    ("What is 2 times 5?", "2 times 5 is 10.", "And plus one?", "10 plus one is 11."),
-    (
-        "I love hiking.",
-        "That is great! Where do you like to hike?",
-        "In the mountains.",
-        "The mountains are beautiful. Enjoy the fresh air!",
+        "What is a list in Python?",
+        "A list in Python is a collection of items. Lists are mutable.",
     ),
     (
-        "What is a variable?",
-        "A variable is a name for a value in a program.",
-        "Thanks, I get it.",
-        "You're welcome!",
+        "What is machine learning?",
+        "Machine learning is a subset of artificial intelligence that enables computers to learn "
+        "from data without being explicitly programmed.",
     ),
     (
-        "Can you help me?",
-        "Of course. What do you need?",
-        "I need a word for very happy.",
-        "You could say 'delighted'.",
+        "What is encryption?",
+        "Encryption is a technology that protects data by converting it into a coded version, "
+        "known as ciphertext.",
     ),
-    ("My name is Tom.", "Nice to meet you, Tom!", "What is my name?", "Your name is Tom."),
     (
-        "Which color is the sky?",
-        "On a clear day the sky is blue.",
-        "And at night?",
-        "At night the sky is dark, almost black.",
+        "What is a computer virus?",
+        "A computer virus is a type of malicious software that can damage or erase data on a "
+        "computer.",
     ),
 )
 
+TALK: tuple[tuple[str, ...], ...] = SOCIAL + KNOWLEDGE
+
 TALK_THEN_TOOL: tuple[tuple[str, str], ...] = (
     ("Hi, do you have a minute?", "Sure! What can I do for you?"),
-    ("Good morning, ready to work?", "Good morning! Yes, let us start."),
+    ("Good morning, ready to work?", "Good morning! I'm ready to help."),
     ("Can you help me with my code?", "Yes, tell me what you need."),
-    (
-        "What is a merge conflict?",
-        "It happens when two changes touch the same lines and git cannot choose.",
-    ),
-    ("Thanks for yesterday.", "You're welcome! What is next?"),
+    ("What is a merge conflict?", "Two changes touch the same lines and git cannot choose."),
+    ("Thanks for yesterday.", "I'm glad to help! What is next?"),
     ("I have a few questions about this project.", "Go ahead, I am listening."),
 )

@@ -1,0 +1,152 @@
+"""MLX on Linux gets OpenBLAS, other systems are left alone, and nothing of it can fail."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_ft import blas
+from mlx_ft.blas import BlasStatus, preload_openblas
+from mlx_ft.cache import CACHE_HOME_VARIABLE
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for MLX's Linux CPU build")
+needs_wheel = pytest.mark.skipif(
+    blas._package_folder("ngsolve_openblas") is None, reason="needs the OpenBLAS wheel"
+)
+
+STATUS = (
+    "import json\n"
+    "import mlx_ft\n"
+    "maps = open('/proc/self/maps').read() if mlx_ft.BLAS.fast else ''\n"
+    "print(json.dumps([mlx_ft.BLAS.name, mlx_ft.BLAS.fast, mlx_ft.BLAS.detail, maps]))\n"
+)
+
+
+def start(code: str, home: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, CACHE_HOME_VARIABLE: str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def status(process: "subprocess.Popen[str]") -> tuple[BlasStatus, str]:
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    name, fast, detail, maps = json.loads(out)
+    return BlasStatus(name, fast, detail), maps
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is looked for, loaded or written: Accelerate and Metal need no help."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    def load(*arguments: object, **options: object) -> None:
+        pytest.fail("a library was loaded")
+
+    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.setattr(blas, "_wheel_library", load)
+    assert preload_openblas() == BlasStatus("platform", True, "Accelerate and Metal")
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
+def test_after_mlx_it_is_too_late_and_said(tmp_path: Path) -> None:
+    found, _ = status(start("import mlx.core\n" + STATUS, tmp_path / "home"))
+    assert not found.fast
+    assert "mlx was imported before mlx_ft" in found.detail
+    assert not (tmp_path / "home").exists()
+
+
+@linux
+@needs_wheel
+def test_openblas_serves_mlx_in_a_fresh_process(tmp_path: Path) -> None:
+    """It is mapped before MLX is, from links in the cache, beside MLX's own Fortran runtime."""
+    code = STATUS.replace("import mlx_ft\n", "import mlx_ft\nimport mlx.core\n", 1)
+    found, maps = status(start(code, tmp_path / "home"))
+    assert (found.name, found.fast) == ("OpenBLAS", True)
+    assert found.detail.startswith(str(tmp_path / "home" / "blas"))
+    mapped = {line.split()[-1] for line in maps.splitlines() if "/" in line}
+    assert str(Path(found.detail).resolve()) in mapped
+    assert any("libgfortran" in name for name in mapped)
+    assert any(name.endswith("libmlx.so") for name in mapped)
+
+
+@linux
+@needs_wheel
+def test_many_processes_at_once_make_one_set_of_links(tmp_path: Path) -> None:
+    processes = [start(STATUS, tmp_path / "home") for _ in range(4)]
+    found = [status(process)[0] for process in processes]
+    assert {s.name for s in found} == {"OpenBLAS"}
+    assert len({s.detail for s in found}) == 1
+    links = list(Path(found[0].detail).parent.iterdir())
+    assert {link.name for link in links} >= {"libopenblas.so.0", "libgfortran.so.5"}
+    assert all(link.is_symlink() and link.exists() for link in links)
+    assert not [link for link in links if link.name.split(".")[-1] in map(str, _pids(processes))]
+
+
+def _pids(processes: "list[subprocess.Popen[str]]") -> list[int]:
+    return [process.pid for process in processes]
+
+
+@linux
+@needs_wheel
+def test_a_link_that_points_elsewhere_is_put_right(tmp_path: Path) -> None:
+    """Another version of the wheel was there before, at the same place."""
+    library = blas._wheel_library()
+    assert library is not None
+    right = library.resolve()
+    library.unlink()
+    library.symlink_to(tmp_path / "gone")
+    again = blas._wheel_library()
+    assert again == library and library.resolve() == right
+
+
+@linux
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.write_text("a file where the folder should be")
+    found, _ = status(start(STATUS, home))
+    assert found.fast or "cache folder" in found.detail or "not installed" in found.detail
+    assert home.read_text() == "a file where the folder should be"
+
+
+@linux
+@pytest.mark.parametrize("error", [OSError("read-only"), RuntimeError("no home folder")])
+def test_whatever_goes_wrong_has_a_sentence_and_no_exception(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def nowhere() -> Path:
+        raise error
+
+    def load(*arguments: object, **options: object) -> None:
+        raise OSError("libopenblas.so.0: cannot open shared object file")
+
+    monkeypatch.setattr(blas, "cache_home", nowhere)
+    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    found = preload_openblas()
+    assert (found.name, found.fast) == ("reference BLAS", False)
+    assert "cannot open shared object" in found.detail
+    if blas._package_folder("ngsolve_openblas") is not None:
+        assert str(error) in found.detail
+
+
+@linux
+def test_without_any_openblas_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, mode: int) -> None:
+        loaded.append(name)
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(blas, "_package_folder", lambda name: None)
+    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    assert not preload_openblas().fast
+    assert loaded == ["libopenblas.so.0"]

@@ -1,0 +1,96 @@
+"""Real signals to this very process: the first waits for a safe moment, the second does not."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_ft.interrupts import SIGNALS, deferred, interruptible
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def send(number: int) -> None:
+    """Send a signal to this process and give Python the moment in which it is handled."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_restored() -> Iterator[None]:
+    before = handlers()
+    yield
+    assert handlers() == before
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_both_signals_interrupt_at_once(number: int) -> None:
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        send(number)
+        pytest.fail("the signal was ignored")
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_first_is_held_back_and_the_second_is_not(
+    said: list[str], first: int, second: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt), deferred(said.append) as requested:
+        assert not requested()
+        send(first)
+        assert requested() and len(said) == 1
+        assert "again to stop at once" in said[0]
+        send(second)
+        pytest.fail("the second signal was ignored")
+    assert len(said) == 1
+
+
+def test_without_a_signal_nothing_is_said(said: list[str]) -> None:
+    with deferred(said.append) as requested:
+        assert not requested()
+    assert said == []
+
+
+def test_inside_and_outside_keep_their_own_ways(said: list[str]) -> None:
+    """As in a run: training holds a signal back, the stages around it do not."""
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        with deferred(said.append) as requested:
+            send(signal.SIGTERM)
+            assert requested()
+        with deferred(said.append) as requested:
+            assert not requested(), "a request does not outlive its work"
+        send(signal.SIGTERM)
+        pytest.fail("the signal was ignored")
+
+
+def test_an_error_inside_restores_the_handlers(said: list[str]) -> None:
+    before = handlers()
+    with pytest.raises(ValueError, match="inside"), interruptible(), deferred(said.append):
+        assert handlers() != before
+        raise ValueError("inside")
+    assert handlers() == before
+
+
+def test_other_threads_change_no_handlers(said: list[str]) -> None:
+    """An embedding program's signals are its own business."""
+    before = handlers()
+    seen: list[object] = []
+
+    def work() -> None:
+        with interruptible(), deferred(said.append) as requested:
+            seen.extend([handlers() == before, requested()])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True, False]
