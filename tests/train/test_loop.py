@@ -136,7 +136,7 @@ def test_a_torn_checkpoint_does_not_exist(make_job: MakeJob) -> None:
 
 def test_a_loss_that_is_no_number_stops_with_the_rows(make_job: MakeJob) -> None:
     job = make_job(learning_rate=1e30, optimizer="sgd", iterations=30)
-    with pytest.raises(GateFailed, match="the loss is (nan|inf)") as caught:
+    with pytest.raises(GateFailed, match=r"the loss is (nan|inf)") as caught:
         train(job, listener())
     assert "train rows of lines" in str(caught.value)
     assert caught.value.exit_code == 1

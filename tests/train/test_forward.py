@@ -1,0 +1,340 @@
+"""The fast forward is the plain one, proved on real rows - or it is not used, and that is said."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama import LlamaModel
+
+from mlx_ft.inference import load_model, load_weights
+from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.train import stage
+from mlx_ft.train.adapters import adapter_config, put_adapter
+from mlx_ft.train.forward import (
+    EQUAL_TOLERANCE,
+    PROOF_LOGIT_TOKENS,
+    Forward,
+    PlainForward,
+    Proof,
+    SplitForward,
+    choose_forward,
+    prove_equal,
+)
+from mlx_ft.train.loop import train
+from mlx_ft.train.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.prefix import PrefixCache
+from tests import tiny
+from tests.tiny import write_tiny_model
+from tests.train.conftest import MakeJob, listener, random_rows
+
+LAYERS = 3
+WINDOW = 8
+MORE_CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 320,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": 2,
+    },
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 320,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "rope_theta": 10000,
+        "rope_scaling": None,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+}
+
+
+def rows_of(*lengths: int, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(3, 320, length).tolist() for length in lengths]
+
+
+ROWS = rows_of(7, 30, 100)
+assert len(ROWS[-1]) > PROOF_LOGIT_TOKENS
+
+
+@pytest.fixture(scope="module", params=list(MORE_CONFIGS))
+def other_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_other(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def make_other(name: str, folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny.TINY_CONFIGS, name, MORE_CONFIGS[name])
+        return write_tiny_model(folder, name, bits=None, layers=LAYERS)
+
+
+def loaded(folder: Path) -> nn.Module:
+    model, _, _ = load_weights(folder)
+    return model
+
+
+def adapted(folder: Path, num_layers: int) -> nn.Module:
+    """Return a model whose top layers have an adapter that matters."""
+    model = loaded(folder)
+    lora = LoraParameters(rank=4, alpha=8.0)
+    recipe = TrainRecipe(num_layers=num_layers, lora_parameters=lora)
+    whole = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=recipe)
+    put_adapter(model, recipe, adapter_config(whole, num_layers))
+    new = [
+        (name, mx.random.normal(array.shape) * 0.2)
+        for name, array in tree_flatten(model.trainable_parameters())
+    ]
+    model.load_weights(new, strict=False)
+    model.eval()
+    return model
+
+
+def whole_logits(forward: Forward, row: Sequence[int]) -> np.ndarray:
+    ids = mx.array([list(row)])
+    return np.array(forward.head(forward.top(ids, forward.prefix(ids))[0]).astype(mx.float32))
+
+
+@pytest.mark.parametrize("frozen", range(LAYERS + 1))
+def test_the_split_is_the_plain_forward_at_every_height(model_folder: Path, frozen: int) -> None:
+    model = loaded(model_folder)
+    split = SplitForward(model, frozen)
+    assert prove_equal(model, split, ROWS).relative_difference <= 1e-5
+    for row in ROWS:
+        plain = np.array(model(mx.array([row]))[0])
+        assert np.allclose(whole_logits(split, row), plain, rtol=1e-5, atol=1e-5)
+    hidden = split.prefix(mx.array([ROWS[0]])).shape[-1]
+    assert hidden == (64 if frozen else 0)
+
+
+@pytest.mark.parametrize("adapted_layers", [1, 2, LAYERS])
+def test_known_models_get_the_split_and_it_says_so(model_folder: Path, adapted_layers: int) -> None:
+    model = adapted(model_folder, adapted_layers)
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    forward = choose_forward(model, adapted_layers, ROWS)
+    assert isinstance(forward, SplitForward)
+    assert forward.frozen_layers == LAYERS - adapted_layers
+    assert forward.note.startswith(f"{LAYERS - adapted_layers} of {LAYERS} layers frozen")
+    assert [name for name, _ in tree_flatten(model.parameters())] == names, "the model is as it was"
+    assert len(model.layers) == LAYERS
+
+
+def loss_and_gradient(
+    model: nn.Module, forward: Forward, rows: TokenizedSplit
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Return loss and adapter gradient of one padded batch, as the training computes them."""
+    batch = make_batch(rows, tuple(range(len(rows))))
+    prefix = PrefixCache(forward, rows, 1 << 20).batch(batch)
+    function = nn.value_and_grad(model, lambda b, p: cross_entropy_sum(forward, b, p))
+    loss, gradient = function(batch, prefix)
+    return loss.item(), {name: np.array(a) for name, a in tree_flatten(gradient)}
+
+
+@pytest.mark.parametrize("adapted_layers", [1, 2, LAYERS])
+def test_loss_and_gradient_are_those_of_the_plain_forward(
+    model_folder: Path, adapted_layers: int
+) -> None:
+    """On a padded batch, with every row's prefix computed alone."""
+    _assert_same_training(model_folder, adapted_layers, needs_split=True)
+
+
+@pytest.mark.parametrize("adapted_layers", [1, 2, LAYERS])
+def test_other_models_train_as_plainly_whether_split_or_not(
+    other_folder: Path, adapted_layers: int
+) -> None:
+    """Scaled embeddings, sliding windows, mixtures of experts: the split fits or is not used."""
+    _assert_same_training(other_folder, adapted_layers, needs_split=False)
+
+
+def _assert_same_training(folder: Path, adapted_layers: int, needs_split: bool) -> None:
+    model = adapted(folder, adapted_layers)
+    rows = random_rows(4, seed=5)
+    longest = rows.row(int(rows.lengths.argmax()))[0].tolist()
+    forward = choose_forward(model, adapted_layers, [longest])
+    assert isinstance(forward, SplitForward) or not needs_split
+    loss, gradient = loss_and_gradient(model, forward, rows)
+    plain_loss, plain_gradient = loss_and_gradient(model, PlainForward(model, ""), rows)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    assert gradient.keys() == plain_gradient.keys()
+    largest = max(np.abs(a).max() for a in plain_gradient.values())
+    assert largest > 0
+    for name, array in plain_gradient.items():
+        assert np.abs(gradient[name] - array).max() <= 1e-4 * largest, name
+
+
+def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None:
+    fast, plain = make_job(folder="fast"), make_job(folder="plain")
+    plain = replace(plain, forward=PlainForward(plain.model, "asked for"))
+    assert isinstance(fast.forward, SplitForward)
+    one, other = train(fast, listener()), train(plain, listener())
+    assert one.final_validation_loss == pytest.approx(other.final_validation_loss, rel=1e-3)
+    assert one.first_validation_loss == pytest.approx(other.first_validation_loss, rel=1e-5)
+
+
+def test_gemma_scales_its_input_so_its_split_is_refused(tmp_path: Path) -> None:
+    """It multiplies whatever it is given, embeddings or a prefix: split, it would do so twice."""
+    model = loaded(make_other("gemma3_text", tmp_path))
+    for adapted_layers in (1, 2):
+        forward = choose_forward(model, adapted_layers, ROWS)
+        assert isinstance(forward, PlainForward)
+        assert "the split of gemma3_text differs by" in forward.note
+    assert isinstance(choose_forward(model, LAYERS, ROWS), SplitForward)
+
+
+def test_a_difference_beyond_the_sliding_window_is_found_by_a_long_row(tmp_path: Path) -> None:
+    """Layers whose kind is looked up by number: wrong above the split, and only beyond the window,
+    so a proof on short rows alone would let it pass.
+    """
+    model = loaded(make_other("gpt_oss", tmp_path))
+    short, long = rows_of(WINDOW - 1, WINDOW * 4)
+    assert isinstance(choose_forward(model, 2, [short]), SplitForward)
+    for rows in ([long], [short, long], [long, short]):
+        forward = choose_forward(model, 2, rows)
+        assert isinstance(forward, PlainForward)
+        assert "the split of gpt_oss differs by" in forward.note
+
+
+def test_the_stage_proves_on_its_longest_rows(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proved: list[list[list[int]]] = []
+
+    def remember(model: nn.Module, layers: int, rows: list[list[int]]) -> Forward:
+        proved.append(rows)
+        return choose_forward(model, layers, rows)
+
+    monkeypatch.setattr(stage, "choose_forward", remember)
+    recipe = Recipe(
+        name="tiny", model="tiny", data=DataRecipe(path="."), train=TrainRecipe(num_layers=1)
+    )
+    splits = random_rows(9, seed=3), random_rows(4, seed=4)
+    model = load_model(model_folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    job = stage.TrainStage(recipe, model_folder, tmp_path, tmp_path, "inputs", 1 << 20, ())
+    stage._job(job, model, *splits)
+    for split in splits:
+        assert int(split.lengths.max()) in [len(row) for row in proved[0]]
+
+
+class _Indexed(LlamaModel):
+    """A model whose layers depend on their number, unlike anything the split can know of."""
+
+    def __call__(
+        self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
+        hidden = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, "causal") * (1 + number)
+        return self.norm(hidden)
+
+
+class _Short(LlamaModel):
+    """Refuses to work on some of its layers."""
+
+    def __call__(
+        self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:
+        if len(self.layers) < LAYERS:
+            raise RuntimeError("layers are missing")
+        return super().__call__(inputs, cache, input_embeddings)
+
+
+class _OnlyIds(LlamaModel):
+    """Takes no embeddings, so nothing can be frozen; the head can still be split off."""
+
+    def __call__(self, inputs: mx.array, cache: Any = None, *unused: None) -> mx.array:
+        return super().__call__(inputs, cache)
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> nn.Module:
+    return loaded(write_tiny_model(tmp_path / "llama", layers=LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (_Indexed, "the split of llama differs by"),
+        (_Short, "llama does not take the split (layers are missing)"),
+    ],
+)
+def test_a_model_that_cannot_be_split_is_left_whole(
+    llama: nn.Module, kind: type, sentence: str
+) -> None:
+    llama.model.__class__ = kind
+    forward = choose_forward(llama, 2, ROWS)
+    assert isinstance(forward, PlainForward)
+    assert forward.note.startswith("plain forward: ") and sentence in forward.note
+    assert forward.frozen_layers == 0
+    for row in ROWS:
+        assert np.array_equal(whole_logits(forward, row), np.array(llama(mx.array([row]))[0]))
+
+
+def test_layers_that_are_no_list_are_left_whole() -> None:
+    class Inner(nn.Module):
+        layers = object()
+        norm = None
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Inner()
+
+    forward = choose_forward(Outer(), 2, ROWS)
+    assert isinstance(forward, PlainForward) and "does not take the split" in forward.note
+
+
+def test_a_model_built_otherwise_is_left_whole() -> None:
+    forward = choose_forward(nn.Linear(2, 2), 1, ROWS)
+    assert isinstance(forward, PlainForward)
+    assert "is not built as embed, layers, norm" in forward.note
+
+
+def test_a_model_that_takes_no_embeddings_freezes_nothing(llama: nn.Module) -> None:
+    llama.model.__class__ = _OnlyIds
+    forward = choose_forward(llama, 1, ROWS)
+    assert isinstance(forward, SplitForward) and forward.frozen_layers == 0
+    assert forward.note.startswith(f"0 of {LAYERS} layers frozen")
+
+
+def test_nothing_is_proved_without_rows_or_with_numbers_that_are_none(llama: nn.Module) -> None:
+    assert not prove_equal(llama, SplitForward(llama, 1), []).holds
+    assert isinstance(choose_forward(llama, 2, []), PlainForward)
+    llama.model.norm.weight = llama.model.norm.weight * float("nan")
+    assert not prove_equal(llama, SplitForward(llama, 1), ROWS).holds
+    assert not Proof(float("nan"), EQUAL_TOLERANCE).holds
+    assert Proof(EQUAL_TOLERANCE, EQUAL_TOLERANCE).holds
+
+
+def test_a_wrong_head_is_found(llama: nn.Module) -> None:
+    """The hidden states are right and the logits are not."""
+
+    class WrongHead(SplitForward):
+        def head(self, hidden: mx.array) -> mx.array:
+            return super().head(hidden) * 1.01
+
+    class ShortHead(SplitForward):
+        def head(self, hidden: mx.array) -> mx.array:
+            return super().head(hidden)[..., :-1]
+
+    for kind in (WrongHead, ShortHead):
+        assert not prove_equal(llama, kind(llama, 1), ROWS).holds
