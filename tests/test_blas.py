@@ -63,16 +63,33 @@ def test_after_mlx_it_is_too_late_and_said(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+def detail_file(detail: str) -> str:
+    return str(Path(detail).resolve())
+
+
 @linux
 @needs_wheel
 def test_openblas_serves_mlx_in_a_fresh_process(tmp_path: Path) -> None:
-    """It is mapped before MLX is, from links in the cache, beside MLX's own Fortran runtime."""
-    code = STATUS.replace("import mlx_ft\n", "import mlx_ft\nimport mlx.core\n", 1)
-    found, maps = status(start(code, tmp_path / "home"))
+    """It is what `cblas_sgemm` means to every library loaded after it, MLX's among them; it comes
+    from links in the cache, beside MLX's own Fortran runtime.
+    """
+    code = STATUS.replace("import mlx_ft\n", "import mlx_ft\nimport mlx.core\n", 1) + (
+        "import ctypes, sys\n"
+        "found = ctypes.cast(ctypes.CDLL(None).cblas_sgemm, ctypes.c_void_p).value\n"
+        "print(found, file=sys.stderr)\n"
+    )
+    process = start(code, tmp_path / "home")
+    out, address = process.communicate(timeout=60)
+    assert process.returncode == 0, address
+    name, fast, detail, maps = json.loads(out)
+    found = BlasStatus(name, fast, detail)
     assert (found.name, found.fast) == ("OpenBLAS", True)
     assert found.detail.startswith(str(tmp_path / "home" / "blas"))
     mapped = {line.split()[-1] for line in maps.splitlines() if "/" in line}
-    assert str(Path(found.detail).resolve()) in mapped
+    assert detail_file(detail) in mapped
+    spans = [line.split() for line in maps.splitlines() if line.endswith(detail_file(detail))]
+    ends = [[int(end, 16) for end in span[0].split("-")] for span in spans]
+    assert any(low <= int(address) < high for low, high in ends), "sgemm is another library's"
     assert any("libgfortran" in name for name in mapped)
     assert any(name.endswith("libmlx.so") for name in mapped)
 

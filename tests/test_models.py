@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"), layers=4)
 
 
 @pytest.fixture
@@ -154,16 +154,24 @@ def test_the_revision_of_a_folder_follows_its_content(folder: Path) -> None:
 
     seen = [identity()]
     assert identity() == seen[0]
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name, old, new in (
+        ("config.json", '"rope_theta": 10000.0', '"rope_theta": 20000.0'),
+        ("tokenizer.json", '"version": "1.0"', '"version": "1.1"'),
+        ("tokenizer_config.json", "4096", "4097"),
+    ):
         path = folder / name
-        path.write_text(path.read_text() + " ")
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
         seen.append(identity())
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     seen.append(identity())
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes() + b"\0")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
     seen.append(identity())
-    write_tiny_model(folder, seed=1)  # the same sizes and header, other numbers
+    weights.write_bytes(content + b"\0")
     seen.append(identity())
     assert len(set(seen)) == len(seen)
 

@@ -79,6 +79,12 @@ class SplitForward:
         hidden: mx.array = self._prefix(ids, [None] * self._layer_count)
         return hidden
 
+    def prefix_after(self, ids: mx.array, caches: Sequence[Any]) -> mx.array:
+        """Return the prefix of ids (B, T) that follow what the frozen layers' `caches` hold."""
+        trained = [None] * (self._layer_count - self.frozen_layers)
+        hidden: mx.array = self._prefix(ids, [*caches, *trained])
+        return hidden
+
     def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
         cache = [None] * self._layer_count
         given = {"input_embeddings": prefix} if self.frozen_layers else {}

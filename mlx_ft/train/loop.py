@@ -37,6 +37,7 @@ from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
+from mlx_ft.train.shared_start import choose_start
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -137,6 +138,12 @@ class _Metrics:
         return next((m for m in self.lines if m["kind"] == kind), None)
 
 
+def _prefix_cache(job: TrainingJob, rows: TokenizedSplit, limit_bytes: int) -> PrefixCache:
+    job.model.eval()
+    start = choose_start(job.model, job.forward, rows)
+    return PrefixCache(job.forward, rows, limit_bytes, start)
+
+
 class _Run:
     """The moving parts of one run, between `position` and the end."""
 
@@ -147,9 +154,9 @@ class _Run:
         self.rate = learning_rate_at(job.recipe.lr_schedule, job.recipe.learning_rate, self.updates)
         self.optimizer = build_optimizer(job.recipe)
         self.optimizer.init(job.model.trainable_parameters())
-        self.train_prefix = PrefixCache(job.forward, job.train_rows, job.prefix_limit_bytes)
-        self.validation_prefix = PrefixCache(
-            job.forward, job.validation_rows, job.prefix_limit_bytes // 4
+        self.train_prefix = _prefix_cache(job, job.train_rows, job.prefix_limit_bytes)
+        self.validation_prefix = _prefix_cache(
+            job, job.validation_rows, job.prefix_limit_bytes // 4
         )
         self.position = self._resume()
         self.metrics = _Metrics(job.folder / METRICS_FILE, self.position.iteration)

@@ -1,7 +1,8 @@
 """Outputs of the frozen layers, computed once a row and kept in memory.
 
-A row is always computed alone, so its bits do not depend on when or beside what it was computed.
-Does not: keep anything on disk, or know what a row means.
+A row is always computed alone, continuing the start that all rows of the split share, so its bits
+do not depend on when or beside what it was computed. Does not: keep anything on disk, or know what
+a row means.
 """
 
 from __future__ import annotations
@@ -9,26 +10,36 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch
+from mlx_ft.train.shared_start import SharedStart
 
 
 class PrefixCache:
     """Prefix states of the rows of one split; beyond `limit_bytes` they are computed every time."""
 
-    def __init__(self, forward: Forward, split: TokenizedSplit, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        split: TokenizedSplit,
+        limit_bytes: int,
+        start: SharedStart | None = None,
+    ) -> None:
         self._forward = forward
+        self._start = start
         self._split = split
         self._rows: dict[int, mx.array] = {}
         self._limit_bytes = limit_bytes
         self.held_bytes = 0
 
     def _compute(self, row: int) -> mx.array:
-        ids, _ = self._split.row(row)
-        state = self._forward.prefix(mx.array(np.asarray(ids[:-1], dtype=np.int32)[None]))[0]
+        ids = self._split.row(row)[0][:-1].tolist()
+        if self._start is not None:
+            state = self._start.row(ids)
+        else:
+            state = self._forward.prefix(mx.array([ids]))[0]
         mx.eval(state)
         return state
 

@@ -83,9 +83,9 @@ def other_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return make_other(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def make_other(name: str, folder: Path) -> Path:
+def make_other(name: str, folder: Path, **changes: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny.TINY_CONFIGS, name, MORE_CONFIGS[name])
+        patch.setitem(tiny.TINY_CONFIGS, name, MORE_CONFIGS[name] | changes)
         return write_tiny_model(folder, name, bits=None, layers=LAYERS)
 
 
@@ -205,8 +205,9 @@ def test_a_difference_beyond_the_sliding_window_is_found_by_a_long_row(tmp_path:
     """Layers whose kind is looked up by number: wrong above the split, and only beyond the window,
     so a proof on short rows alone would let it pass.
     """
-    model = loaded(make_other("gpt_oss", tmp_path))
-    short, long = rows_of(WINDOW - 1, WINDOW * 4)
+    window = PROOF_LOGIT_TOKENS + 8  # so that the hidden states of long rows have to tell
+    model = loaded(make_other("gpt_oss", tmp_path, sliding_window=window))
+    short, long = rows_of(window - 1, window * 2)
     assert isinstance(choose_forward(model, 2, [short]), SplitForward)
     for rows in ([long], [short, long], [long, short]):
         forward = choose_forward(model, 2, rows)

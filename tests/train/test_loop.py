@@ -32,7 +32,7 @@ def optimizer_of(job: TrainingJob) -> dict[str, np.ndarray]:
 
 def test_training_learns(make_job: MakeJob) -> None:
     metrics: list[Metric] = []
-    job = make_job(iterations=80, batch_size=4)
+    job = make_job(iterations=80, batch_size=4, learning_rate=3e-3)
     result = train(job, listener(metrics))
     losses = [m["loss"] for m in metrics if m["kind"] == "train"]
     assert losses[-1] < losses[0] * 0.8

@@ -1,0 +1,78 @@
+"""What all rows begin with (a system prompt, a date), through the frozen layers once.
+
+Does: find the common start of a split's rows, compute its states with a key-value cache, and
+continue it for each row; prove on a real row that this equals computing the row whole. Does not:
+know what the start means, or apply to layers that are trained (their keys and values change at
+every step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from mlx_ft.inference import scalar
+from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.train.forward import EQUAL_TOLERANCE, Forward, SplitForward
+
+# A shorter start saves less than its extra step costs.
+MIN_START_TOKENS = 8
+
+
+def common_start(split: TokenizedSplit) -> list[int]:
+    """Return the ids that every row begins with, short of the two last tokens of any row."""
+    first = split.row(0)[0]
+    length = max(0, int(split.lengths.min()) - 2)
+    for index in range(len(split)):
+        differs = np.flatnonzero(split.row(index)[0][:length] != first[:length])
+        if len(differs):
+            length = int(differs[0])
+    return [int(token) for token in first[:length]]
+
+
+class SharedStart:
+    """States and keys of the common start: `states` is (tokens, hidden)."""
+
+    def __init__(self, forward: SplitForward, ids: Sequence[int]) -> None:
+        self._forward = forward
+        self.tokens = len(ids)
+        caches = [KVCache() for _ in range(forward.frozen_layers)]
+        self.states = forward.prefix_after(mx.array([list(ids)]), caches)[0]
+        self._held = [cache.state for cache in caches]
+        mx.eval(self.states, self._held)
+
+    def row(self, ids: Sequence[int]) -> mx.array:
+        """Return the prefix states (T, hidden) of a row of T ids that begins with the start."""
+        caches = []
+        for held in self._held:
+            cache = KVCache()
+            cache.state = held
+            caches.append(cache)
+        rest = mx.array([list(ids[self.tokens :])])
+        return mx.concatenate([self.states, self._forward.prefix_after(rest, caches)[0]])
+
+
+def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> SharedStart | None:
+    """Return the shared start of a split, or None when there is none, or it does not hold.
+
+    It holds when the model keeps plain keys and values and the longest row, continued from the
+    start, has the states that it has as a whole.
+    """
+    if not isinstance(forward, SplitForward) or forward.frozen_layers == 0:
+        return None
+    ids = common_start(split)
+    if len(ids) < MIN_START_TOKENS:
+        return None
+    # Sliding windows and recurrent states have caches of their own kind.
+    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+        return None
+    start = SharedStart(forward, ids)
+    longest = split.row(int(np.argmax(split.lengths)))[0][:-1].tolist()
+    whole = forward.prefix(mx.array([longest]))[0].astype(mx.float32)
+    continued = start.row(longest).astype(mx.float32)
+    difference = mx.abs(continued - whole).max() / mx.maximum(mx.abs(whole).max(), 1e-6)
+    return start if scalar(difference) <= EQUAL_TOLERANCE else None

@@ -1,0 +1,99 @@
+"""Rows continued from their common start have the states that they have as a whole."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_ft.tokens import TokenizedSplit, pack_rows
+from mlx_ft.train import loop
+from mlx_ft.train.forward import SplitForward
+from mlx_ft.train.loop import train
+from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.shared_start import SharedStart, choose_start, common_start
+from tests.train.conftest import MakeJob, listener, random_rows
+
+
+def rows_with_start(tokens: int, count: int = 7) -> TokenizedSplit:
+    start = np.arange(10, 10 + tokens, dtype=np.int32)
+    tails = random_rows(count, seed=6)
+    rows = []
+    for index in range(count):
+        ids, trained = tails.row(index)
+        rows.append(
+            (np.concatenate([start, ids]), np.concatenate([np.zeros(tokens, np.uint8), trained]))
+        )
+    return pack_rows(rows, list(range(1, count + 1)))
+
+
+def test_the_common_start_is_what_all_rows_share() -> None:
+    assert common_start(rows_with_start(12))[:12] == list(range(10, 22))
+    assert len(common_start(rows_with_start(12))) < 16
+    assert common_start(random_rows(20, seed=1)) == []
+    same = pack_rows([(np.arange(9, dtype=np.int32), np.ones(9, np.uint8))] * 2, [1, 2])
+    assert len(common_start(same)) == 7, "every row keeps something of its own to predict"
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_continued_is_whole(make_job: MakeJob, num_layers: int) -> None:
+    rows = rows_with_start(12)
+    job = make_job(rows, num_layers=num_layers)
+    start = choose_start(job.model, job.forward, rows)
+    assert start is not None and start.tokens >= 12
+    continued = PrefixCache(job.forward, rows, 1 << 20, start)
+    whole = PrefixCache(job.forward, rows, 1 << 20)
+    for row in range(len(rows)):
+        one, other = np.array(continued.row(row)), np.array(whole.row(row))
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+
+
+def test_a_rows_bits_do_not_depend_on_the_rows_before_it(make_job: MakeJob) -> None:
+    rows = rows_with_start(12)
+    job = make_job(rows)
+    caches = [
+        PrefixCache(job.forward, rows, 1 << 20, choose_start(job.model, job.forward, rows))
+        for _ in range(2)
+    ]
+    forwards = {row: np.array(caches[0].row(row)) for row in range(len(rows))}
+    for row in reversed(range(len(rows))):
+        assert np.array(caches[1].row(row)).tobytes() == forwards[row].tobytes()
+
+
+def test_no_start_where_it_would_not_pay_or_not_hold(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = rows_with_start(3)
+    assert choose_start(make_job(short).model, make_job(short).forward, short) is None
+    rows = rows_with_start(12)
+    all_layers = make_job(rows, num_layers=3)
+    assert choose_start(all_layers.model, all_layers.forward, rows) is None
+    job = make_job(rows)
+    right = SplitForward.prefix_after
+    monkeypatch.setattr(
+        SplitForward, "prefix_after", lambda self, ids, caches: right(self, ids, caches) * 1.01
+    )
+    assert choose_start(job.model, job.forward, rows) is None, "a wrong start is found out"
+
+
+def test_training_from_a_shared_start_learns_the_same(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_with_start(12)
+    with_start = make_job(rows, "with", learning_rate=1e-3)
+    train(with_start, listener())
+    without = make_job(rows, "without", learning_rate=1e-3)
+    monkeypatch.setattr(loop, "choose_start", lambda *arguments: None)
+    train(without, listener())
+    one = dict(tree_flatten(with_start.model.trainable_parameters()))
+    other = dict(tree_flatten(without.model.trainable_parameters()))
+    largest = max(float(mx.abs(a).max()) for a in other.values())
+    for name in one:
+        assert float(mx.abs(one[name] - other[name]).max()) < 1e-3 * largest
+
+
+def test_the_start_has_one_state_a_token(make_job: MakeJob) -> None:
+    job = make_job(rows_with_start(12))
+    assert isinstance(job.forward, SplitForward)
+    start = SharedStart(job.forward, list(range(10, 20)))
+    assert start.states.shape == (10, 64)
