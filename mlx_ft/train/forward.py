@@ -37,8 +37,12 @@ class Forward(Protocol):
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
 
-    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
-        """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix."""
+    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+        """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
+
+        The first `shared_tokens` are the same in every row; their final states are not wanted and
+        may be zero.
+        """
 
     def head(self, hidden: mx.array) -> mx.array:
         """Return logits (N, vocabulary) of hidden states (N, hidden)."""
@@ -54,6 +58,39 @@ class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
 
     def __call__(self, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         return inputs
+
+
+class _Recorder:
+    """Takes the place of a layer's key-value cache and keeps what one row puts into it."""
+
+    offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class _Follower:
+    """A cache that holds one row's recorded keys and values for every row of a batch.
+
+    Unlike a cache for generation, gradients pass through it to the recorded row.
+    """
+
+    def __init__(self, recorder: _Recorder, tokens: int) -> None:
+        self._recorder = recorder
+        self.offset = tokens
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        rows = keys.shape[0]
+        before = (
+            mx.broadcast_to(array, (rows, *array.shape[1:]))
+            for array in (self._recorder.keys, self._recorder.values)
+        )
+        one, other = (
+            mx.concatenate([earlier, later], axis=2)
+            for earlier, later in zip(before, (keys, values), strict=True)
+        )
+        return one, other
 
 
 class SplitForward:
@@ -85,10 +122,19 @@ class SplitForward:
         hidden: mx.array = self._prefix(ids, [*caches, *trained])
         return hidden
 
-    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
-        cache = [None] * self._layer_count
+    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+        if shared_tokens == 0:
+            return self._top_after(ids, prefix, [None] * self._layer_count)
+        recorders = [_Recorder() for _ in range(self._layer_count)]
+        self._top_after(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
+        followers = [_Follower(recorder, shared_tokens) for recorder in recorders]
+        rest = self._top_after(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
+        unused = mx.zeros((rest.shape[0], shared_tokens, rest.shape[2]), rest.dtype)
+        return mx.concatenate([unused, rest], axis=1)
+
+    def _top_after(self, ids: mx.array, prefix: mx.array, caches: Sequence[Any]) -> mx.array:
         given = {"input_embeddings": prefix} if self.frozen_layers else {}
-        hidden: mx.array = self._top(ids, cache, **given)
+        hidden: mx.array = self._top(ids, list(caches), **given)
         return hidden
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -107,7 +153,7 @@ class PlainForward:
     def prefix(self, ids: mx.array) -> mx.array:
         return mx.zeros((*ids.shape, 0))
 
-    def top(self, ids: mx.array, prefix: mx.array) -> mx.array:
+    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         logits: mx.array = self._model(ids)
         return logits
 

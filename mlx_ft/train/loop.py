@@ -34,7 +34,7 @@ from mlx_ft.train.checkpoints import (
     save_checkpoint,
 )
 from mlx_ft.train.forward import Forward
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.shared_start import choose_start
@@ -177,8 +177,8 @@ class _Run:
             return Position()
         return restore_checkpoint(checkpoints[-1], self.job.model, self.optimizer)
 
-    def _loss(self, batch: Any, prefix: mx.array) -> mx.array:
-        return cross_entropy_sum(self.job.forward, batch, prefix)
+    def _loss(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> mx.array:
+        return cross_entropy_sum(self.job.forward, batch, prefix, shared_tokens)
 
     def _plan(self, start: int) -> Iterator[MiniBatch]:
         recipe, rows = self.job.recipe, self.job.train_rows
@@ -209,7 +209,8 @@ class _Run:
         total, tokens = 0.0, 0
         for rows in self.validation_batches:
             batch = make_batch(self.job.validation_rows, rows)
-            loss = self._loss(batch, self.validation_prefix.batch(batch))
+            prefix = self.validation_prefix
+            loss = self._loss(batch, prefix.batch(batch), prefix.shared_tokens)
             total += scalar(loss)
             tokens += batch.trained_tokens
         metric = {
@@ -229,7 +230,8 @@ class _Run:
         # Dropout depends on (seed, iteration) alone, so a resumed run draws the same masks.
         mx.random.seed(self.job.recipe.seed * 1_000_003 + mini_batch.iteration)
         batch = make_batch(self.job.train_rows, mini_batch.rows)
-        loss, gradient = self._loss_and_gradient(batch, self.train_prefix.batch(batch))
+        prefix = self.train_prefix
+        loss, gradient = self._loss_and_gradient(batch, prefix.batch(batch), prefix.shared_tokens)
         if self._gradient is not None:
             gradient = tree_map(mx.add, self._gradient, gradient)
         mx.eval(loss, gradient)

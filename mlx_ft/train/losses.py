@@ -58,9 +58,14 @@ def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
     )
 
 
-def cross_entropy_sum(forward: Forward, batch: Batch, prefix: mx.array) -> mx.array:
-    """Return the sum (not mean) of cross-entropy over the batch's trained tokens, in float32."""
-    hidden = forward.top(batch.ids, prefix)
+def cross_entropy_sum(
+    forward: Forward, batch: Batch, prefix: mx.array, shared_tokens: int = 0
+) -> mx.array:
+    """Return the sum (not mean) of cross-entropy over the batch's trained tokens, in float32.
+
+    The first `shared_tokens` are the same in every row, and nothing is predicted from them.
+    """
+    hidden = forward.top(batch.ids, prefix, shared_tokens if len(batch.rows) > 1 else 0)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
     logits = forward.head(trained).astype(mx.float32)
     loss: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")

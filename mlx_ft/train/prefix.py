@@ -43,6 +43,11 @@ class PrefixCache:
         mx.eval(state)
         return state
 
+    @property
+    def shared_tokens(self) -> int:
+        """How many first tokens are the same in every row and predict nothing that is trained."""
+        return 0 if self._start is None else self._start.unpredicting_tokens
+
     def row(self, row: int) -> mx.array:
         """Return the states (T, hidden) of a row's tokens but the last."""
         if row in self._rows:

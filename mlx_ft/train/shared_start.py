@@ -1,9 +1,8 @@
-"""What all rows begin with (a system prompt, a date), through the frozen layers once.
+"""What all rows begin with (a system prompt, a date), computed once.
 
-Does: find the common start of a split's rows, compute its states with a key-value cache, and
-continue it for each row; prove on a real row that this equals computing the row whole. Does not:
-know what the start means, or apply to layers that are trained (their keys and values change at
-every step).
+Does: find the common start of a split's rows; compute its frozen states with a key-value cache and
+continue them for each row; say how much of it the trained layers may share within a batch; prove on
+a real row that this equals computing rows whole. Does not: know what the start means.
 """
 
 from __future__ import annotations
@@ -34,12 +33,28 @@ def common_start(split: TokenizedSplit) -> list[int]:
     return [int(token) for token in first[:length]]
 
 
-class SharedStart:
-    """States and keys of the common start: `states` is (tokens, hidden)."""
+def first_predicting(split: TokenizedSplit) -> int:
+    """Return the first position, in any row, whose next token is trained."""
+    return min(
+        int(np.flatnonzero(split.row(index)[1][1:])[0])
+        for index in range(len(split))
+        if split.row(index)[1][1:].any()
+    )
 
-    def __init__(self, forward: SplitForward, ids: Sequence[int]) -> None:
+
+class SharedStart:
+    """States and keys of the common start: `states` is (tokens, hidden).
+
+    `unpredicting_tokens` of them predict nothing that is trained, so that the trained layers too
+    can take them once a batch instead of once a row.
+    """
+
+    def __init__(
+        self, forward: SplitForward, ids: Sequence[int], unpredicting_tokens: int = 0
+    ) -> None:
         self._forward = forward
         self.tokens = len(ids)
+        self.unpredicting_tokens = min(len(ids), unpredicting_tokens)
         caches = [KVCache() for _ in range(forward.frozen_layers)]
         self.states = forward.prefix_after(mx.array([list(ids)]), caches)[0]
         self._held = [cache.state for cache in caches]
@@ -70,9 +85,19 @@ def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> S
     # Sliding windows and recurrent states have caches of their own kind.
     if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
         return None
-    start = SharedStart(forward, ids)
-    longest = split.row(int(np.argmax(split.lengths)))[0][:-1].tolist()
-    whole = forward.prefix(mx.array([longest]))[0].astype(mx.float32)
-    continued = start.row(longest).astype(mx.float32)
-    difference = mx.abs(continued - whole).max() / mx.maximum(mx.abs(whole).max(), 1e-6)
-    return start if scalar(difference) <= EQUAL_TOLERANCE else None
+    start = SharedStart(forward, ids, first_predicting(split))
+    row = split.row(int(np.argmax(split.lengths)))[0][:-1].tolist()
+    longest = mx.array([row, row])
+    whole = forward.prefix(longest)
+    continued = mx.stack([start.row(row)] * 2)
+    shared = start.unpredicting_tokens
+    finals = (forward.top(longest, whole, tokens)[:, shared:] for tokens in (0, shared))
+    if _near(continued, whole) and _near(*finals):
+        return start
+    return None
+
+
+def _near(ours: mx.array, reference: mx.array) -> bool:
+    ours, reference = ours.astype(mx.float32), reference.astype(mx.float32)
+    difference = mx.abs(ours - reference).max() / mx.maximum(mx.abs(reference).max(), 1e-6)
+    return scalar(difference) <= EQUAL_TOLERANCE  # NaN is not near

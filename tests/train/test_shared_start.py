@@ -1,6 +1,7 @@
 """Rows continued from their common start have the states that they have as a whole."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -8,9 +9,10 @@ from mlx.utils import tree_flatten
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import loop
 from mlx_ft.train.forward import SplitForward
-from mlx_ft.train.loop import train
+from mlx_ft.train.loop import TrainingJob, train
+from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
-from mlx_ft.train.shared_start import SharedStart, choose_start, common_start
+from mlx_ft.train.shared_start import SharedStart, choose_start, common_start, first_predicting
 from tests.train.conftest import MakeJob, listener, random_rows
 
 
@@ -90,6 +92,46 @@ def test_training_from_a_shared_start_learns_the_same(
     largest = max(float(mx.abs(a).max()) for a in other.values())
     for name in one:
         assert float(mx.abs(one[name] - other[name]).max()) < 1e-3 * largest
+
+
+def gradient_of(job: TrainingJob, shared: int) -> tuple[float, dict[str, mx.array]]:
+    cache = PrefixCache(job.forward, job.train_rows, 1 << 20)
+    batch = make_batch(job.train_rows, (0, 2, 3, 5))
+    loss, gradient = nn.value_and_grad(
+        job.model, lambda: cross_entropy_sum(job.forward, batch, cache.batch(batch), shared)
+    )()
+    return float(loss), dict(tree_flatten(gradient))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_sharing_the_start_within_a_batch_changes_no_gradient(
+    make_job: MakeJob, num_layers: int
+) -> None:
+    """The trained layers see the start once; its keys and values still get every row's gradient."""
+    rows = rows_with_start(12)
+    job = make_job(rows, num_layers=num_layers)
+    mx.random.seed(5)
+    job.model.load_weights(
+        [
+            (name, mx.random.normal(array.shape) * 0.1)
+            for name, array in tree_flatten(job.model.trainable_parameters())
+        ],
+        strict=False,
+    )
+    loss, reference = gradient_of(job, 0)
+    assert first_predicting(rows) >= 12
+    for shared in (1, 7, 12):
+        shared_loss, ours = gradient_of(job, shared)
+        assert shared_loss == pytest.approx(loss, rel=1e-5)
+        largest = max(float(mx.abs(array).max()) for array in reference.values())
+        for name, array in reference.items():
+            assert float(mx.abs(ours[name] - array).max()) < 1e-5 * largest
+
+
+def test_what_predicts_is_not_shared() -> None:
+    trained = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1], np.uint8)
+    rows = pack_rows([(np.arange(12, dtype=np.int32), trained)] * 3, [1, 2, 3])
+    assert first_predicting(rows) == 2
 
 
 def test_the_start_has_one_state_a_token(make_job: MakeJob) -> None:

@@ -45,9 +45,9 @@ TOOLS: tuple[Tool, ...] = (
     Tool("grep", ("pattern", "path"), "search"),
 )
 
-TRAIN_ROWS_PER_TOOL = 22
+TRAIN_ROWS_PER_TOOL = 23
 VALID_ROWS_PER_TOOL = 2
-TRAIN_TWO_STEP_ROWS = 100
+TRAIN_TWO_STEP_ROWS = 84
 VALID_TWO_STEP_ROWS = 6
 VALID_TALK_ROWS = 14
 

@@ -94,6 +94,9 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Which functions call {symbol}?",
         "Find each place that uses {symbol}",
         "Collect the references to {symbol}",
+        "Which modules use {symbol}?",
+        "What code depends on {symbol}?",
+        "Which classes make use of {symbol}?",
     ),
     "goto_definition": (
         "Go to the definition of {symbol}",
@@ -231,6 +234,9 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Do a search for {pattern} across {path}",
         "Hunt for {pattern} in {path}",
         "List the matches for {pattern} in {path}",
+        "Search the folder {path} for {pattern}",
+        "In {path}, look for {pattern}",
+        "Go through {path} and find {pattern}",
     ),
 }
 
