@@ -29,7 +29,7 @@ SETS = click.option(
 RUNS = click.option(
     "--runs",
     "runs_root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
     help="Folder that holds the run folders.",

@@ -29,7 +29,15 @@ from mlx_ft.stages import Job
 
 LAST = "eval"
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 @dataclass(frozen=True)

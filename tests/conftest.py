@@ -18,8 +18,8 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(autouse=True)
-def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(CACHE_HOME_VARIABLE, str(tmp_path / "mlx-ft-home"))
+def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv(CACHE_HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

@@ -16,13 +16,14 @@ model: model
 train: true
 data: data
 num_layers: 2
-iters: 30
+iters: 240
 batch_size: 4
 learning_rate: 1e-2
 val_batches: 1
 steps_per_eval: 20
 adapter_path: adapters
-lora_parameters: {rank: 4, scale: 4.0, dropout: 0.0}
+lora_parameters: {rank: 16, scale: 2.0, dropout: 0.0}
+mask_prompt: true
 """
 
 
@@ -165,4 +166,4 @@ def test_recipe_upgrade_prints_a_recipe_that_loads(tmp_path: Path) -> None:
     (tmp_path / "new.yaml").write_text(done.stdout)
     loaded = load_recipe(tmp_path / "new.yaml", ())
     assert loaded.form == "recipe"
-    assert json.loads(loaded.recipe.model_dump_json())["train"]["iters"] == 30
+    assert json.loads(loaded.recipe.model_dump_json())["train"]["iters"] == 240

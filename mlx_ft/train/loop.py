@@ -7,13 +7,12 @@ merge, or print (it tells a listener).
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +22,6 @@ from mlx.utils import tree_map
 from mlx_ft.errors import Fault, GateFailed, Interrupted, RecipeError
 from mlx_ft.inference import scalar
 from mlx_ft.recipe import TrainRecipe
-from mlx_ft.runs import read_json_lines
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.batches import MiniBatch, plan_run, plan_validation, total_updates
@@ -35,11 +33,11 @@ from mlx_ft.train.checkpoints import (
 )
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
+from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.shared_start import choose_start
 
-METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 OPTIMIZERS = {
     "adam": optimizers.Adam,
@@ -51,8 +49,6 @@ OPTIMIZERS = {
 }
 # A trained token costs about three forward passes of it (forward, and twice that backward).
 TRAIN_COST, VALIDATION_COST = 3, 1
-
-Metric = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,32 +108,6 @@ def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
         ) from error
 
 
-class _Metrics:
-    """metrics.jsonl, one flushed line each; a resumed run drops lines after its checkpoint."""
-
-    def __init__(self, file: Path, upto_iteration: int) -> None:
-        old = read_json_lines(file) if upto_iteration else []
-        kept = [metric for metric in old if metric["iteration"] <= upto_iteration]
-        with file.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(metric) + "\n" for metric in kept)
-        self.lines: list[Metric] = kept
-        self._stream: TextIO = file.open("a", encoding="utf-8")
-
-    def add(self, metric: Metric) -> None:
-        self.lines.append(metric)
-        self._stream.write(json.dumps(metric) + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def last(self, kind: str) -> Metric | None:
-        return next((m for m in reversed(self.lines) if m["kind"] == kind), None)
-
-    def first(self, kind: str) -> Metric | None:
-        return next((m for m in self.lines if m["kind"] == kind), None)
-
-
 def _prefix_cache(job: TrainingJob, rows: TokenizedSplit, limit_bytes: int) -> PrefixCache:
     job.model.eval()
     start = choose_start(job.model, job.forward, rows)
@@ -159,7 +129,7 @@ class _Run:
             job, job.validation_rows, job.prefix_limit_bytes // 4
         )
         self.position = self._resume()
-        self.metrics = _Metrics(job.folder / METRICS_FILE, self.position.iteration)
+        self.metrics = MetricsFile(job.folder / METRICS_FILE, self.position.iteration)
         self.validation_batches = plan_validation(
             job.validation_rows.lengths, job.recipe.batch_size, job.recipe.val_batches
         )

@@ -23,7 +23,8 @@ from mlx_ft.train.adapters import (
 from mlx_ft.train.batches import total_iterations, total_updates
 from mlx_ft.train.forward import choose_forward
 from mlx_ft.train.look import Messages, look
-from mlx_ft.train.loop import Listener, Metric, TrainingJob, result_info, train
+from mlx_ft.train.loop import Listener, TrainingJob, result_info, train
+from mlx_ft.train.metrics import Metric
 
 
 @dataclass(frozen=True)

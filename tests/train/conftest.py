@@ -11,7 +11,8 @@ from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.loop import Listener, Metric, TrainingJob
+from mlx_ft.train.loop import Listener, TrainingJob
+from mlx_ft.train.metrics import Metric
 from tests.tiny import write_tiny_model
 
 MakeJob = Callable[..., TrainingJob]

@@ -10,7 +10,8 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
 from mlx_ft.train.checkpoints import complete_checkpoints
-from mlx_ft.train.loop import Metric, TrainingJob, build_optimizer, train
+from mlx_ft.train.loop import TrainingJob, build_optimizer, train
+from mlx_ft.train.metrics import Metric
 from tests.train.conftest import MakeJob, listener, random_rows
 
 
