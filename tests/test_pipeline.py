@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,13 +45,12 @@ enable_thinking: false
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, rows, a suite and a recipe, which is the current folder."""
-    write_tiny_model(tmp_path / "model")
-    write_rows(tmp_path / "data")
-    (tmp_path / "r.yaml").write_text(RECIPE)
-    (tmp_path / "suite.yaml").write_text(SUITE)
+def write_place(folder: Path) -> None:
+    """Write a model, rows, a suite and a recipe into `folder`."""
+    write_tiny_model(folder / "model")
+    write_rows(folder / "data")
+    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "suite.yaml").write_text(SUITE)
     samples = [
         {
             "id": f"s{number}",
@@ -60,9 +60,33 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
         for number in range(3)
     ]
-    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    (folder / "suite.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all that a run needs, which is the current folder."""
+    write_place(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    write_place(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_pipeline(job_of(folder))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a place whose recipe has been run to the end; it is the current folder."""
+    shutil.copytree(finished_once, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
 
 
 def job_of(place: Path, *sets: str) -> Job:
@@ -73,9 +97,8 @@ def times_of(run: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in sorted(run.rglob("*")) if p.is_file()}
 
 
-def test_the_whole_job_and_then_nothing_again(place: Path) -> None:
-    job = job_of(place)
-    run_pipeline(job)
+def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
+    job = job_of(finished)
     document = run_document(job.run)
     assert document["status"] == "done"
     assert (
@@ -96,18 +119,18 @@ def test_the_whole_job_and_then_nothing_again(place: Path) -> None:
     assert "running" not in html.lower().split("<h2")[0]
 
     before = times_of(job.run)
-    run_pipeline(job_of(place))
+    run_pipeline(job_of(finished))
     assert times_of(job.run) == before, "a finished run is not touched"
 
 
-def test_only_the_unfinished_stage_is_done_again(place: Path) -> None:
-    job = job_of(place)
-    run_pipeline(job)
+def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:
+    job = job_of(finished)
+    assert is_complete(job, "export")
     adapter = job.run / "train" / "adapter" / "adapters.safetensors"
     trained = adapter.stat().st_mtime_ns
     (job.run / "export" / "q5" / "model.safetensors").unlink()
     assert not is_complete(job, "export") and is_complete(job, "train")
-    run_pipeline(job_of(place))
+    run_pipeline(job_of(finished))
     assert is_complete(job, "export")
     assert adapter.stat().st_mtime_ns == trained
 
@@ -156,17 +179,17 @@ def test_a_failed_check_stops_before_training(place: Path) -> None:
     assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
 
 
-def test_another_template_in_the_exported_model_is_refused(place: Path) -> None:
+def test_another_template_in_the_exported_model_is_refused(finished: Path) -> None:
     """The evaluation asks only as the training rendered: a changed template stops it by name."""
-    job = job_of(place)
-    run_pipeline(job, "export")
+    job = job_of(finished)
+    shutil.rmtree(job.run / "eval")
     path = job.run / "export" / "q5" / "tokenizer_config.json"
     text = path.read_text()
     changed = text.replace("<|im_start|>assistant", "<|im_start|>Assistant")
     assert len(changed) == len(text) and changed != text
     path.write_text(changed)
     with pytest.raises(ModelError, match="template"):
-        run_pipeline(job_of(place))
+        run_pipeline(job_of(finished))
 
 
 def _start(place: Path, *arguments: str) -> subprocess.Popen[str]:
