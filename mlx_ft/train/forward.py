@@ -190,7 +190,7 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
             (split.head(split.top(few, split.prefix(few))[0]), model(few)[0]),
         )
         for ours, plain in pairs:
-            difference = _relative_difference(ours, plain)
+            difference = relative_difference(ours, plain)
             if not difference <= worst:  # NaN too
                 worst = difference
             if worst != worst:
@@ -198,7 +198,8 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     return Proof(worst, EQUAL_TOLERANCE)
 
 
-def _relative_difference(ours: mx.array, plain: mx.array) -> float:
+def relative_difference(ours: mx.array, plain: mx.array) -> float:
+    """Return the largest difference over the largest plain value; infinite for other shapes."""
     if ours.shape != plain.shape:
         return float("inf")
     ours, plain = ours.astype(mx.float32), plain.astype(mx.float32)

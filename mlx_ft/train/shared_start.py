@@ -14,9 +14,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlx_ft.inference import scalar
 from mlx_ft.tokens import TokenizedSplit
-from mlx_ft.train.forward import EQUAL_TOLERANCE, Forward, SplitForward
+from mlx_ft.train.forward import (
+    EQUAL_TOLERANCE,
+    Forward,
+    SplitForward,
+    relative_difference,
+)
 
 # A shorter start saves less than its extra step costs.
 MIN_START_TOKENS = 8
@@ -92,12 +96,6 @@ def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> S
     continued = mx.stack([start.row(row)] * 2)
     shared = start.unpredicting_tokens
     finals = (forward.top(longest, whole, tokens)[:, shared:] for tokens in (0, shared))
-    if _near(continued, whole) and _near(*finals):
-        return start
-    return None
-
-
-def _near(ours: mx.array, reference: mx.array) -> bool:
-    ours, reference = ours.astype(mx.float32), reference.astype(mx.float32)
-    difference = mx.abs(ours - reference).max() / mx.maximum(mx.abs(reference).max(), 1e-6)
-    return scalar(difference) <= EQUAL_TOLERANCE  # NaN is not near
+    differences = (relative_difference(continued, whole), relative_difference(*finals))
+    # Written so that NaN fails.
+    return start if all(each <= EQUAL_TOLERANCE for each in differences) else None
