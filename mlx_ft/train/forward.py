@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_ft.inference import scalar
 
@@ -33,6 +34,7 @@ class Forward(Protocol):
 
     note: str
     frozen_layers: int
+    head_is_frozen: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
@@ -99,6 +101,7 @@ class SplitForward:
     def __init__(self, model: nn.Module, frozen_layers: int) -> None:
         inner = model.model
         self.note = ""
+        self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self._layer_count = len(inner.layers)
         # Shallow copies share every parameter with the model; only the list of layers differs.
@@ -148,6 +151,8 @@ class PlainForward:
     def __init__(self, model: nn.Module, note: str) -> None:
         self.note = note
         self.frozen_layers = 0
+        # What is called hidden here are the logits, and nothing comes after them.
+        self.head_is_frozen = True
         self._model = model
 
     def prefix(self, ids: mx.array) -> mx.array:
@@ -198,6 +203,12 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     return Proof(worst, EQUAL_TOLERANCE)
 
 
+def trained_outside_layers(model: nn.Module) -> list[str]:
+    """Return the trainable parameters that are in no layer: of the embedding, norm or head."""
+    names = (name for name, _ in tree_flatten(model.trainable_parameters()))
+    return [name for name in names if "layers" not in name.split(".")]
+
+
 def relative_difference(ours: mx.array, plain: mx.array) -> float:
     """Return the largest difference over the largest plain value; infinite for other shapes."""
     if ours.shape != plain.shape:
@@ -221,6 +232,8 @@ def choose_forward(
         return PlainForward(model, f"plain forward: {name} is not built as embed, layers, norm")
     try:
         frozen = max(0, len(inner.layers) - adapted_layers)
+        if trained_outside_layers(model):
+            frozen = 0  # an embedding that is trained moves every layer above it
         if frozen and "input_embeddings" not in inspect.signature(type(inner).__call__).parameters:
             frozen = 0
         split = SplitForward(model, frozen)

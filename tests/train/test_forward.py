@@ -90,7 +90,9 @@ def make_other(name: str, folder: Path, **changes: Any) -> Path:
 
 
 def loaded(folder: Path) -> nn.Module:
+    """Return a model as it is when its layers are about to get an adapter: nothing trains."""
     model, _, _ = load_weights(folder)
+    model.freeze()
     return model
 
 
