@@ -34,7 +34,6 @@ class Forward(Protocol):
 
     note: str
     frozen_layers: int
-    head_is_frozen: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
@@ -101,7 +100,6 @@ class SplitForward:
     def __init__(self, model: nn.Module, frozen_layers: int) -> None:
         inner = model.model
         self.note = ""
-        self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self._layer_count = len(inner.layers)
         # Shallow copies share every parameter with the model; only the list of layers differs.
@@ -151,8 +149,6 @@ class PlainForward:
     def __init__(self, model: nn.Module, note: str) -> None:
         self.note = note
         self.frozen_layers = 0
-        # What is called hidden here are the logits, and nothing comes after them.
-        self.head_is_frozen = True
         self._model = model
 
     def prefix(self, ids: mx.array) -> mx.array:
