@@ -28,7 +28,7 @@ data: {path: data}
 train:
   num_layers: 2
   epochs: 40
-  learning_rate: 1e-2
+  learning_rate: 3e-3
   lora_parameters: {rank: 16}
   steps_per_report: 60
   steps_per_eval: 120

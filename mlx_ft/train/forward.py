@@ -34,6 +34,7 @@ class Forward(Protocol):
 
     note: str
     frozen_layers: int
+    head_is_frozen: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
@@ -61,7 +62,7 @@ class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
         return inputs
 
 
-class _Recorder:
+class Recorder:
     """Takes the place of a layer's key-value cache and keeps what one row puts into it."""
 
     offset = 0
@@ -71,13 +72,13 @@ class _Recorder:
         return keys, values
 
 
-class _Follower:
+class Follower:
     """A cache that holds one row's recorded keys and values for every row of a batch.
 
     Unlike a cache for generation, gradients pass through it to the recorded row.
     """
 
-    def __init__(self, recorder: _Recorder, tokens: int) -> None:
+    def __init__(self, recorder: Recorder, tokens: int) -> None:
         self._recorder = recorder
         self.offset = tokens
 
@@ -100,6 +101,7 @@ class SplitForward:
     def __init__(self, model: nn.Module, frozen_layers: int) -> None:
         inner = model.model
         self.note = ""
+        self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self._layer_count = len(inner.layers)
         # Shallow copies share every parameter with the model; only the list of layers differs.
@@ -126,9 +128,9 @@ class SplitForward:
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         if shared_tokens == 0:
             return self._top_after(ids, prefix, [None] * self._layer_count)
-        recorders = [_Recorder() for _ in range(self._layer_count)]
+        recorders = [Recorder() for _ in range(self._layer_count)]
         self._top_after(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
-        followers = [_Follower(recorder, shared_tokens) for recorder in recorders]
+        followers = [Follower(recorder, shared_tokens) for recorder in recorders]
         rest = self._top_after(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
         unused = mx.zeros((rest.shape[0], shared_tokens, rest.shape[2]), rest.dtype)
         return mx.concatenate([unused, rest], axis=1)
@@ -149,6 +151,8 @@ class PlainForward:
     def __init__(self, model: nn.Module, note: str) -> None:
         self.note = note
         self.frozen_layers = 0
+        # What is called hidden here are the logits, and nothing comes after them.
+        self.head_is_frozen = True
         self._model = model
 
     def prefix(self, ids: mx.array) -> mx.array:

@@ -313,10 +313,10 @@ def train(job: TrainingJob, listener: Listener) -> TrainingResult:
 def _fill_prefix(run: _Run) -> None:
     for title, cache in (("rows", run.train_prefix), ("validation", run.validation_prefix)):
 
-        def on_row(done: int, of: int, title: str = title) -> None:
+        def on_rows(done: int, of: int, title: str = title) -> None:
             run.listener.progress(done, of, f"frozen layers, {title}: {done} of {of}")
 
-        cache.fill(on_row)
+        cache.fill(on_rows)
     run._clock = time.perf_counter()
 
 

@@ -7,6 +7,7 @@ batch 4 = batch 1 x accumulation 4). mlx-lm averages averages and counts one pad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +15,10 @@ import numpy as np
 
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import Forward
+
+# Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they
+# are small; smaller ones would make the matrix product inefficient.
+LOGITS_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,64 @@ def cross_entropy_sum(
     """
     hidden = forward.top(batch.ids, prefix, shared_tokens if len(batch.rows) > 1 else 0)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-    logits = forward.head(trained).astype(mx.float32)
-    loss: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+    if not forward.head_is_frozen:
+        logits = forward.head(trained).astype(mx.float32)
+        loss: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        return loss
+    return frozen_head_loss(forward, trained, batch.targets)
+
+
+def frozen_head_loss(forward: Forward, hidden: mx.array, targets: mx.array) -> mx.array:
+    """Return the summed cross-entropy of hidden states (N, hidden) against `targets` (N).
+
+    For a head that is not trained: loss and gradient come from the same exponentials, a few
+    positions at a time, so that the logits of all positions never exist together.
+    """
+    vocabulary = forward.head(hidden[:1]).shape[-1]
+    positions = max(1, LOGITS_BYTES // (4 * vocabulary))
+
+    @mx.custom_function
+    def loss_and_gradient(hidden: mx.array) -> tuple[mx.array, mx.array]:
+        parts: list[tuple[mx.array, mx.array]] = []
+        for first, end in _ranges(hidden.shape[0], positions):
+            part = hidden[first:end]
+            if parts:  # else MLX would begin all parts before it ends one
+                part = mx.depends(part, parts[-1])
+            parts.append(_loss_and_gradient(forward, part, targets[first:end]))
+        loss = mx.sum(mx.stack([part for part, _ in parts]))
+        return loss, mx.concatenate([part for _, part in parts])
+
+    @loss_and_gradient.vjp
+    def gradient(hidden: mx.array, cotangents: Any, outputs: Any) -> mx.array:
+        scaled: mx.array = cotangents[0] * outputs[1]
+        return scaled
+
+    result: Any = loss_and_gradient(hidden)
+    loss: mx.array = result[0]
     return loss
+
+
+def _ranges(total: int, size: int) -> list[tuple[int, int]]:
+    return [(first, min(total, first + size)) for first in range(0, total, size)]
+
+
+def _loss_and_gradient(
+    forward: Forward, hidden: mx.array, targets: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return the summed loss and its gradient for `hidden`; softmax minus one-hot, then the head's
+    own vector-Jacobian product, whatever the head is made of."""
+
+    def head(hidden: mx.array) -> mx.array:
+        return forward.head(hidden).astype(mx.float32)
+
+    logits, column = head(hidden), targets[:, None]
+    largest = mx.max(logits, axis=-1, keepdims=True)
+    exponentials = mx.exp(logits - largest)
+    total = mx.sum(exponentials, axis=-1, keepdims=True)
+    picked = mx.take_along_axis(logits, column, axis=-1)
+    loss = mx.sum(mx.log(total) + largest - picked)
+    softmax = exponentials / total
+    of_target = mx.take_along_axis(softmax, column, axis=-1)
+    slope = mx.put_along_axis(softmax, column, of_target - 1, axis=-1)
+    _, (gradient,) = mx.vjp(head, [hidden], [slope])
+    return loss, gradient

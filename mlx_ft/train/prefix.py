@@ -1,20 +1,37 @@
 """Outputs of the frozen layers, computed once a row and kept in memory.
 
-A row is always computed alone, continuing the start that all rows of the split share, so its bits
-do not depend on when or beside what it was computed. Does not: keep anything on disk, or know what
-a row means.
+Rows are computed in groups of similar length that depend on the split alone, so a resumed run
+finds the same bits. Does not: keep anything on disk, or know what a row means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch
 from mlx_ft.train.shared_start import SharedStart
+
+# Enough to keep the processor busy; more would only pad more and take more memory.
+GROUP_TOKENS = 1024
+
+
+def group_rows(lengths: npt.NDArray[np.int64], limit_tokens: int) -> list[list[int]]:
+    """Return all rows, shortest first, in groups whose padded tokens stay within the limit.
+
+    A row that is longer than the limit is a group of its own.
+    """
+    groups: list[list[int]] = []
+    for row in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
+        if not groups or (len(groups[-1]) + 1) * int(lengths[row]) > limit_tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 class PrefixCache:
@@ -34,45 +51,43 @@ class PrefixCache:
         self._limit_bytes = limit_bytes
         self.held_bytes = 0
 
-    def _compute(self, row: int) -> mx.array:
-        ids = self._split.row(row)[0][:-1].tolist()
-        if self._start is not None:
-            state = self._start.row(ids)
-        else:
-            state = self._forward.prefix(mx.array([ids]))[0]
-        mx.eval(state)
-        return state
-
     @property
     def shared_tokens(self) -> int:
         """How many first tokens are the same in every row and predict nothing that is trained."""
         return 0 if self._start is None else self._start.unpredicting_tokens
 
-    def row(self, row: int) -> mx.array:
-        """Return the states (T, hidden) of a row's tokens but the last."""
-        if row in self._rows:
-            return self._rows[row]
-        state = self._compute(row)
-        if self.held_bytes + state.nbytes <= self._limit_bytes:
-            self._rows[row] = state
-            self.held_bytes += state.nbytes
-        return state
+    def _compute(self, rows: Sequence[int]) -> list[mx.array]:
+        """Return the states (T, hidden) of each row's tokens but the last, computed together."""
+        contents = [self._split.row(row)[0][:-1] for row in rows]
+        padded = np.zeros((len(rows), max(map(len, contents))), dtype=np.int32)
+        for index, ids in enumerate(contents):
+            padded[index, : len(ids)] = ids
+        after = self._forward.prefix if self._start is None else self._start.rows
+        together = after(mx.array(padded))
+        # Copies: a slice would hold the padding of its whole group.
+        states = [mx.contiguous(together[index, : len(ids)]) for index, ids in enumerate(contents)]
+        mx.eval(states)
+        return states
 
     def batch(self, batch: Batch) -> mx.array:
         """Return the prefix (B, T, hidden) of a batch, zero where it is padded."""
         if self._forward.frozen_layers == 0:
             return mx.zeros((*batch.ids.shape, 0))
+        missing = [row for row in batch.rows if row not in self._rows]
+        computed = dict(zip(missing, self._compute(missing) if missing else [], strict=True))
+        states = [self._rows[row] if row in self._rows else computed[row] for row in batch.rows]
         width = batch.ids.shape[1]
-        states = [self.row(row) for row in batch.rows]
         return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
 
-    def fill(self, on_row: Callable[[int, int], None]) -> None:
-        """Compute every row that fits; `on_row(done, of)` after each."""
+    def fill(self, on_rows: Callable[[int, int], None]) -> None:
+        """Compute every row that fits; `on_rows(done, of)` after each group."""
         if self._forward.frozen_layers == 0:
             return
-        total = len(self._split)
-        for row in range(total):
-            self.row(row)
-            on_row(row + 1, total)
-            if self.held_bytes >= self._limit_bytes:
+        for group in group_rows(self._split.lengths, GROUP_TOKENS):
+            states = self._compute(group)
+            group_bytes = sum(state.nbytes for state in states)
+            if self.held_bytes + group_bytes > self._limit_bytes:
                 return
+            self._rows.update(zip(group, states, strict=True))
+            self.held_bytes += group_bytes
+            on_rows(len(self._rows), len(self._split))

@@ -1,6 +1,6 @@
 """What all rows begin with (a system prompt, a date), computed once.
 
-Does: find the common start of a split's rows; compute its frozen states with a key-value cache and
+Does: find the common start of a split's rows; compute its frozen states and keys and values, and
 continue them for each row; say how much of it the trained layers may share within a batch; prove on
 a real row that this equals computing rows whole. Does not: know what the start means.
 """
@@ -17,7 +17,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import (
     EQUAL_TOLERANCE,
+    Follower,
     Forward,
+    Recorder,
     SplitForward,
     relative_difference,
 )
@@ -59,20 +61,16 @@ class SharedStart:
         self._forward = forward
         self.tokens = len(ids)
         self.unpredicting_tokens = min(len(ids), unpredicting_tokens)
-        caches = [KVCache() for _ in range(forward.frozen_layers)]
-        self.states = forward.prefix_after(mx.array([list(ids)]), caches)[0]
-        self._held = [cache.state for cache in caches]
-        mx.eval(self.states, self._held)
+        self._recorders = [Recorder() for _ in range(forward.frozen_layers)]
+        self.states = forward.prefix_after(mx.array([list(ids)]), self._recorders)[0]
+        mx.eval(self.states, [(recorder.keys, recorder.values) for recorder in self._recorders])
 
-    def row(self, ids: Sequence[int]) -> mx.array:
-        """Return the prefix states (T, hidden) of a row of T ids that begins with the start."""
-        caches = []
-        for held in self._held:
-            cache = KVCache()
-            cache.state = held
-            caches.append(cache)
-        rest = mx.array([list(ids[self.tokens :])])
-        return mx.concatenate([self.states, self._forward.prefix_after(rest, caches)[0]])
+    def rows(self, ids: mx.array) -> mx.array:
+        """Return the prefix states (B, T, hidden) of rows (B, T) that begin with the start."""
+        followers = [Follower(recorder, self.tokens) for recorder in self._recorders]
+        rest = self._forward.prefix_after(ids[:, self.tokens :], followers)
+        start = mx.broadcast_to(self.states, (ids.shape[0], *self.states.shape))
+        return mx.concatenate([start, rest], axis=1)
 
 
 def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> SharedStart | None:
@@ -93,7 +91,7 @@ def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> S
     row = split.row(int(np.argmax(split.lengths)))[0][:-1].tolist()
     longest = mx.array([row, row])
     whole = forward.prefix(longest)
-    continued = mx.stack([start.row(row)] * 2)
+    continued = start.rows(longest)
     shared = start.unpredicting_tokens
     finals = (forward.top(longest, whole, tokens)[:, shared:] for tokens in (0, shared))
     differences = (relative_difference(continued, whole), relative_difference(*finals))

@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.trainer import default_loss
 
 from mlx_ft.tokens import TokenizedSplit, pack_rows
+from mlx_ft.train import losses
 from mlx_ft.train.forward import choose_forward
 from mlx_ft.train.loop import TrainingJob
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
@@ -126,12 +127,50 @@ def test_the_unpadded_width_is_the_longest_row() -> None:
     assert batch.tokens == int((rows.lengths - 1).sum())
 
 
-def test_a_trained_embedding_gets_its_gradient(make_job: MakeJob) -> None:
+def test_the_head_in_parts_is_the_head_at_once(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    _wake_adapter(job)
+    rows = (0, 3, 5, 7, 12)
+    at_once = _ours(job, rows)
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 320 * 3)  # three positions at a time
+    in_parts = _ours(job, rows)
+    assert float(in_parts[0]) == pytest.approx(float(at_once[0]), rel=1e-6)
+    assert _largest_difference(in_parts[1], at_once[1]) < 1e-5
+
+
+def test_logits_of_all_positions_never_exist_together() -> None:
+    """4,096 positions over 49,152 words would be 805 MB of logits, and mlx-lm's loss takes more."""
+    head = mx.random.normal((49_152, 8)) * 0.1
+    hidden = mx.random.normal((4_096, 8))
+    targets = mx.random.randint(0, 49_152, (4_096,))
+
+    class WideHead:
+        head_is_frozen = True
+
+        def head(self, hidden: mx.array) -> mx.array:
+            return hidden @ head.T
+
+    mx.eval(head, hidden, targets)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    function = mx.value_and_grad(lambda h: losses.frozen_head_loss(WideHead(), h, targets))  # type: ignore[arg-type]  # a head is all that is used
+    loss, gradient = function(hidden)
+    mx.eval(loss, gradient)
+    all_logits_bytes = 4 * 4_096 * 49_152
+    assert mx.get_peak_memory() - before < all_logits_bytes / 3
+    reference = nn.losses.cross_entropy(hidden[:64] @ head.T, targets[:64], reduction="sum")
+    part = losses.frozen_head_loss(WideHead(), hidden[:64], targets[:64])  # type: ignore[arg-type]  # a head is all that is used
+    assert float(part) == pytest.approx(float(reference), rel=1e-5)
+
+
+def test_a_trained_head_gets_its_gradient(make_job: MakeJob) -> None:
     """A trained embedding moves all layers and the head: nothing may be taken as fixed."""
     job = make_job()
     job.model.model.embed_tokens.unfreeze()
     forward = choose_forward(job.model, 1, [job.train_rows.row(0)[0].tolist()])
-    assert forward.frozen_layers == 0
+    assert forward.frozen_layers == 0 and not forward.head_is_frozen
     batch = make_batch(job.train_rows, (0, 1))
     cache = PrefixCache(forward, job.train_rows, 1 << 20)
 
