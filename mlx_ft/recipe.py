@@ -283,6 +283,11 @@ class ExportRecipe(Section):
     q_group_size: Annotated[Literal[32, 64, 128], BeforeValidator(whole_from_text)] = Field(
         64, description="Quantization group size."
     )
+    q_method: Literal["gptq", "round"] = Field(
+        "gptq",
+        description="gptq: each rounding error is made up for by the weights after it, on "
+        "training rows; round: each weight by itself, as mlx_lm.convert does.",
+    )
     keep_fused: bool = Field(
         True, description="Keep the 16-bit model after the run; it is the bulk of the disk."
     )

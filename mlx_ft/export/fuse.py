@@ -7,7 +7,7 @@ and rounded once. Does not: write files, or judge the result.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,15 @@ def fuse(base: Path, adapter: Path, dtype: str) -> FusedModel:
     model.update_modules(tree_unflatten(fused))
     model = dequantize_model(model)
     _require_range(model, dtype)
-    model.update(tree_map(lambda array: _cast(array, DTYPES[dtype]), model.parameters()))
+    cast_floats(model, DTYPES[dtype])
     plain = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
     plain["torch_dtype"] = dtype
     return FusedModel(model, plain, tuple(adapted))
+
+
+def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
+    """Cast every floating-point parameter of the model."""
+    model.update(tree_map(lambda array: _cast(array, dtype), model.parameters()))
 
 
 def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -96,14 +101,18 @@ def _require_range(model: nn.Module, dtype: str) -> None:
 
 
 def quantize(
-    model: nn.Module, config: Mapping[str, Any], bits: int, group_size: int
+    model: nn.Module,
+    config: Mapping[str, Any],
+    bits: int,
+    group_size: int,
+    already: Sequence[str] = (),
 ) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
     """Return (model, config, quantized modules) with every layer that can be at `bits` bits.
 
-    A layer whose input is not a multiple of `group_size` stays 16-bit, as in mlx-lm. GateFailed
-    when none can be.
+    Modules that are quantized `already` are counted and left as they are. A layer whose input is
+    not a multiple of `group_size` stays 16-bit, as in mlx-lm. GateFailed when none can be.
     """
-    quantized: list[str] = []
+    quantized = list(already)
 
     def wanted(path: str, module: nn.Module) -> bool:
         if not hasattr(module, "to_quantized") or module.weight.shape[-1] % group_size:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.export.folders import write_model_folder
-from mlx_ft.export.fuse import fuse, quantize
+from mlx_ft.export.fuse import DTYPES, cast_floats, fuse, quantize
+from mlx_ft.export.gptq import quantize_linear_layers
 from mlx_ft.export.verify import (
     Check,
     Logits,
@@ -31,12 +33,16 @@ from mlx_ft.recipe import ExportRecipe
 from mlx_ft.runs import require_free_bytes
 
 FUSED_FOLDER = "fused-f16"
+Progress = Callable[[float, str], None]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What is exported: `base` and `adapter` folders into `folder`, compared on `prompts` (ids)."""
+    """What is exported: `base` and `adapter` folders into `folder`, compared on `prompts` (ids).
+
+    `calibration` rows (ids) show q_method gptq what goes into the layers.
+    """
 
     base: Path
     adapter: Path
@@ -45,6 +51,7 @@ class ExportJob:
     parameters: int
     recipe: ExportRecipe
     prompts: Sequence[Sequence[int]]
+    calibration: Sequence[Sequence[int]]
     card: Callable[[str], str]
 
 
@@ -62,8 +69,10 @@ def needed_bytes(parameters: int, recipe: ExportRecipe) -> int:
     return int(parameters * (2 + per_parameter) * 1.05)
 
 
-def export_model(job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
+def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress) -> dict[str, Any]:
     """Write and verify both model folders; return the stage's hand-over.
+
+    `progress` (share done, what) is told where the quantization stands.
 
     Raises RunError for the disk, GateFailed when a step does not equal the one before.
     """
@@ -80,8 +89,10 @@ def export_model(job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
     del fused
     release()
 
-    say(f"re-quantizing to {job.recipe.q_bits} bits, groups of {job.recipe.q_group_size}")
-    quantized_modules, small_bytes = _write_quantized(fused_folder, small_folder, fused_config, job)
+    say(_quantization_line(job))
+    quantized_modules, small_bytes = _write_quantized(
+        fused_folder, small_folder, fused_config, job, progress
+    )
     say("verifying each step against the one before")
     checks = [
         check_fused_layers(fused_modules, job.adapted_modules),
@@ -102,20 +113,48 @@ def export_model(job: ExportJob, say: Callable[[str], None]) -> dict[str, Any]:
             "bytes": small_bytes,
             "bits": job.recipe.q_bits,
             "group_size": job.recipe.q_group_size,
+            "method": job.recipe.q_method,
         },
         "peak_memory_bytes": int(mx.get_peak_memory()),
     }
 
 
+def _quantization_line(job: ExportJob) -> str:
+    tokens = sum(len(row) for row in job.calibration)
+    how = {"gptq": f"by GPTQ on {tokens:,} tokens of training rows", "round": "weight by weight"}
+    return (
+        f"re-quantizing to {job.recipe.q_bits} bits, groups of {job.recipe.q_group_size}, "
+        f"{how[job.recipe.q_method]}"
+    )
+
+
 def _write_quantized(
-    fused_folder: Path, small_folder: Path, config: dict[str, Any], job: ExportJob
+    fused_folder: Path,
+    small_folder: Path,
+    config: dict[str, Any],
+    job: ExportJob,
+    progress: Progress,
 ) -> tuple[tuple[str, ...], int]:
     """Quantize the model as it lies on disk, so that what is verified is what was written."""
-    from mlx_lm.utils import load_model as mlx_lm_load_model
-
-    model, _ = mlx_lm_load_model(fused_folder, lazy=True, trust_remote_code=False)
-    model, described, modules = quantize(model, config, job.recipe.q_bits, job.recipe.q_group_size)
-    card = job.card(f"{job.recipe.q_bits}-bit weights, groups of {job.recipe.q_group_size}")
+    recipe = job.recipe
+    compensated: tuple[str, ...] = ()
+    if recipe.q_method == "gptq":
+        model, _, _ = load_weights(fused_folder)
+        compensated = quantize_linear_layers(
+            model,
+            job.calibration,
+            recipe.q_bits,
+            recipe.q_group_size,
+            DTYPES[recipe.dtype],
+            lambda done, of: progress(done / of, f"layer {done} of {of}"),
+        )
+        cast_floats(model, DTYPES[recipe.dtype])
+    else:
+        model, _ = mlx_lm_load_model(fused_folder, lazy=True, trust_remote_code=False)
+    model, described, modules = quantize(
+        model, config, recipe.q_bits, recipe.q_group_size, compensated
+    )
+    card = job.card(f"{recipe.q_bits}-bit weights, groups of {recipe.q_group_size}")
     total_bytes = write_model_folder(small_folder, job.base, model, described, card)
     del model
     release()

@@ -76,6 +76,7 @@ def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
         parameters=100_000,
         recipe=ExportRecipe(q_group_size=32),
         prompts=PROMPTS,
+        calibration=PROMPTS,
         card=lambda what: f"# tiny: {what}\n",
     )
 
@@ -88,7 +89,7 @@ def logits_of(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
 
 
 def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
-    info = export_model(job, lambda text: None)
+    info = export_model(job, lambda text: None, lambda share, text: None)
     assert all(check["ok"] for check in info["checks"]) and len(info["checks"]) == 6
     fused, small = job.folder / "fused-f16", job.folder / "q5"
 
@@ -106,8 +107,26 @@ def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
             assert (folder / name).read_bytes() == (job.base / name).read_bytes()
 
 
+def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
+    rounding = replace(
+        job, folder=tmp_path / "round", recipe=ExportRecipe(q_group_size=32, q_method="round")
+    )
+    rounding.folder.mkdir()
+    for each in (job, rounding):
+        info = export_model(each, lambda text: None, lambda share, text: None)
+        assert all(check["ok"] for check in info["checks"])
+        assert info["quantized"]["method"] == each.recipe.q_method
+    fused, ours, plain = (
+        logits_of(folder)
+        for folder in (job.folder / "fused-f16", job.folder / "q5", rounding.folder / "q5")
+    )
+    assert mean_divergence(fused, ours) < 0.8 * mean_divergence(fused, plain)
+    sizes = {(f / "q5" / "model.safetensors").stat().st_size for f in (job.folder, rounding.folder)}
+    assert len(sizes) == 1, "the same format, byte for byte as big"
+
+
 def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
-    export_model(job, lambda text: None)
+    export_model(job, lambda text: None, lambda share, text: None)
     for name in ("fused-f16", "q5"):
         model, tokenizer = mlx_lm.load(str(job.folder / name))
         assert tokenizer.has_chat_template
@@ -115,10 +134,10 @@ def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
 
 
 def test_exporting_twice_gives_the_same_weights(job: ExportJob, tmp_path: Path) -> None:
-    export_model(job, lambda text: None)
+    export_model(job, lambda text: None, lambda share, text: None)
     again = replace(job, folder=tmp_path / "again")
     again.folder.mkdir()
-    export_model(again, lambda text: None)
+    export_model(again, lambda text: None, lambda share, text: None)
     for name in ("fused-f16", "q5"):
         one, other = (
             mx.load(str(f / name / "model.safetensors")) for f in (job.folder, again.folder)

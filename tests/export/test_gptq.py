@@ -1,0 +1,162 @@
+"""GPTQ makes up for rounding errors, in the format that mlx reads, and is rounding where it cannot.
+
+Equivalences: packed codes read back are the codes; with inputs that have nothing in common, GPTQ is
+mlx's own quantization; in parts, the same layers are quantized as at once.
+"""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_ft.export import gptq
+from mlx_ft.export.gptq import (
+    correction_factor,
+    linear_layers,
+    pack_codes,
+    quantize_inputs,
+    quantize_linear_layers,
+    see_inputs,
+)
+from mlx_ft.inference import load_weights
+from tests.tiny import write_tiny_model
+
+ROWS = [[int(token) for token in np.random.default_rng(7).integers(3, 300, 40)] for _ in range(12)]
+UNSEEN = [[int(token) for token in np.random.default_rng(8).integers(3, 300, 40)]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("gptq"), "llama", layers=3)
+
+
+def model_of(folder: Path) -> nn.Module:
+    return load_weights(folder)[0]
+
+
+def restored(codes: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> np.ndarray:
+    size = codes.shape[1] // scales.shape[1]
+    wide = (np.repeat(array, size, axis=1) for array in (scales, biases))
+    scale, bias = wide
+    result: np.ndarray = codes * scale + bias
+    return result
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_packed_codes_are_what_mlx_reads(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (3, 128)).astype(np.uint8)
+    ones, zeros = mx.ones((3, 2)), mx.zeros((3, 2))
+    read = mx.dequantize(pack_codes(codes, bits), ones, zeros, 64, bits)
+    assert np.array_equal(np.array(read), codes)
+
+
+def test_the_factor_is_a_root_of_the_inverse() -> None:
+    inputs = np.random.default_rng(0).normal(size=(200, 24)).astype(np.float32)
+    products = inputs.T @ inputs
+    factor = correction_factor(products).astype(np.float64)
+    assert np.array_equal(factor, np.triu(factor))
+    damped = products + gptq.DAMPING * np.mean(np.diag(products)) * np.eye(24)
+    assert np.allclose(factor.T @ factor @ damped, np.eye(24), atol=1e-4)
+
+
+def test_layers_that_see_nothing_have_a_factor() -> None:
+    assert np.allclose(correction_factor(np.zeros((8, 8), np.float32)), np.eye(8))
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_unrelated_inputs_make_it_plain_rounding(bits: int, group_size: int) -> None:
+    weight = np.random.default_rng(1).normal(size=(16, 128)).astype(np.float32)
+    eye = correction_factor(np.eye(128, dtype=np.float32))
+    ours = restored(*quantize_inputs(weight, eye, bits, group_size, mx.float32))
+    packed, scales, biases = mx.quantize(mx.array(weight), group_size, bits)
+    plain = np.array(mx.dequantize(packed, scales, biases, group_size, bits))
+    assert np.abs(ours - plain).max() < 1e-5
+
+
+@pytest.mark.parametrize("inputs", [64, 192])
+def test_outputs_stay_closer_than_with_rounding(inputs: int) -> None:
+    """Inputs that share a few directions, as hidden states do: less than half of the error."""
+    generator = np.random.default_rng(2)
+    shared = generator.normal(size=(600, 12)) @ generator.normal(size=(12, inputs))
+    seen = (shared + 0.3 * generator.normal(size=shared.shape)).astype(np.float32)
+    weight = generator.normal(size=(40, inputs)).astype(np.float32)
+    factor = correction_factor(seen.T @ seen)
+    ours = restored(*quantize_inputs(weight, factor, 4, 64, mx.float16))
+    plain = restored(*quantize_inputs(weight, np.eye(inputs, dtype=np.float32), 4, 64, mx.float16))
+
+    def error(quantized: np.ndarray) -> float:
+        return float(np.square(seen @ (quantized - weight).T).sum())
+
+    assert error(ours) < 0.5 * error(plain)
+
+
+def test_every_linear_layer_becomes_quantized_and_says_so(folder: Path) -> None:
+    model = model_of(folder)
+    names = list(linear_layers(model, 32))
+    assert len(names) == 3 * 7 and names[0].startswith("model.layers.0.")
+    told: list[tuple[int, int]] = []
+    done = quantize_linear_layers(
+        model, ROWS, 5, 32, mx.float16, lambda n, of: told.append((n, of))
+    )
+    assert sorted(done) == sorted(names) and told[-1] == (len(names), len(names))
+    modules = dict(model.named_modules())
+    for name in names:
+        layer = modules[name]
+        assert type(layer) is nn.QuantizedLinear and (layer.bits, layer.group_size) == (5, 32)
+        assert layer.scales.dtype == layer.biases.dtype == mx.float16
+    assert np.isfinite(np.array(model(mx.array(UNSEEN)).astype(mx.float32))).all()
+
+
+def test_layers_fed_alike_are_seen_once(folder: Path) -> None:
+    model = model_of(folder)
+    seen = see_inputs(model, linear_layers(model, 32), ROWS[:2])
+    own = seen.owner["model.layers.0.self_attn.q_proj"]
+    assert seen.owner["model.layers.0.self_attn.v_proj"] == own
+    assert seen.owner["model.layers.0.mlp.up_proj"] == seen.owner["model.layers.0.mlp.gate_proj"]
+    assert len(seen.products) == 3 * 4
+    assert not any("._layer." in name for name, _ in tree_flatten(model.parameters())), "as it was"
+
+
+def test_products_are_those_of_the_inputs(folder: Path) -> None:
+    """The first layer's input is the normed embedding, which can be had without watching."""
+    model = model_of(folder)
+    rows = [row[: 10 + 3 * index] for index, row in enumerate(ROWS)]  # so that batches pad
+    seen = see_inputs(model, linear_layers(model, 32), rows)
+    first = model.model.layers[0]
+    states = [first.input_layernorm(model.model.embed_tokens(mx.array(row))) for row in rows]
+    inputs = np.concatenate([np.array(state) for state in states])
+    ours = np.array(seen.products[seen.owner["model.layers.0.self_attn.q_proj"]])
+    assert np.allclose(ours, inputs.T @ inputs, rtol=1e-4, atol=1e-3)
+
+
+def test_in_parts_the_same_layers_are_quantized(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, in_parts = model_of(folder), model_of(folder)
+    done = quantize_linear_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    monkeypatch.setattr(gptq, "PRODUCT_BYTES", 1)
+    one_by_one = quantize_linear_layers(in_parts, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    assert sorted(done) == sorted(one_by_one)
+    first = "model.layers.0.self_attn.q_proj"
+    for a, b in zip(
+        tree_flatten(dict(at_once.named_modules())[first].parameters()),
+        tree_flatten(dict(in_parts.named_modules())[first].parameters()),
+        strict=True,
+    ):
+        assert np.array_equal(np.array(a[1]), np.array(b[1])), "nothing lies before the first"
+
+
+def test_outputs_in_chunks_are_the_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, in_chunks = model_of(folder), model_of(folder)
+    quantize_linear_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    monkeypatch.setattr(gptq, "OUTPUT_CHUNK", 24)
+    quantize_linear_layers(in_chunks, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    for name, module in at_once.named_modules():
+        if type(module) is nn.QuantizedLinear:
+            other = dict(in_chunks.named_modules())[name]
+            equal = np.array(module.weight) == np.array(other.weight)
+            assert equal.mean() > 0.99, f"{name}: round-off may flip a code, no more"
