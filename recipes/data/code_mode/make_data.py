@@ -10,6 +10,7 @@ tests/test_quickstart_data.py proves that the two share neither wording nor valu
 import argparse
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,15 @@ from typing import Any
 
 from talk import TALK, TALK_THEN_TOOL
 from values import CODE_SUFFIXES, file_in, rename_pair, value
-from wordings import CLOSERS, FRAGMENTS, JOINTS, OPENERS, PRONOUN_FRAGMENTS, REQUESTS
+from wordings import (
+    CLAUSES,
+    CLOSERS,
+    FRAGMENTS,
+    JOINTS,
+    OPENERS,
+    PRONOUN_FRAGMENTS,
+    REQUESTS,
+)
 
 Row = dict[str, Any]
 Arguments = dict[str, str]
@@ -45,7 +54,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("grep", ("pattern", "path"), "search"),
 )
 
-TRAIN_ROWS_PER_TOOL = 23
+TRAIN_ROWS_PER_TOOL = 24
 VALID_ROWS_PER_TOOL = 2
 TRAIN_TWO_STEP_ROWS = 84
 VALID_TWO_STEP_ROWS = 6
@@ -87,6 +96,8 @@ def lower_first(text: str) -> str:
 
 def dressed(rng: random.Random, request: str) -> str:
     """A wording with context before or after it, or typed carelessly; slots are still open."""
+    if rng.random() < 0.25 and not re.search(r"[.?!,;:]", request):
+        request += f"{rng.choice((' ', ' ', ', '))}{rng.choice(CLAUSES)}"
     if request[-1] not in ".?!" and rng.random() < 0.35:
         request += "."
     chance = rng.random()
@@ -116,7 +127,8 @@ def two_step(rng: random.Random, joint: str) -> Row:
         second_words = rng.choice(PRONOUN_FRAGMENTS[second.name])
     else:
         first, second = rng.sample(TOOLS, 2)
-        pair = (fill_in(rng, first), fill_in(rng, second))
+        before = fill_in(rng, first)
+        pair = (before, follow_up(rng, second, before))
         second_words = rng.choice(FRAGMENTS[second.name]).format(**in_words(pair[1]))
     first_words = rng.choice(FRAGMENTS[first.name]).format(**in_words(pair[0]))
     request = joint.format(first=first_words, second=second_words)
@@ -124,6 +136,28 @@ def two_step(rng: random.Random, joint: str) -> Row:
         request = request[0].upper() + request[1:]
     answer = wrapped([call(first, pair[0]), call(second, pair[1])])
     return row(request, answer, "multi_step")
+
+
+def follow_up(rng: random.Random, tool: Tool, before: Arguments) -> Arguments:
+    """Values for a second call; half of them are about what the call before it named.
+
+    A name is searched for again, a path is used again, a file lies in the folder just listed.
+    """
+    arguments = fill_in(rng, tool)
+    if rng.random() < 0.5 or tool.name == "rename_symbol":
+        return arguments
+    names = [before[key] for key in ("symbol", "old", "new") if key in before]
+    for key in ("symbol", "pattern"):
+        if names and key in arguments:
+            arguments[key] = rng.choice(names)
+    if "path" in before and "path" in arguments:
+        is_folder = "." not in before["path"]
+        if is_folder and tool.name not in ("list_files", "run_tests"):
+            file = file_in(rng, CODE_SUFFIXES).rsplit("/", 1)[-1]
+            arguments["path"] = before["path"].rstrip("/") + "/" + file
+        elif not is_folder and tool.name == "grep":
+            arguments["path"] = before["path"]
+    return arguments
 
 
 def row(request: str, answer: str, category: str) -> Row:

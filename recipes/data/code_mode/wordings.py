@@ -1,7 +1,8 @@
 """Tables of request wordings for make_data.py: `{path}` and the like are the slots.
 
 `REQUESTS` are whole requests for one call; `FRAGMENTS`, `PRONOUN_FRAGMENTS` and `JOINTS` make
-requests for two calls; `OPENERS` and `CLOSERS` are context around them. Nothing here is random.
+requests for two calls; `OPENERS`, `CLOSERS` and `CLAUSES` are context around
+them. Nothing here is random.
 """
 
 REQUESTS: dict[str, tuple[str, ...]] = {
@@ -26,6 +27,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Have the type checker look at {path}",
         "Find the type errors in {path}",
         "Static types of {path}, check them now",
+        "I am not sure about {path}, check its types",
+        "{path} came out of a generator. Does it type check?",
+        "Someone loosened the annotations of {path}, so check them again",
+        "Our new hire wrote {path}, are its types sound?",
     ),
     "run_tests": (
         "Run the tests in {path}",
@@ -48,6 +53,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "tests in {path} please",
         "Check that the tests in {path} pass",
         "Before the release, run every test in {path}",
+        "I touched half of the code, see if {path} still passes",
+        "{path} holds our slowest tests. Run them.",
+        "We bumped a dependency, so run {path} again",
+        "{path} was flaky on Monday, does it pass now?",
     ),
     "lint": (
         "Lint {path}",
@@ -71,6 +80,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Start the linter for {path}",
         "linter on {path} now",
         "Does {path} follow our style rules?",
+        "{path} looks messy to me, lint it",
+        "Somebody reformatted {path}. Is the linter still happy?",
+        "I cleaned up {path} by hand, so give it a lint",
+        "Lint {path}, it is going out tonight",
     ),
     "find_references": (
         "Find all references to {symbol}",
@@ -97,6 +110,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Which modules use {symbol}?",
         "What code depends on {symbol}?",
         "Which classes make use of {symbol}?",
+        "I would like to delete {symbol}, so who still calls it?",
+        "We plan to drop {symbol}. Show me its callers.",
+        "{symbol} looks dead to me, look up who uses it",
+        "I have to change the signature of {symbol}. List the callers.",
     ),
     "goto_definition": (
         "Go to the definition of {symbol}",
@@ -120,6 +137,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Where can I find the implementation of {symbol}?",
         "Navigate to the definition of {symbol}",
         "Point me to the declaration of {symbol}",
+        "{symbol} puzzles me, take me to its definition",
+        "I keep meeting {symbol}. Where does it come from?",
+        "Nobody documented {symbol}, so show me where it is defined",
+        "I want to extend {symbol}, go to its definition",
     ),
     "rename_symbol": (
         "Rename {old} to {new}",
@@ -143,6 +164,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Turn {old} into {new} with a rename",
         "We agreed to rename {old} to {new}",
         "Apply the rename {old} to {new}",
+        "{old} is a poor name. Use {new} instead.",
+        "Nobody understands {old}, so rename it to {new}",
+        "{old} no longer says what it does, make it {new}",
+        "The team chose {new}, please rename {old}",
     ),
     "read_file": (
         "Read {path}",
@@ -165,6 +190,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "May I see the source of {path}?",
         "Read me the file {path}",
         "What is written in {path}?",
+        "{path} should explain it, show it to me",
+        "The answer must be in {path}. Open it.",
+        "I have never looked into {path}, what does it say?",
+        "Somebody mentioned {path}, please open it",
     ),
     "list_files": (
         "List the files in {path}",
@@ -189,6 +218,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Tell me the file names in {path}",
         "Enumerate the files in {path}",
         "Show the folder {path}",
+        "{path} is new to me, list what it holds",
+        "I forgot what we keep in {path}. List it.",
+        "We moved things to {path}, which files are there now?",
+        "I am lost in {path}, show me its files",
     ),
     "git_diff": (
         "Show the git diff for {path}",
@@ -212,6 +245,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Before I commit, what changed in {path}?",
         "Could you diff {path} against git?",
         "My changes to {path}, show them",
+        "I edited {path} yesterday. What did I change?",
+        "{path} worked last week, show its diff",
+        "I have to explain my work on {path}, so give me the diff",
+        "Somebody touched {path}, what is different?",
     ),
     "grep": (
         "Search for {pattern} in {path}",
@@ -237,6 +274,10 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "Search the folder {path} for {pattern}",
         "In {path}, look for {pattern}",
         "Go through {path} and find {pattern}",
+        "{pattern} should be gone from {path}, search for it",
+        "Is {pattern} still in {path}? Search for it.",
+        "We renamed a setting, so look through {path} for {pattern}",
+        "I remember {pattern} from {path}, find the lines",
     ),
 }
 
@@ -314,4 +355,34 @@ CLOSERS: tuple[str, ...] = (
     "It worked yesterday.",
     "The customer is waiting.",
     "I will fix the rest myself.",
+)
+
+# What a request hangs on its end: a reason or an occasion, never a second call.
+CLAUSES: tuple[str, ...] = (
+    "before the demo starts",
+    "before anybody notices",
+    "before it reaches the customer",
+    "before I tag the release",
+    "before the freeze on Friday",
+    "so that I can sleep tonight",
+    "so I know what to expect",
+    "so I can answer the ticket",
+    "so that the others can go on",
+    "because the deploy went wrong",
+    "because I no longer trust it",
+    "because the reviewer asked",
+    "while I make coffee",
+    "while the build is running",
+    "while we wait for the others",
+    "when you have a moment",
+    "now that the branch is merged",
+    "as I have to present it soon",
+    "as a first step",
+    "since it broke last week",
+    "if you do not mind",
+    "for the code review",
+    "for the meeting tomorrow",
+    "just to be sure",
+    "to see how bad it is",
+    "one last time",
 )
