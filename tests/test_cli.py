@@ -18,7 +18,7 @@ data: data
 num_layers: 2
 iters: 240
 batch_size: 4
-learning_rate: 1e-2
+learning_rate: 3e-3
 val_batches: 1
 steps_per_eval: 20
 adapter_path: adapters

@@ -54,9 +54,11 @@ TOOLS: tuple[Tool, ...] = (
     Tool("grep", ("pattern", "path"), "search"),
 )
 
-TRAIN_ROWS_PER_TOOL = 24
+# More where a blind set of requests showed confusion: used or defined, symbol or text, which name.
+TRAIN_ROWS = {"find_references": 34, "goto_definition": 30, "grep": 34, "rename_symbol": 24}
+TRAIN_ROWS_PER_OTHER_TOOL = 20
 VALID_ROWS_PER_TOOL = 2
-TRAIN_TWO_STEP_ROWS = 84
+TRAIN_TWO_STEP_ROWS = 86
 VALID_TWO_STEP_ROWS = 6
 VALID_TALK_ROWS = 14
 
@@ -139,12 +141,12 @@ def two_step(rng: random.Random, joint: str) -> Row:
 
 
 def follow_up(rng: random.Random, tool: Tool, before: Arguments) -> Arguments:
-    """Values for a second call; half of them are about what the call before it named.
+    """Values for a second call; most are about what the call before it named.
 
     A name is searched for again, a path is used again, a file lies in the folder just listed.
     """
     arguments = fill_in(rng, tool)
-    if rng.random() < 0.5 or tool.name == "rename_symbol":
+    if rng.random() < 0.4 or tool.name == "rename_symbol":
         return arguments
     names = [before[key] for key in ("symbol", "old", "new") if key in before]
     for key in ("symbol", "pattern"):
@@ -192,7 +194,8 @@ def make_rows(seed: int) -> tuple[list[Row], list[Row]]:
     valid: list[Row] = []
     for tool in TOOLS:
         wordings = cycle_shuffled(rng, REQUESTS[tool.name])
-        train += [single_step(rng, tool, next(wordings)) for _ in range(TRAIN_ROWS_PER_TOOL)]
+        count = TRAIN_ROWS.get(tool.name, TRAIN_ROWS_PER_OTHER_TOOL)
+        train += [single_step(rng, tool, next(wordings)) for _ in range(count)]
         valid += [single_step(rng, tool, next(wordings)) for _ in range(VALID_ROWS_PER_TOOL)]
     joints = cycle_shuffled(rng, JOINTS)
     train += [two_step(rng, next(joints)) for _ in range(TRAIN_TWO_STEP_ROWS)]
