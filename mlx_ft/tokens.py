@@ -1,7 +1,7 @@
 """Tokenized rows on disk: what the data stage writes and the training stage reads.
 
 Does: hold one split's token ids, trained flags and source lines in four flat arrays, write them as
-safetensors, read them back and check that they belong together.
+safetensors, read them back and check that they belong together; group rows of similar length.
 Does not: tokenize, batch, pad or import MLX.
 """
 
@@ -73,6 +73,19 @@ def pack_rows(rows: Sequence[tuple[Ids, Flags]], lines: Sequence[int]) -> Tokeni
         offsets=np.concatenate([[0], np.cumsum(lengths)], dtype=np.int64),
         lines=np.array(lines, dtype=np.int32),
     )
+
+
+def group_rows(lengths: Sequence[int] | Offsets, limit_tokens: int) -> list[list[int]]:
+    """Return all rows, shortest first, in groups whose padded tokens stay within the limit.
+
+    A row that is longer than the limit is a group of its own.
+    """
+    groups: list[list[int]] = []
+    for row in np.argsort(lengths, kind="stable").tolist():
+        if not groups or (len(groups[-1]) + 1) * int(lengths[row]) > limit_tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 def write_split(path: Path, split: TokenizedSplit) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mlx_ft.errors import RunError
-from mlx_ft.tokens import TokenizedSplit, pack_rows, read_split, write_split
+from mlx_ft.tokens import TokenizedSplit, group_rows, pack_rows, read_split, write_split
 
 rows_of_flagged_ids = st.lists(
     st.lists(st.tuples(st.integers(0, 200_000), st.booleans()), min_size=1, max_size=9), max_size=6
@@ -99,3 +99,16 @@ def test_tensors_that_do_not_fit_together_are_a_run_error(
 def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be written"):
         write_split(tmp_path / "none" / "split.safetensors", packed([[(1, True)]]))
+
+
+@given(
+    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=40),
+    limit=st.integers(1, 200),
+)
+def test_groups_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+    groups = group_rows(np.array(lengths), limit)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= limit
+    in_order = [lengths[row] for group in groups for row in group]
+    assert in_order == sorted(in_order), "shortest first, so that groups pad little"

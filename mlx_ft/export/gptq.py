@@ -21,6 +21,8 @@ import numpy.typing as npt
 import scipy.linalg
 from mlx.utils import tree_unflatten
 
+from mlx_ft.tokens import group_rows
+
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
@@ -102,16 +104,6 @@ def _parts(layers: dict[str, nn.Linear], limit_bytes: int) -> Iterator[dict[str,
     yield part
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Return the rows, shortest first, in batches of at most BATCH_TOKENS padded tokens."""
-    batches: list[list[Sequence[int]]] = []
-    for row in sorted(rows, key=len):
-        if not batches or (len(batches[-1]) + 1) * len(row) > BATCH_TOKENS:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
-
-
 def see_inputs(
     model: nn.Module, layers: dict[str, nn.Linear], rows: Sequence[Sequence[int]]
 ) -> _Inputs:
@@ -120,7 +112,8 @@ def see_inputs(
     watched = [(name, _Watched(layer, name, seen)) for name, layer in layers.items()]
     model.update_modules(tree_unflatten(watched))
     try:
-        for batch in _batches(rows):
+        for group in group_rows(list(map(len, rows)), BATCH_TOKENS):
+            batch = [rows[index] for index in group]
             width = max(map(len, batch))
             padded = [[*row, *[0] * (width - len(row))] for row in batch]
             real = [i * width + place for i, row in enumerate(batch) for place in range(len(row))]

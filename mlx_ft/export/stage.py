@@ -90,9 +90,11 @@ def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress)
     release()
 
     say(_quantization_line(job))
-    quantized_modules, small_bytes = _write_quantized(
+    quantized_modules, compensated, small_bytes = _write_quantized(
         fused_folder, small_folder, fused_config, job, progress
     )
+    if compensated:
+        say(f"{len(compensated)} of {len(quantized_modules)} layers by GPTQ, the others rounded")
     say("verifying each step against the one before")
     checks = [
         check_fused_layers(fused_modules, job.adapted_modules),
@@ -114,6 +116,7 @@ def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress)
             "bits": job.recipe.q_bits,
             "group_size": job.recipe.q_group_size,
             "method": job.recipe.q_method,
+            "gptq_layers": len(compensated),
         },
         "peak_memory_bytes": int(mx.get_peak_memory()),
     }
@@ -134,8 +137,11 @@ def _write_quantized(
     config: dict[str, Any],
     job: ExportJob,
     progress: Progress,
-) -> tuple[tuple[str, ...], int]:
-    """Quantize the model as it lies on disk, so that what is verified is what was written."""
+) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """Quantize the model as it lies on disk, so that what is verified is what was written.
+
+    Returns all quantized modules, those of them that GPTQ did, and the bytes of the weights.
+    """
     recipe = job.recipe
     compensated: tuple[str, ...] = ()
     if recipe.q_method == "gptq":
@@ -158,7 +164,7 @@ def _write_quantized(
     total_bytes = write_model_folder(small_folder, job.base, model, described, card)
     del model
     release()
-    return modules, total_bytes
+    return modules, compensated, total_bytes
 
 
 def _logits(folder: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[Logits]:

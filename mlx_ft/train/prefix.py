@@ -10,28 +10,14 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
-from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.tokens import TokenizedSplit, group_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch
 from mlx_ft.train.shared_start import SharedStart
 
 # Enough to keep the processor busy; more would only pad more and take more memory.
 GROUP_TOKENS = 1024
-
-
-def group_rows(lengths: npt.NDArray[np.int64], limit_tokens: int) -> list[list[int]]:
-    """Return all rows, shortest first, in groups whose padded tokens stay within the limit.
-
-    A row that is longer than the limit is a group of its own.
-    """
-    groups: list[list[int]] = []
-    for row in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
-        if not groups or (len(groups[-1]) + 1) * int(lengths[row]) > limit_tokens:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
 
 
 class PrefixCache:

@@ -116,6 +116,7 @@ def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
         info = export_model(each, lambda text: None, lambda share, text: None)
         assert all(check["ok"] for check in info["checks"])
         assert info["quantized"]["method"] == each.recipe.q_method
+        assert bool(info["quantized"]["gptq_layers"]) == (each.recipe.q_method == "gptq")
     fused, ours, plain = (
         logits_of(folder)
         for folder in (job.folder / "fused-f16", job.folder / "q5", rounding.folder / "q5")

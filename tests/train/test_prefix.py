@@ -2,25 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlx_ft.train.losses import make_batch
-from mlx_ft.train.prefix import PrefixCache, group_rows
+from mlx_ft.train.prefix import PrefixCache
 from tests.train.conftest import MakeJob, random_rows
-
-
-@given(
-    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=40),
-    limit=st.integers(1, 200),
-)
-def test_groups_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
-    groups = group_rows(np.array(lengths), limit)
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
-    for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= limit
-    in_order = [lengths[row] for group in groups for row in group]
-    assert in_order == sorted(in_order), "shortest first, so that groups pad little"
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
