@@ -193,7 +193,9 @@ def export(job: Job) -> None:
                 parameters=train_info["total_parameters"],
                 recipe=job.recipe.export,
                 prompts=prompts,
-                calibration=_calibration_rows(job),
+                calibration=(
+                    _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
+                ),
                 card=lambda what: _model_card(job, what),
             ),
             job.console.say,

@@ -1,8 +1,8 @@
 """Tokenized rows on disk: what the data stage writes and the training stage reads.
 
 Does: hold one split's token ids, trained flags and source lines in four flat arrays, write them as
-safetensors, read them back and check that they belong together; group rows of similar length.
-Does not: tokenize, batch, pad or import MLX.
+safetensors, read them back and check that they belong together; group rows of similar length, and
+pad them. Does not: tokenize, choose training batches or import MLX.
 """
 
 from __future__ import annotations
@@ -86,6 +86,14 @@ def group_rows(lengths: Sequence[int] | Offsets, limit_tokens: int) -> list[list
             groups.append([])
         groups[-1].append(row)
     return groups
+
+
+def pad_rows(rows: Sequence[Sequence[int] | Ids]) -> Ids:
+    """Return the rows as one array (rows, longest), zero on the right of the shorter ones."""
+    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
+    for index, ids in enumerate(rows):
+        padded[index, : len(ids)] = ids
+    return padded
 
 
 def write_split(path: Path, split: TokenizedSplit) -> None:

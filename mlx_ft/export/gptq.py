@@ -2,7 +2,7 @@
 
 Does: see what goes into every linear layer on calibration rows; quantize its inputs one after the
 other, and let the inputs that follow make up for each rounding error. Does not: choose the rows,
-write files, or treat embeddings and expert layers (nobody's products of inputs are theirs alone).
+write files, or quantize embeddings and expert layers, which are rounded afterwards.
 
 Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", arXiv 2210.17323, sections 3.2 and 3.3.
 """
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import scipy.linalg
 from mlx.utils import tree_unflatten
 
-from mlx_ft.tokens import group_rows
+from mlx_ft.tokens import group_rows, pad_rows
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -101,7 +101,8 @@ def _parts(layers: dict[str, nn.Linear], limit_bytes: int) -> Iterator[dict[str,
             part, held = {}, 0
         part[name] = layer
         held += product_bytes
-    yield part
+    if part:
+        yield part
 
 
 def see_inputs(
@@ -114,8 +115,8 @@ def see_inputs(
     try:
         for group in group_rows(list(map(len, rows)), BATCH_TOKENS):
             batch = [rows[index] for index in group]
-            width = max(map(len, batch))
-            padded = [[*row, *[0] * (width - len(row))] for row in batch]
+            padded = pad_rows(batch)
+            width = padded.shape[1]
             real = [i * width + place for i, row in enumerate(batch) for place in range(len(row))]
             seen.last, seen.positions = None, mx.array(real)
             mx.eval(model(mx.array(padded)), seen.products)
@@ -205,7 +206,7 @@ def quantize_linear_layers(
     """
     layers = linear_layers(model, group_size)
     done: list[str] = []
-    for part in _parts(layers, PRODUCT_BYTES) if layers else ():
+    for part in _parts(layers, PRODUCT_BYTES):
         seen = see_inputs(model, part, rows)
         for owner in dict.fromkeys(seen.owner.values()):
             factor = correction_factor(np.array(seen.products.pop(owner)))

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.tokens import TokenizedSplit, pad_rows
 from mlx_ft.train.forward import Forward
 
 # Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they
@@ -42,11 +42,10 @@ def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
     never a target and, with causal attention, never seen by a real token.
     """
     contents = [split.row(row) for row in rows]
-    width = max(len(ids) for ids, _ in contents) - 1
-    padded = np.zeros((len(rows), width), dtype=np.int32)
+    padded = pad_rows([ids[:-1] for ids, _ in contents])
+    width = padded.shape[1]
     positions, targets = [], []
     for index, (ids, trained) in enumerate(contents):
-        padded[index, : len(ids) - 1] = ids[:-1]
         predicted = np.flatnonzero(trained[1:])
         positions.append(index * width + predicted)
         targets.append(ids[1:][predicted])

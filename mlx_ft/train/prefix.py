@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-import numpy as np
 
-from mlx_ft.tokens import TokenizedSplit, group_rows
+from mlx_ft.tokens import TokenizedSplit, group_rows, pad_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch
 from mlx_ft.train.shared_start import SharedStart
@@ -45,11 +44,8 @@ class PrefixCache:
     def _compute(self, rows: Sequence[int]) -> list[mx.array]:
         """Return the states (T, hidden) of each row's tokens but the last, computed together."""
         contents = [self._split.row(row)[0][:-1] for row in rows]
-        padded = np.zeros((len(rows), max(map(len, contents))), dtype=np.int32)
-        for index, ids in enumerate(contents):
-            padded[index, : len(ids)] = ids
         after = self._forward.prefix if self._start is None else self._start.rows
-        together = after(mx.array(padded))
+        together = after(mx.array(pad_rows(contents)))
         # Copies: a slice would hold the padding of its whole group.
         states = [mx.contiguous(together[index, : len(ids)]) for index, ids in enumerate(contents)]
         mx.eval(states)
