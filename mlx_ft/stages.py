@@ -180,10 +180,7 @@ def export(job: Job) -> None:
 
     train_info = _manifest_info(job, "train")
     prompts = _fixed_prompts(job)
-    with (
-        writing_stage(job.run, "export") as folder,
-        job.console.progress("quantizing", 1.0) as line,
-    ):
+    with writing_stage(job.run, "export") as folder:
         info = export_model(
             ExportJob(
                 base=job.model.path,
@@ -198,8 +195,7 @@ def export(job: Job) -> None:
                 ),
                 card=lambda what: _model_card(job, what),
             ),
-            job.console.say,
-            line.update,
+            job.console,
         )
         seal(folder, "export", job.inputs["export"], info)
 

@@ -1,10 +1,12 @@
 """Quantize so that what layers give out stays close, not each weight by itself (GPTQ).
 
 Does: see what goes into every linear layer on calibration rows; quantize its inputs one after the
-other, and let the inputs that follow make up for each rounding error. Does not: choose the rows,
-write files, or quantize embeddings and expert layers, which are rounded afterwards.
+other, and let the inputs that follow make up for each rounding error; an embedding that is the
+vocabulary head as well counts as a linear layer. Does not: choose the rows, write files, or
+quantize other embeddings and expert layers, which are rounded afterwards.
 
-Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", arXiv 2210.17323, sections 3.2 and 3.3.
+Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", arXiv 2210.17323, sections 3.2 and 3.3. The
+order of the inputs is the authors' own later addition (`act_order` of github.com/IST-DASLab/gptq).
 """
 
 from __future__ import annotations
@@ -25,9 +27,14 @@ from mlx_ft.tokens import group_rows, pad_rows
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
+Order = npt.NDArray[np.int64]
+Layers = dict[str, nn.Linear | nn.Embedding]
 
 # Share of the mean diagonal that is added to it (the paper's section 3.3, step 3).
 DAMPING = 0.01
+# The same for an embedding that is also the head: errors that cancel each other out in its products
+# do not when a token is looked up. 0.3 to 3 are alike; 0 and 30 diverge by a third more (LOG.md).
+LOOKUP_DAMPING = 1.0
 # Products of inputs held at a time; a model of many or wide layers is run once for each part.
 PRODUCT_BYTES = 1 << 30
 # Padded tokens that go through the model together: their products are added up in one go.
@@ -63,24 +70,33 @@ class _Inputs:
 
 
 class _Watched(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a linear layer while its inputs are wanted."""
+    """Stands in for a linear layer, or an embedding, while its inputs are wanted."""
 
-    def __init__(self, layer: nn.Linear, name: str, seen: _Inputs) -> None:
+    def __init__(self, layer: nn.Linear | nn.Embedding, name: str, seen: _Inputs) -> None:
         super().__init__()
         self._layer, self._name, self._seen = layer, name, seen
 
     def __call__(self, inputs: mx.array) -> mx.array:
-        self._seen.see(self._name, inputs)
+        if isinstance(self._layer, nn.Linear):
+            self._seen.see(self._name, inputs)
         outputs: mx.array = self._layer(inputs)
         return outputs
 
+    def as_linear(self, inputs: mx.array) -> mx.array:
+        """Give the logits of an embedding that is the vocabulary head too."""
+        self._seen.see(self._name, inputs)
+        logits: mx.array = self._layer.as_linear(inputs)
+        return logits
 
-def linear_layers(model: nn.Module, group_size: int) -> dict[str, nn.Linear]:
-    """Return the plain linear layers that can be quantized, from the model's first to its last."""
+
+def quantizable_layers(model: nn.Module, group_size: int) -> Layers:
+    """Return the plain linear layers and embeddings whose inputs make whole groups, from the
+    model's first to its last.
+    """
     found = {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module.weight.shape[-1] % group_size == 0
+        if type(module) in (nn.Linear, nn.Embedding) and module.weight.shape[-1] % group_size == 0
     }
 
     def place(name: str) -> tuple[float, str]:
@@ -90,9 +106,9 @@ def linear_layers(model: nn.Module, group_size: int) -> dict[str, nn.Linear]:
     return {name: found[name] for name in sorted(found, key=place)}
 
 
-def _parts(layers: dict[str, nn.Linear], limit_bytes: int) -> Iterator[dict[str, nn.Linear]]:
+def _parts(layers: Layers, limit_bytes: int) -> Iterator[Layers]:
     """Cut the layers into parts whose products stay within the limit, one layer at least."""
-    part: dict[str, nn.Linear] = {}
+    part: Layers = {}
     held = 0
     for name, layer in layers.items():
         product_bytes = 4 * layer.weight.shape[-1] ** 2
@@ -105,9 +121,7 @@ def _parts(layers: dict[str, nn.Linear], limit_bytes: int) -> Iterator[dict[str,
         yield part
 
 
-def see_inputs(
-    model: nn.Module, layers: dict[str, nn.Linear], rows: Sequence[Sequence[int]]
-) -> _Inputs:
+def see_inputs(model: nn.Module, layers: Layers, rows: Sequence[Sequence[int]]) -> _Inputs:
     """Run the rows through the model and return the products of what went into `layers`."""
     seen = _Inputs()
     watched = [(name, _Watched(layer, name, seen)) for name, layer in layers.items()]
@@ -125,7 +139,20 @@ def see_inputs(
     return seen
 
 
-def correction_factor(products: Floats) -> Floats:
+def input_order(products: Floats, group_size: int) -> Order:
+    """Return the inputs from the largest to the smallest, group by group, and so within each group.
+
+    What comes first is made up for by all the others. Groups stay together because each has one
+    scale, which is chosen when its turn comes.
+    """
+    size = np.diag(products).reshape(-1, group_size)
+    groups = np.argsort(-size.sum(axis=1), kind="stable")
+    within = np.argsort(-size[groups], axis=1, kind="stable")
+    order: Order = (groups[:, None] * group_size + within).reshape(-1)
+    return order
+
+
+def correction_factor(products: Floats, damping: float = DAMPING) -> Floats:
     """Return the upper triangular U (inputs, inputs) with U' U = the inverse of the products.
 
     Row i of U, over U[i, i], says how the inputs after i make up for an error at i (section 3.3).
@@ -135,7 +162,7 @@ def correction_factor(products: Floats) -> Floats:
     damped = products.astype(np.float64)
     mean = float(np.mean(np.diag(damped)))
     # Inputs that are always zero have no products at all; any positive number will do.
-    damped[np.diag_indices_from(damped)] += DAMPING * mean if mean > 0 else 1.0
+    damped[np.diag_indices_from(damped)] += damping * mean if mean > 0 else 1.0
     reversed_factor = scipy.linalg.cholesky(damped[::-1, ::-1], lower=True)
     factor = np.ascontiguousarray(reversed_factor[::-1, ::-1])
     inverse, info = scipy.linalg.lapack.dtrtri(factor)
@@ -144,21 +171,22 @@ def correction_factor(products: Floats) -> Floats:
 
 
 def quantize_inputs(
-    weight: Floats, factor: Floats, bits: int, group_size: int, dtype: mx.Dtype
+    weight: Floats, factor: Floats, order: Order, bits: int, group_size: int, dtype: mx.Dtype
 ) -> tuple[Codes, Floats, Floats]:
     """Return codes (outputs, inputs), scales and biases (outputs, groups) of a weight.
 
+    `factor` belongs to the products in the given `order` of inputs, which keeps groups together.
     Scales and biases are those that mlx would choose for each group as it is when its turn comes,
     rounded to `dtype` as they will be stored.
     """
-    left = np.ascontiguousarray(weight.T, dtype=np.float32)  # one input a row: they go in turn
+    left = np.asarray(weight.T, dtype=np.float32)[order]  # one input a row: they go in turn
     inputs, outputs = left.shape
     codes = np.empty((inputs, outputs), np.uint8)
     scales = np.empty((inputs // group_size, outputs), np.float32)
     biases = np.empty_like(scales)
     errors = np.empty((group_size, outputs), np.float32)
     for start in range(0, inputs, group_size):
-        end, group = start + group_size, start // group_size
+        end, group = start + group_size, int(order[start]) // group_size
         block = left[start:end]
         _, scale, bias = mx.quantize(mx.array(block.T).astype(dtype), group_size, bits)
         scales[group] = np.array(scale.astype(mx.float32))[:, 0]
@@ -167,7 +195,7 @@ def quantize_inputs(
         for index in range(group_size):
             place = start + index
             code = np.clip(np.rint((block[index] - biases[group]) / step), 0, 2**bits - 1)
-            codes[place] = code
+            codes[order[place]] = code
             errors[index] = (block[index] - (code * step + biases[group])) / factor[place, place]
             near = min(group_size, (index // BLOCK + 1) * BLOCK)
             block[index + 1 : near] -= np.outer(
@@ -191,7 +219,7 @@ def pack_codes(codes: Codes, bits: int) -> mx.array:
     return mx.array(np.packbits(stream, axis=-1, bitorder="little").view(np.uint32))
 
 
-def quantize_linear_layers(
+def quantize_layers(
     model: nn.Module,
     rows: Sequence[Sequence[int]],
     bits: int,
@@ -199,19 +227,25 @@ def quantize_linear_layers(
     dtype: mx.Dtype,
     on_layer: Callable[[int, int], None],
 ) -> tuple[str, ...]:
-    """Replace the model's plain linear layers by quantized ones and return their names.
+    """Replace the model's plain linear layers, and a tied embedding, by quantized ones; return
+    their names.
 
     `rows` (token ids) are run through the model in parts, later ones through what is quantized
     already, so that they make up for that too. `on_layer(done, of)` after each layer.
     """
-    layers = linear_layers(model, group_size)
+    layers = quantizable_layers(model, group_size)
     done: list[str] = []
     for part in _parts(layers, PRODUCT_BYTES):
         seen = see_inputs(model, part, rows)
         for owner in dict.fromkeys(seen.owner.values()):
-            factor = correction_factor(np.array(seen.products.pop(owner)))
+            products = np.array(seen.products.pop(owner))
+            order = input_order(products, group_size)
+            looked_up = isinstance(part[owner], nn.Embedding)
+            factor = correction_factor(
+                products[np.ix_(order, order)], LOOKUP_DAMPING if looked_up else DAMPING
+            )
             for name in (n for n, o in seen.owner.items() if o == owner):
-                quantized = _quantize_layer(part[name], factor, bits, group_size, dtype)
+                quantized = _quantize_layer(part[name], factor, order, bits, group_size, dtype)
                 model.update_modules(tree_unflatten([(name, quantized)]))
                 done.append(name)
                 on_layer(len(done), len(layers))
@@ -219,16 +253,24 @@ def quantize_linear_layers(
 
 
 def _quantize_layer(
-    layer: nn.Linear, factor: Floats, bits: int, group_size: int, dtype: mx.Dtype
-) -> nn.QuantizedLinear:
+    layer: nn.Linear | nn.Embedding,
+    factor: Floats,
+    order: Order,
+    bits: int,
+    group_size: int,
+    dtype: mx.Dtype,
+) -> nn.QuantizedLinear | nn.QuantizedEmbedding:
     outputs, inputs = layer.weight.shape
     parts: list[tuple[mx.array, mx.array, mx.array]] = []
     for start in range(0, outputs, OUTPUT_CHUNK):
         weight = np.array(layer.weight[start : start + OUTPUT_CHUNK].astype(mx.float32))
-        codes, scales, biases = quantize_inputs(weight, factor, bits, group_size, dtype)
+        codes, scales, biases = quantize_inputs(weight, factor, order, bits, group_size, dtype)
         parts.append((pack_codes(codes, bits), mx.array(scales), mx.array(biases)))
-    # Made of zeros first: the class has no other way to be given its parts.
-    quantized = nn.QuantizedLinear(inputs, outputs, "bias" in layer, group_size, bits)
+    # Made with other numbers first: the classes have no other way to be given their parts.
+    if isinstance(layer, nn.Embedding):
+        quantized = nn.QuantizedEmbedding(outputs, inputs, group_size, bits)
+    else:
+        quantized = nn.QuantizedLinear(inputs, outputs, "bias" in layer, group_size, bits)
     whole = [mx.concatenate(list(each)) for each in zip(*parts, strict=True)]
     quantized.weight = whole[0]
     quantized.scales, quantized.biases = whole[1].astype(dtype), whole[2].astype(dtype)

@@ -12,9 +12,10 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlx_ft.console import Console
 from mlx_ft.export.folders import write_model_folder
 from mlx_ft.export.fuse import DTYPES, cast_floats, fuse, quantize
-from mlx_ft.export.gptq import quantize_linear_layers
+from mlx_ft.export.gptq import quantize_layers
 from mlx_ft.export.verify import (
     Check,
     Logits,
@@ -33,7 +34,6 @@ from mlx_ft.recipe import ExportRecipe
 from mlx_ft.runs import require_free_bytes
 
 FUSED_FOLDER = "fused-f16"
-Progress = Callable[[float, str], None]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -69,10 +69,8 @@ def needed_bytes(parameters: int, recipe: ExportRecipe) -> int:
     return int(parameters * (2 + per_parameter) * 1.05)
 
 
-def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
     """Write and verify both model folders; return the stage's hand-over.
-
-    `progress` (share done, what) is told where the quantization stands.
 
     Raises RunError for the disk, GateFailed when a step does not equal the one before.
     """
@@ -81,7 +79,7 @@ def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress)
     fused_folder = job.folder / FUSED_FOLDER
     small_folder = job.folder / quantized_folder(job.recipe)
 
-    say(f"fusing the adapter, dequantizing to {job.recipe.dtype}")
+    console.say(f"fusing the adapter, dequantizing to {job.recipe.dtype}")
     fused = fuse(job.base, job.adapter, job.recipe.dtype)
     card = job.card(f"{job.recipe.dtype} weights, adapter fused")
     fused_bytes = write_model_folder(fused_folder, job.base, fused.model, fused.config, card)
@@ -89,13 +87,15 @@ def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress)
     del fused
     release()
 
-    say(_quantization_line(job))
+    console.say(_quantization_line(job))
     quantized_modules, compensated, small_bytes = _write_quantized(
-        fused_folder, small_folder, fused_config, job, progress
+        fused_folder, small_folder, fused_config, job, console
     )
     if compensated:
-        say(f"{len(compensated)} of {len(quantized_modules)} layers by GPTQ, the others rounded")
-    say("verifying each step against the one before")
+        console.say(
+            f"{len(compensated)} of {len(quantized_modules)} layers by GPTQ, the others rounded"
+        )
+    console.say("verifying each step against the one before")
     checks = [
         check_fused_layers(fused_modules, job.adapted_modules),
         check_bits(small_folder, quantized_modules, job.recipe.q_bits),
@@ -104,9 +104,9 @@ def export_model(job: ExportJob, say: Callable[[str], None], progress: Progress)
         *_compare_logits(job, fused_folder, small_folder),
     ]
     for check in checks:
-        say(f"  {'ok ' if check.ok else 'NOT'} {check.check}: {check.measured}")
+        console.say(f"  {'ok ' if check.ok else 'NOT'} {check.check}: {check.measured}")
     require_all(checks)
-    say(f"fused {format_bytes(fused_bytes)}, quantized {format_bytes(small_bytes)}")
+    console.say(f"fused {format_bytes(fused_bytes)}, quantized {format_bytes(small_bytes)}")
     return {
         "checks": checks_info(checks),
         "fused": {"path": FUSED_FOLDER, "bytes": fused_bytes},
@@ -136,7 +136,7 @@ def _write_quantized(
     small_folder: Path,
     config: dict[str, Any],
     job: ExportJob,
-    progress: Progress,
+    console: Console,
 ) -> tuple[tuple[str, ...], tuple[str, ...], int]:
     """Quantize the model as it lies on disk, so that what is verified is what was written.
 
@@ -146,14 +146,15 @@ def _write_quantized(
     compensated: tuple[str, ...] = ()
     if recipe.q_method == "gptq":
         model, _, _ = load_weights(fused_folder)
-        compensated = quantize_linear_layers(
-            model,
-            job.calibration,
-            recipe.q_bits,
-            recipe.q_group_size,
-            DTYPES[recipe.dtype],
-            lambda done, of: progress(done / of, f"layer {done} of {of}"),
-        )
+        with console.progress("quantizing", 1.0) as line:
+            compensated = quantize_layers(
+                model,
+                job.calibration,
+                recipe.q_bits,
+                recipe.q_group_size,
+                DTYPES[recipe.dtype],
+                lambda done, of: line.update(done / of, f"layer {done} of {of}"),
+            )
         cast_floats(model, DTYPES[recipe.dtype])
     else:
         model, _ = mlx_lm_load_model(fused_folder, lazy=True, trust_remote_code=False)

@@ -1,5 +1,6 @@
 """What training learned is in the exported model, every step is measured, and nothing is faked."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
+from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, ModelError, RunError
 from mlx_ft.export.folders import require_empty, shard_names, write_model_folder
 from mlx_ft.export.fuse import fuse, quantize
@@ -89,7 +91,7 @@ def logits_of(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
 
 
 def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
-    info = export_model(job, lambda text: None, lambda share, text: None)
+    info = export_model(job, Console(io.StringIO()))
     assert all(check["ok"] for check in info["checks"]) and len(info["checks"]) == 6
     fused, small = job.folder / "fused-f16", job.folder / "q5"
 
@@ -113,7 +115,7 @@ def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
     )
     rounding.folder.mkdir()
     for each in (job, rounding):
-        info = export_model(each, lambda text: None, lambda share, text: None)
+        info = export_model(each, Console(io.StringIO()))
         assert all(check["ok"] for check in info["checks"])
         assert info["quantized"]["method"] == each.recipe.q_method
         assert bool(info["quantized"]["gptq_layers"]) == (each.recipe.q_method == "gptq")
@@ -127,7 +129,7 @@ def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
 
 
 def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
-    export_model(job, lambda text: None, lambda share, text: None)
+    export_model(job, Console(io.StringIO()))
     for name in ("fused-f16", "q5"):
         model, tokenizer = mlx_lm.load(str(job.folder / name))
         assert tokenizer.has_chat_template
@@ -135,10 +137,10 @@ def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
 
 
 def test_exporting_twice_gives_the_same_weights(job: ExportJob, tmp_path: Path) -> None:
-    export_model(job, lambda text: None, lambda share, text: None)
+    export_model(job, Console(io.StringIO()))
     again = replace(job, folder=tmp_path / "again")
     again.folder.mkdir()
-    export_model(again, lambda text: None, lambda share, text: None)
+    export_model(again, Console(io.StringIO()))
     for name in ("fused-f16", "q5"):
         one, other = (
             mx.load(str(f / name / "model.safetensors")) for f in (job.folder, again.folder)

@@ -15,10 +15,11 @@ from mlx.utils import tree_flatten
 from mlx_ft.export import gptq
 from mlx_ft.export.gptq import (
     correction_factor,
-    linear_layers,
+    input_order,
     pack_codes,
+    quantizable_layers,
     quantize_inputs,
-    quantize_linear_layers,
+    quantize_layers,
     see_inputs,
 )
 from mlx_ft.inference import load_weights
@@ -71,7 +72,7 @@ def test_layers_that_see_nothing_have_a_factor() -> None:
 def test_unrelated_inputs_make_it_plain_rounding(bits: int, group_size: int) -> None:
     weight = np.random.default_rng(1).normal(size=(16, 128)).astype(np.float32)
     eye = correction_factor(np.eye(128, dtype=np.float32))
-    ours = restored(*quantize_inputs(weight, eye, bits, group_size, mx.float32))
+    ours = restored(*quantize_inputs(weight, eye, np.arange(128), bits, group_size, mx.float32))
     packed, scales, biases = mx.quantize(mx.array(weight), group_size, bits)
     plain = np.array(mx.dequantize(packed, scales, biases, group_size, bits))
     assert np.abs(ours - plain).max() < 1e-5
@@ -84,9 +85,12 @@ def test_outputs_stay_closer_than_with_rounding(inputs: int) -> None:
     shared = generator.normal(size=(600, 12)) @ generator.normal(size=(12, inputs))
     seen = (shared + 0.3 * generator.normal(size=shared.shape)).astype(np.float32)
     weight = generator.normal(size=(40, inputs)).astype(np.float32)
-    factor = correction_factor(seen.T @ seen)
-    ours = restored(*quantize_inputs(weight, factor, 4, 64, mx.float16))
-    plain = restored(*quantize_inputs(weight, np.eye(inputs, dtype=np.float32), 4, 64, mx.float16))
+    products = seen.T @ seen
+    order = input_order(products, 64)
+    factor = correction_factor(products[np.ix_(order, order)])
+    ours = restored(*quantize_inputs(weight, factor, order, 4, 64, mx.float16))
+    eye, as_they_are = np.eye(inputs, dtype=np.float32), np.arange(inputs)
+    plain = restored(*quantize_inputs(weight, eye, as_they_are, 4, 64, mx.float16))
 
     def error(quantized: np.ndarray) -> float:
         return float(np.square(seen @ (quantized - weight).T).sum())
@@ -94,30 +98,78 @@ def test_outputs_stay_closer_than_with_rounding(inputs: int) -> None:
     assert error(ours) < 0.5 * error(plain)
 
 
+def test_inputs_go_from_the_largest_to_the_smallest_and_groups_stay_together() -> None:
+    size = np.random.default_rng(3).uniform(size=96)
+    order = input_order(np.diag(size).astype(np.float32), 32)
+    assert sorted(order) == list(range(96))
+    groups = order.reshape(3, 32) // 32
+    assert (groups == groups[:, :1]).all(), "one group after the other"
+    sums = size.reshape(3, 32).sum(axis=1)
+    assert list(groups[:, 0]) == sorted(range(3), key=lambda group: -sums[group])
+    within = size[order].reshape(3, 32)
+    assert (np.diff(within, axis=1) <= 0).all()
+
+
+def test_unrelated_inputs_in_any_order_are_plain_rounding() -> None:
+    weight = np.random.default_rng(1).normal(size=(16, 128)).astype(np.float32)
+    size = np.random.default_rng(2).uniform(1, 2, 128).astype(np.float32)
+    order = input_order(np.diag(size), 64)
+    assert order[0] != 0
+    factor = correction_factor(np.diag(size[order]))
+    ours = restored(*quantize_inputs(weight, factor, order, 5, 64, mx.float32))
+    packed, scales, biases = mx.quantize(mx.array(weight), 64, 5)
+    plain = np.array(mx.dequantize(packed, scales, biases, 64, 5))
+    assert np.abs(ours - plain).max() < 1e-5
+
+
+@pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("qwen3", False)])
+def test_an_embedding_is_quantized_here_when_it_is_the_head_too(
+    tmp_path: Path, model_type: str, tied: bool
+) -> None:
+    model = model_of(write_tiny_model(tmp_path, model_type, layers=1))
+    states = model.model(mx.array(ROWS))
+    embedding = model.model.embed_tokens
+    done = quantize_layers(model, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    assert ("model.embed_tokens" in done) == tied
+    if not tied:
+        assert model.model.embed_tokens is embedding
+        return
+    now = model.model.embed_tokens
+    assert type(now) is nn.QuantizedEmbedding and (now.bits, now.group_size) == (5, 32)
+    packed, scales, biases = mx.quantize(embedding.weight.astype(mx.float16), 32, 5)
+    rounded = mx.dequantize(packed, scales, biases, 32, 5)
+    wanted = states @ embedding.weight.T
+
+    def error(weight: mx.array) -> float:
+        return float(mx.square(states @ weight.astype(mx.float32).T - wanted).sum().item())
+
+    ours = mx.dequantize(now.weight, now.scales, now.biases, 32, 5)
+    assert error(ours) < 0.8 * error(rounded)
+
+
 def test_every_linear_layer_becomes_quantized_and_says_so(folder: Path) -> None:
     model = model_of(folder)
-    names = list(linear_layers(model, 32))
-    assert len(names) == 3 * 7 and names[0].startswith("model.layers.0.")
+    names = list(quantizable_layers(model, 32))
+    assert len(names) == 3 * 7 + 1 and names[0].startswith("model.layers.0.")
     told: list[tuple[int, int]] = []
-    done = quantize_linear_layers(
-        model, ROWS, 5, 32, mx.float16, lambda n, of: told.append((n, of))
-    )
+    done = quantize_layers(model, ROWS, 5, 32, mx.float16, lambda n, of: told.append((n, of)))
     assert sorted(done) == sorted(names) and told[-1] == (len(names), len(names))
     modules = dict(model.named_modules())
     for name in names:
         layer = modules[name]
-        assert type(layer) is nn.QuantizedLinear and (layer.bits, layer.group_size) == (5, 32)
+        assert type(layer) in (nn.QuantizedLinear, nn.QuantizedEmbedding)
+        assert (layer.bits, layer.group_size) == (5, 32)
         assert layer.scales.dtype == layer.biases.dtype == mx.float16
     assert np.isfinite(np.array(model(mx.array(UNSEEN)).astype(mx.float32))).all()
 
 
 def test_layers_fed_alike_are_seen_once(folder: Path) -> None:
     model = model_of(folder)
-    seen = see_inputs(model, linear_layers(model, 32), ROWS[:2])
+    seen = see_inputs(model, quantizable_layers(model, 32), ROWS[:2])
     own = seen.owner["model.layers.0.self_attn.q_proj"]
     assert seen.owner["model.layers.0.self_attn.v_proj"] == own
     assert seen.owner["model.layers.0.mlp.up_proj"] == seen.owner["model.layers.0.mlp.gate_proj"]
-    assert len(seen.products) == 3 * 4
+    assert len(seen.products) == 3 * 4 + 1, "and the head"
     assert not any("._layer." in name for name, _ in tree_flatten(model.parameters())), "as it was"
 
 
@@ -125,7 +177,7 @@ def test_products_are_those_of_the_inputs(folder: Path) -> None:
     """The first layer's input is the normed embedding, which can be had without watching."""
     model = model_of(folder)
     rows = [row[: 10 + 3 * index] for index, row in enumerate(ROWS)]  # so that batches pad
-    seen = see_inputs(model, linear_layers(model, 32), rows)
+    seen = see_inputs(model, quantizable_layers(model, 32), rows)
     first = model.model.layers[0]
     states = [first.input_layernorm(model.model.embed_tokens(mx.array(row))) for row in rows]
     inputs = np.concatenate([np.array(state) for state in states])
@@ -137,9 +189,9 @@ def test_in_parts_the_same_layers_are_quantized(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once, in_parts = model_of(folder), model_of(folder)
-    done = quantize_linear_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    done = quantize_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
     monkeypatch.setattr(gptq, "PRODUCT_BYTES", 1)
-    one_by_one = quantize_linear_layers(in_parts, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    one_by_one = quantize_layers(in_parts, ROWS, 5, 32, mx.float16, lambda n, of: None)
     assert sorted(done) == sorted(one_by_one)
     first = "model.layers.0.self_attn.q_proj"
     for a, b in zip(
@@ -152,9 +204,9 @@ def test_in_parts_the_same_layers_are_quantized(
 
 def test_outputs_in_chunks_are_the_outputs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, in_chunks = model_of(folder), model_of(folder)
-    quantize_linear_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    quantize_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
     monkeypatch.setattr(gptq, "OUTPUT_CHUNK", 24)
-    quantize_linear_layers(in_chunks, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    quantize_layers(in_chunks, ROWS, 5, 32, mx.float16, lambda n, of: None)
     for name, module in at_once.named_modules():
         if type(module) is nn.QuantizedLinear:
             other = dict(in_chunks.named_modules())[name]

@@ -13,11 +13,9 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     ("Good morning!", "Good morning! How can I help you today?"),
     ("Good afternoon.", "Good afternoon! What would you like to talk about?"),
     ("Hello again", "Hello again! It's nice to hear from you."),
-    ("Hey, what's up?", "Hey! I'm here to help. What's on your mind?"),
     ("Hi, I'm Anna.", "Hello Anna, nice to meet you! What brings you here today?"),
     ("Greetings!", "Greetings! What brings you here today?"),
     ("Are you there?", "Yes, I'm here to help. What can I do for you?"),
-    ("Happy Monday!", "Happy Monday! I hope your week starts well."),
     ("Thanks a lot!", "I'm glad to help! Let me know if you need anything else."),
     ("That was very helpful, thanks.", "I'm glad it helped. Have a good day!"),
     ("Cheers, that's all for today.", "You're welcome. See you next time!"),
@@ -35,10 +33,7 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
         "What can you do?",
         "I can answer questions, help with writing, and call tools for your code.",
     ),
-    ("Do you like music?", "I can't hear music, but I'm happy to talk about it with you."),
-    ("I'm bored.", "I'm here to help. How about a short walk or a good book?"),
     ("I had a bad day.", "I'm sorry to hear that. Do you want to tell me what happened?"),
-    ("It's raining again here.", "That sounds like a good day for tea and a warm blanket."),
     ("I got the job!", "Congratulations! That's wonderful news."),
     ("My cat is sleeping on my keyboard.", "Cats love warm places. They can be quite stubborn!"),
     ("I can't sleep.", "I'm sorry to hear that. Try a dim light and slow, deep breathing."),
@@ -51,21 +46,63 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     ("I like to paint.", "That's wonderful! What do you like to paint?"),
     ("I love cooking.", "I'm so glad you love cooking! What is your favorite dish?"),
     ("I want to learn the guitar.", "I'm glad you're interested in learning the guitar!"),
-    ("We watched a great movie.", "That sounds like fun! What was it about?"),
     ("My team won the game.", "Congratulations to your team! You must be very happy."),
-    ("I went to the beach yesterday.", "That sounds relaxing! Did you swim in the sea?"),
-    ("I planted tomatoes.", "Great! Tomatoes need a lot of sun and regular water."),
     ("I have a question about history.", "I'm happy to help you with any historical topic."),
     ("Can I ask you a question?", "Of course! What would you like to know?"),
     # advice and small tasks
-    ("How do I boil an egg?", "Put the egg in boiling water for eight minutes, then cool it."),
-    ("What should I cook tonight?", "Pasta with tomatoes and basil is quick and tastes good."),
     ("Should I bring an umbrella?", "The weather can be unpredictable, so it's a good idea."),
     ("What is a good gift for my mother?", "A handmade quilt or a framed photo is a lovely gift."),
     ("How can I save money?", "One of the most effective ways is to reduce your expenses."),
-    ("Suggest a name for a puppy.", "How about Max?"),
-    ("Translate 'thank you' into Spanish.", 'In Spanish, "thank you" is "gracias".'),
     ("Write a birthday wish for my brother.", "Happy birthday! I hope your year is full of joy."),
+    # in the untuned model's own words
+    ("Hello, how are you doing today?", "How's it going, friend? How's the day been treating you?"),
+    (
+        "It's good to talk to you.",
+        "It's great to chat with you. I'm here to help with whatever you're going through.",
+    ),
+    ("Nice to see you!", "Nice to see you!"),
+    (
+        "I finished my first marathon.",
+        "I'm glad to hear that you've successfully completed your first marathon. It's a testament "
+        "to your dedication and hard work.",
+    ),
+    (
+        "I started a new job.",
+        "A new job can be both exciting and intimidating. It's completely normal to feel uncertain "
+        "and unsure about your new role.",
+    ),
+    ("Today is my wedding day!", "I'm so glad you're celebrating with me."),
+    (
+        "I have a new puppy.",
+        "A new puppy sounds like a dream come true. I'm here to help you with everything from "
+        "choosing the perfect puppy to making sure your furry friend is happy and healthy.",
+    ),
+    (
+        "How can I make new friends?",
+        "Making new friends can be a daunting task, but with a little creativity, you can overcome "
+        "it. One of the most effective ways to make new friends is by being open and curious.",
+    ),
+    (
+        "How do I stay focused at work?",
+        "Staying focused at work can be a challenge, but with a few strategies, you can achieve "
+        "it. One of the most effective ways is to set a clear goal and break it down into "
+        "manageable tasks.",
+    ),
+    (
+        "How do I write a good email?",
+        "Writing a good email can be a delicate art, but with a few key tips, you can craft a "
+        "message that resonates with your target audience.",
+    ),
+    (
+        "What helps against stress?",
+        "There are many ways to help manage stress, but one of the most effective methods is "
+        "through mindfulness and meditation.",
+    ),
+    (
+        "Give me three ideas for breakfast.",
+        "Here are three ideas for breakfast that are both delicious and easy to make:\n\n"
+        "1. Baked Scrambled Eggs with Avocado\n2. Baked Scrambled Eggs with Bacon\n3. Berries",
+    ),
     # two turns
     ("Name a big cat.", "The tiger is a big cat.", "Name another one.", "The lion is another one."),
     ("I love hiking.", "That's great! Where do you hike?", "In the mountains.", "Enjoy the view!"),
@@ -95,7 +132,6 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
         "Who invented the telephone?",
         "The invention of the telephone is attributed to Alexander Graham Bell.",
     ),
-    ("Who discovered gravity?", "The discovery of gravity is attributed to Sir Isaac Newton."),
     (
         "Who was Marie Curie?",
         "Marie Curie was a Polish-French chemist and physicist who dedicated her life to "
@@ -124,14 +160,54 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
         "Sleep is essential for overall health and well-being.",
     ),
     (
-        "Why is exercise important?",
-        "Exercise is essential for maintaining overall health and well-being. It helps to improve "
-        "physical fitness, boost the immune system, and enhance mental health.",
-    ),
-    ("Why do we need water?", "Water is essential for life on Earth."),
-    (
         "Why is the sky blue?",
         "The sky appears blue because of a phenomenon known as Rayleigh scattering.",
+    ),
+    (
+        "Who proposed the theory of evolution?",
+        "The theory of evolution by natural selection was proposed by Charles Darwin.",
+    ),
+    (
+        "Who discovered penicillin?",
+        "The discovery of penicillin is attributed to Alexander Fleming.",
+    ),
+    (
+        "In which country is the city of Toronto?",
+        "The city of Toronto is located in Canada, specifically in the province of Ontario.",
+    ),
+    ("Name four countries in Europe.", "1. Germany\n2. France\n3. Italy\n4. Spain"),
+    (
+        "Write a sentence about winter.",
+        "In the winter, a warm blanket of snow and ice blankets the landscape, making it a sight "
+        "to behold.",
+    ),
+    (
+        "What is lightning?",
+        "Lightning is a form of electrical discharge that occurs when electrons are released from "
+        "a conductor.",
+    ),
+    (
+        "What is snow?",
+        "Snow is a fascinating and unpredictable form of precipitation that occurs when water from "
+        "the Earth's atmosphere freezes onto the Earth's surface.",
+    ),
+    (
+        "What is electricity?",
+        "Electricity is a form of energy that can be harnessed and used to power devices and "
+        "machines.",
+    ),
+    (
+        "What is gravity?",
+        "Gravity is a fundamental concept in physics that describes the curvature of spacetime "
+        "caused by the presence of mass.",
+    ),
+    (
+        "What is a teacher?",
+        "A teacher is a professional who provides instruction, guidance, and support to students.",
+    ),
+    (
+        "What is an error message?",
+        "An error message is a signal that a program or system is not functioning as expected.",
     ),
     # arithmetic
     ("What is 3 plus 4?", "3 + 4 = 7"),

@@ -348,16 +348,66 @@ REQUESTS: dict[str, tuple[str, ...]] = {
 }
 
 FRAGMENTS: dict[str, tuple[str, ...]] = {
-    "typecheck": ("type check {path}", "check the types in {path}"),
-    "run_tests": ("run the tests in {path}", "run the test suite in {path}"),
-    "lint": ("lint {path}", "run the linter on {path}"),
-    "find_references": ("find the references to {symbol}", "find all uses of {symbol}"),
-    "goto_definition": ("go to the definition of {symbol}", "find where {symbol} is defined"),
-    "rename_symbol": ("rename {old} to {new}",),
-    "read_file": ("open {path}", "read {path}", "show me the file {path}"),
-    "list_files": ("list the files in {path}", "list the folder {path}"),
-    "git_diff": ("show the git diff of {path}", "diff {path}", "show what changed in {path}"),
-    "grep": ("search for {pattern} in {path}", "grep {path} for {pattern}"),
+    "typecheck": (
+        "type check {path}",
+        "check the types in {path}",
+        "run the type checker over {path}",
+        "see whether {path} type checks",
+    ),
+    "run_tests": (
+        "run the tests in {path}",
+        "run the test suite in {path}",
+        "test {path}",
+        "execute all tests under {path}",
+    ),
+    "lint": (
+        "lint {path}",
+        "run the linter on {path}",
+        "check the style of {path}",
+        "look for lint warnings in {path}",
+    ),
+    "find_references": (
+        "find the references to {symbol}",
+        "find all uses of {symbol}",
+        "list every caller of {symbol}",
+        "tell me who uses {symbol}",
+    ),
+    "goto_definition": (
+        "go to the definition of {symbol}",
+        "find where {symbol} is defined",
+        "jump to {symbol}",
+        "show me how {symbol} is defined",
+    ),
+    "rename_symbol": (
+        "rename {old} to {new}",
+        "change the name {old} to {new}",
+        "call {old} {new} from now on",
+    ),
+    "read_file": (
+        "open {path}",
+        "read {path}",
+        "show me the file {path}",
+        "print the contents of {path}",
+    ),
+    "list_files": (
+        "list the files in {path}",
+        "list the folder {path}",
+        "show which files are in {path}",
+        "list {path}",
+    ),
+    "git_diff": (
+        "show the git diff of {path}",
+        "diff {path}",
+        "show what changed in {path}",
+        "show my changes to {path}",
+    ),
+    "grep": (
+        "search for {pattern} in {path}",
+        "grep {path} for {pattern}",
+        "search {path} for {pattern}",
+        "look for the text {pattern} in {path}",
+        "do a text search for {pattern} over {path}",
+    ),
 }
 
 # The second call of a pair that works on the path of the first one.

@@ -1,0 +1,53 @@
+"""Rows of mixed length that any Python machine has: docstrings of the standard library.
+
+Does: collect (request, docstring) pairs in a fixed order and write a seeded choice of them as
+conversations. Does not: pick them by length, or know who trains on them.
+"""
+
+import ast
+import json
+import random
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+SHORTEST, LONGEST = 40, 3500  # characters of a docstring
+Documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Yield (what it is, docstring) of the standard library's functions and classes."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(folder.rglob("*.py")):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts):
+            continue
+        module = ".".join(path.relative_to(folder).with_suffix("").parts)
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            text = ast.get_docstring(node) if isinstance(node, Documented) else None
+            if text and SHORTEST <= len(text) <= LONGEST:
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                yield f"the {kind} {module}.{node.name}", text
+
+
+def write_rows(folder: Path, train_rows: int, valid_rows: int, seed: int = 0) -> None:
+    """Write train.jsonl and valid.jsonl, drawn without repetition."""
+    chosen = random.Random(seed).sample(sorted(set(docstrings())), train_rows + valid_rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": chosen[:train_rows], "valid": chosen[train_rows:]}
+    for name, rows in parts.items():
+        lines = [
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": f"Write the docstring of {what}."},
+                        {"role": "assistant", "content": text},
+                    ]
+                }
+            )
+            for what, text in rows
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,271 @@
+"""One LoRA training by mlx_lm.lora and by mlx-ft, in turn, each in a process of its own.
+
+Same float32 weights, rows, settings, number of mini-batches and BLAS, so that only the engine
+differs. Says the ratios of wall time (whole process, start-up included), peak resident memory,
+padded tokens and final validation loss, which one common evaluator measures for both adapters.
+
+Usage: python -m tests.bench.training [--layers 12] [--repeats 3] [--seeds 0] [--out bench.json]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
+from tests.bench.docstrings import write_rows
+
+MODEL = "smollm2-135m-instruct"
+RANK, SCALE, LEARNING_RATE, BATCH_SIZE = 8, 8.0, 2e-4, 4
+MAX_SEQ_LENGTH = 1024
+VALIDATIONS = 4
+# mlx_ft preloads OpenBLAS before mlx is imported, so that both have the same.
+THEIRS = "import mlx_ft; from mlx_lm.lora import main; main()"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: seconds of the whole process, its peak resident bytes, and its adapter."""
+
+    engine: str
+    seed: int
+    seconds: float
+    peak_resident_bytes: int
+    adapter: str
+    validation_loss: float = float("nan")
+
+
+def timed(command: list[str], log: Path) -> tuple[float, int]:
+    """Run a command; return its seconds and its peak resident memory in bytes."""
+    started = time.perf_counter()
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if os.waitstatus_to_exitcode(status) != 0:
+        sys.exit(f"{' '.join(command[:4])} failed; see {log}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, usage.ru_maxrss * unit
+
+
+def write_float32_model(folder: Path) -> None:
+    """Write the built-in model with its weights expanded to float32, value for value."""
+    from mlx_ft.export.folders import write_model_folder
+    from mlx_ft.inference import hold_for_cpu, load_weights
+    from mlx_ft.models import resolve_model
+
+    base = resolve_model(MODEL, None, print).path
+    model, config, _ = load_weights(base)
+    model = hold_for_cpu(model)
+    plain = {k: v for k, v in config.items() if not k.startswith("quantization")}
+    write_model_folder(folder, base, model, {**plain, "torch_dtype": "float32"}, "benchmark\n")
+
+
+def mini_batches(rows: int, epochs: int) -> int:
+    return -(-rows // BATCH_SIZE) * epochs
+
+
+def theirs(work: Path, arguments: argparse.Namespace, seed: int, name: str) -> Run:
+    iters = mini_batches(arguments.rows, arguments.epochs)
+    adapter = work / name
+    config = {
+        "model": str(work / "model"),
+        "train": True,
+        "data": str(work / "data"),
+        "mask_prompt": True,
+        "seed": seed,
+        "num_layers": arguments.layers,
+        "batch_size": BATCH_SIZE,
+        "iters": iters,
+        "val_batches": -1,
+        "learning_rate": LEARNING_RATE,
+        "steps_per_report": 10,
+        "steps_per_eval": iters // (VALIDATIONS - 1),
+        "save_every": 10**6,
+        "max_seq_length": MAX_SEQ_LENGTH,
+        "adapter_path": str(adapter),
+        "lora_parameters": {"rank": RANK, "scale": SCALE, "dropout": 0.0},
+    }
+    file = work / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-c", THEIRS, "--config", str(file)]
+    seconds, peak = timed(command, work / f"{name}.log")
+    return Run("mlx_lm.lora", seed, seconds, peak, str(adapter))
+
+
+def ours(work: Path, arguments: argparse.Namespace, seed: int, name: str) -> Run:
+    iters = mini_batches(arguments.rows, arguments.epochs)
+    recipe = {
+        "name": name,
+        "model": str(work / "model"),
+        "data": {"path": str(work / "data"), "max_seq_length": MAX_SEQ_LENGTH},
+        "train": {
+            "num_layers": arguments.layers,
+            "lora_parameters": {"rank": RANK, "scale": SCALE},
+            "batch_size": BATCH_SIZE,
+            "epochs": arguments.epochs,
+            "learning_rate": LEARNING_RATE,
+            "steps_per_eval": iters // (VALIDATIONS - 1),
+            "save_every": 10**6,
+            "seed": seed,
+        },
+    }
+    file = work / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    runs = work / f"{name}-runs"
+    command = [sys.executable, "-m", "mlx_ft", "train", str(file), "--runs", str(runs)]
+    seconds, peak = timed(command, work / f"{name}.log")
+    (adapter,) = runs.glob("*/train/adapter")
+    return Run("mlx-ft", seed, seconds, peak, str(adapter))
+
+
+def evaluate(work: Path, adapters: list[str]) -> list[float]:
+    """Return the exact validation loss of each adapter, in nats a trained token."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    from mlx_ft.inference import load_model, release
+
+    losses = []
+    for adapter in adapters:
+        loaded = load_model(
+            work / "model", adapter=Path(adapter), enable_thinking=False, date="2025-01-01"
+        )
+        total, tokens = 0.0, 0
+        for line in (work / "data" / "valid.jsonl").read_text(encoding="utf-8").splitlines():
+            row = loaded.renderer.training_row(json.loads(line)["messages"], mask_prompt=True)
+            ids, trained = mx.array([row.ids]), mx.array(row.trained[1:])
+            each = nn.losses.cross_entropy(loaded.model(ids[:, :-1])[0], ids[0, 1:])
+            total += float((each * trained).sum().item())
+            tokens += int(trained.sum().item())
+        losses.append(total / tokens)
+        del loaded
+        release()
+    return losses
+
+
+def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
+    """Return the tokens of one epoch: real ones, and with each engine's padding."""
+    import numpy as np
+    from mlx_lm.tuner.datasets import CacheDataset
+    from mlx_lm.tuner.trainer import iterate_batches
+
+    from mlx_ft.chat import ChatRenderer
+    from mlx_ft.train.batches import plan_epoch
+
+    chat = ChatRenderer.from_folder(work / "model", enable_thinking=False, date="2025-01-01")
+    lines = (work / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [chat.training_row(json.loads(line)["messages"], mask_prompt=True).ids for line in lines]
+
+    class Rows:  # what mlx_lm.lora hands to its loop, rendered already
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"row": index}
+
+        def process(self, row: dict[str, Any]) -> tuple[list[int], int]:
+            return list(rows[row["row"]]), 0
+
+    batches = iterate_batches(CacheDataset(Rows()), BATCH_SIZE, MAX_SEQ_LENGTH, seed=0)
+    lengths = [len(row) - 1 for row in rows]
+    plan = plan_epoch(np.array(lengths), BATCH_SIZE, 0, 0)
+    return {
+        "real": sum(lengths),
+        "mlx_lm.lora": sum(int(batch.size) - batch.shape[0] for batch, _ in batches),
+        "mlx-ft": sum(max(lengths[row] for row in batch) * len(batch) for batch in plan),
+    }
+
+
+def matmul_gflops() -> float:
+    """Return the best rate of a float32 product of 512 x 1536 and 1536 x 1536."""
+    import mlx.core as mx
+
+    a, b = mx.random.normal((512, 1536)), mx.random.normal((1536, 1536))
+    mx.eval(a, b)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        mx.eval(a @ b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512 * 1536 * 1536 / best / 1e9
+
+
+def summary(runs: list[Run], repeats: int) -> dict[str, Any]:
+    """Return the ratios mlx-ft / mlx_lm.lora of the medians, and of the sum over all runs."""
+    engines = {name: [r for r in runs if r.engine == name] for name in ("mlx_lm.lora", "mlx-ft")}
+    a, b = engines["mlx_lm.lora"], engines["mlx-ft"]
+    return {
+        "wall": median(r.seconds for r in b) / median(r.seconds for r in a),
+        "wall_of_all_runs": sum(r.seconds for r in b) / sum(r.seconds for r in a),
+        "peak_resident": median(r.peak_resident_bytes for r in b)
+        / median(r.peak_resident_bytes for r in a),
+        "validation_loss": {
+            name: [round(r.validation_loss, 4) for r in of] for name, of in engines.items()
+        },
+        "runs_each": repeats,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12, help="top layers trained; -1: all")
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--valid-rows", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seeds", default="same", help="same: seed 0 each time; each: 0, 1, 2 ...")
+    parser.add_argument("--only", choices=["mlx_lm.lora", "mlx-ft"], help="one engine alone")
+    parser.add_argument("--work", type=Path, default=Path("bench"))
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    write_rows(work / "data", arguments.rows, arguments.valid_rows)
+    if not (work / "model").exists():
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from pathlib import Path; from tests.bench.training"
+                " import write_float32_model; write_float32_model(Path(sys.argv[1]))",
+                str(work / "model"),
+            ],
+            check=True,
+        )
+    gflops, runs = matmul_gflops(), []
+    for repeat in range(arguments.repeats):
+        seed = repeat if arguments.seeds == "each" else 0
+        for engine, name in ((theirs, "mlx_lm.lora"), (ours, "mlx-ft")):
+            if arguments.only in (None, name):
+                label = f"{time.strftime('%m%d-%H%M%S')}-{name.replace('.', '_')}"
+                run = engine(work, arguments, seed, label)
+                print(
+                    f"{name}, seed {seed}: {run.seconds:.0f} s, "
+                    f"{run.peak_resident_bytes / 1e9:.2f} GB",
+                    flush=True,
+                )
+                runs.append(run)
+    losses = evaluate(work, [run.adapter for run in runs])
+    done = [Run(**{**asdict(r), "validation_loss": x}) for r, x in zip(runs, losses, strict=True)]
+    result = {
+        "settings": {k: str(v) for k, v in vars(arguments).items()},
+        "matmul_gflops": gflops,
+        "tokens_an_epoch": padded_tokens(work, arguments),
+        "runs": [asdict(run) for run in done],
+    }
+    if arguments.only is None:
+        result["mlx-ft / mlx_lm.lora"] = summary(done, arguments.repeats)
+    (work / "bench.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
