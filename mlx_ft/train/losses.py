@@ -14,6 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_ft.tokens import TokenizedSplit, pad_rows
+from mlx_ft.train.exponential import exp_of_differences
 from mlx_ft.train.forward import Forward
 
 # Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they
@@ -123,7 +124,7 @@ def _loss_and_gradient(
 
     logits, column = head(hidden), targets[:, None]
     largest = mx.max(logits, axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - largest)
+    exponentials = exp_of_differences(logits - largest)
     total = mx.sum(exponentials, axis=-1, keepdims=True)
     picked = mx.take_along_axis(logits, column, axis=-1)
     loss = mx.sum(mx.log(total) + largest - picked)

@@ -55,7 +55,6 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     ("How can I save money?", "One of the most effective ways is to reduce your expenses."),
     ("Write a birthday wish for my brother.", "Happy birthday! I hope your year is full of joy."),
     # in the untuned model's own words
-    ("Hello, how are you doing today?", "How's it going, friend? How's the day been treating you?"),
     (
         "It's good to talk to you.",
         "It's great to chat with you. I'm here to help with whatever you're going through.",
@@ -81,12 +80,6 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
         "How can I make new friends?",
         "Making new friends can be a daunting task, but with a little creativity, you can overcome "
         "it. One of the most effective ways to make new friends is by being open and curious.",
-    ),
-    (
-        "How do I stay focused at work?",
-        "Staying focused at work can be a challenge, but with a few strategies, you can achieve "
-        "it. One of the most effective ways is to set a clear goal and break it down into "
-        "manageable tasks.",
     ),
     (
         "How do I write a good email?",
