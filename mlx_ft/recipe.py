@@ -177,6 +177,12 @@ class TrainRecipe(Section):
     grad_accumulation_steps: Whole = Field(
         1, ge=1, description="Mini-batches to one optimizer update."
     )
+    micro_batch_tokens: Whole = Field(
+        2048,
+        ge=1,
+        description="Padded tokens that go through the model at a time; bounds memory, and changes "
+        "no result beyond round-off.",
+    )
     epochs: Whole | None = Field(
         None, ge=1, description="Passes over the rows; 2 when iters is not given either."
     )
@@ -190,6 +196,14 @@ class TrainRecipe(Section):
     )
     optimizer_config: Annotated[dict[str, Any], BeforeValidator(plain_options)] = Field(
         default_factory=dict, description="Its options, such as `{weight_decay: 0.01}`."
+    )
+    prefix_cache: Literal["disk", "memory", "off"] = Field(
+        "disk",
+        description="Where outputs of frozen layers are kept. disk: in a file that later runs find "
+        "again, in memory when it does not fit; memory; off: computed every time.",
+    )
+    max_grad_norm: Real | None = Field(
+        None, gt=0, description="Longest gradient; a longer one is scaled down. Null: no limit."
     )
     steps_per_report: Whole = Field(10, ge=1, description="Mini-batches between report lines.")
     steps_per_eval: Whole = Field(200, ge=1, description="Mini-batches between validations.")

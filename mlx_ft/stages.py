@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlx_ft.cache import cache_home
 from mlx_ft.console import Console
 from mlx_ft.errors import Fault, InputError, MlxFtError, RunError
 from mlx_ft.hardware import format_bytes, free_disk_bytes, machine
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mlx_ft.inference import LoadedModel
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 1, "train": 2, "export": 2, "eval": 1}
+STAGE_VERSIONS = {"data": 1, "train": 3, "export": 3, "eval": 1}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; 4,096 tokens kept no more than 1,024 (LOG.md).
 CALIBRATION_TOKENS = 2048
@@ -166,6 +167,8 @@ def train(job: Job) -> None:
                 data_folder=job.run / "data",
                 folder=folder,
                 inputs=job.inputs["train"],
+                model_identity=job.model.identity,
+                prefix_folder=cache_home() / "prefix",
                 prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
                 look_prompts=prompts,
             ),

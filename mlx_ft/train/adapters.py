@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,23 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     return AdapterShape(config["num_layers"], tuple(modules), count, total)
 
 
-def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
-    """Write the two files of an adapter; GateFailed rather than write a non-finite number."""
-    weights = dict(tree_flatten(model.trainable_parameters()))
-    broken = [name for name, array in weights.items() if not bool(mx.isfinite(array).all().item())]
+def require_finite(arrays: Mapping[str, mx.array], what: str) -> None:
+    """Raise GateFailed when one of the arrays that are to be written holds a non-finite number."""
+    broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all().item())]
     if broken:
         raise GateFailed(
             Fault(
-                f"adapter tensor {broken[0]}",
-                f"{len(broken)} of {len(weights)} tensors are not finite",
+                f"{what} {broken[0]}",
+                f"{len(broken)} of {len(arrays)} tensors are not finite",
                 "lower train.learning_rate; the last good checkpoint is kept",
             )
         )
+
+
+def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
+    """Write the two files of an adapter; GateFailed rather than write a non-finite number."""
+    weights = dict(tree_flatten(model.trainable_parameters()))
+    require_finite(weights, "adapter tensor")
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / ADAPTER_FILE), weights)
     text = json.dumps(config, indent=4, sort_keys=True)

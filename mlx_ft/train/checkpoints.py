@@ -17,26 +17,43 @@ import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_ft.runs import flush_to_disk, read_json, read_manifest, seal, write_json
-from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
+from mlx_ft.train.adapters import (
+    ADAPTER_FILE,
+    load_adapter_weights,
+    require_finite,
+    save_adapter,
+)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+# An empty file of a checkpoint's name with this ending keeps it for good.
+PINNED = ".pinned"
 
 
 @dataclass(frozen=True)
 class Position:
     """How far a run is: mini-batches and updates done, and what was counted since the last report.
 
-    `loss_sum` and `loss_tokens` belong to the running report; `trained_tokens` to the whole run,
-    `seconds` is training time so far.
+    `loss_sum`, `loss_tokens`, `tokens` and `padded_tokens` belong to the running report;
+    `trained_tokens` to the whole run, `seconds` is training time so far. `best_loss` is the lowest
+    validation loss, `worse` how many validations have come after it.
     """
 
     iteration: int = 0
     update: int = 0
     loss_sum: float = 0.0
     loss_tokens: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
+    epoch: int = 0
+    gradient_norm: float = 0.0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    best_loss: float | None = None
+    best_iteration: int = 0
+    worse: int = 0
 
 
 def save_checkpoint(
@@ -48,7 +65,9 @@ def save_checkpoint(
     inputs: str,
     keep: int,
 ) -> Path:
-    """Write `folder/<iteration>` whole, then delete all but the newest `keep` checkpoints."""
+    """Write `folder/<iteration>` whole, then delete older ones: kept are the newest `keep`, the
+    one with the best validation loss, and every one that has a file `<name>.pinned` beside it.
+    """
     final = folder / f"{position.iteration:07d}"
     partial = folder / f"{final.name}.tmp"
     if partial.exists():
@@ -56,6 +75,7 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     save_adapter(model, adapter_config, partial)
     state = dict(tree_flatten(optimizer.state))
+    require_finite(state, "optimizer state")
     mx.save_safetensors(str(partial / OPTIMIZER_FILE), state)
     write_json(partial / STATE_FILE, asdict(position))
     seal(partial, "checkpoint", inputs, {"iteration": position.iteration})
@@ -64,7 +84,9 @@ def save_checkpoint(
     partial.replace(final)
     flush_to_disk(folder)
     for old in complete_checkpoints(folder, inputs)[:-keep]:
-        shutil.rmtree(old)
+        best = int(old.name) == position.best_iteration
+        if not best and not (folder / f"{old.name}{PINNED}").exists():
+            shutil.rmtree(old)
     return final
 
 

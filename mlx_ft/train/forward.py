@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.inference import scalar
 
@@ -48,6 +48,9 @@ class Forward(Protocol):
 
     def head(self, hidden: mx.array) -> mx.array:
         """Return logits (N, vocabulary) of hidden states (N, hidden)."""
+
+    def release_frozen(self) -> None:
+        """Let go of the frozen layers' weights; `prefix` must not be asked any more."""
 
 
 class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
@@ -144,6 +147,10 @@ class SplitForward:
         logits: mx.array = self._head(hidden[None])[0]
         return logits
 
+    def release_frozen(self) -> None:
+        for layer in self._prefix.layers:
+            layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
+
 
 class PlainForward:
     """The model as it is: nothing cached, logits everywhere, trained ones picked afterwards."""
@@ -164,6 +171,9 @@ class PlainForward:
 
     def head(self, hidden: mx.array) -> mx.array:
         return hidden
+
+    def release_frozen(self) -> None:
+        pass  # nothing is frozen apart
 
 
 @dataclass(frozen=True)
@@ -189,10 +199,11 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     worst = 0.0 if rows else float("inf")
     for row in rows:
         ids = mx.array([list(row)])
-        few = ids[:, :PROOF_LOGIT_TOKENS]
+        few = PROOF_LOGIT_TOKENS
+        hidden = split.top(ids, split.prefix(ids))[0]
         pairs = (
-            (split.top(ids, split.prefix(ids))[0], model.model(ids)[0]),
-            (split.head(split.top(few, split.prefix(few))[0]), model(few)[0]),
+            (hidden, model.model(ids)[0]),
+            (split.head(hidden[:few]), model(ids[:, :few])[0]),
         )
         for ours, plain in pairs:
             difference = relative_difference(ours, plain)

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optimizers
-from mlx.utils import tree_map
 
-from mlx_ft.errors import Fault, GateFailed, Interrupted, RecipeError
+from mlx_ft.errors import Fault, GateFailed, Interrupted
 from mlx_ft.inference import scalar
-from mlx_ft.recipe import TrainRecipe
 from mlx_ft.tokens import TokenizedSplit
-from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.batches import MiniBatch, plan_run, plan_validation, total_updates
 from mlx_ft.train.checkpoints import (
     Position,
@@ -31,87 +24,38 @@ from mlx_ft.train.checkpoints import (
     restore_checkpoint,
     save_checkpoint,
 )
-from mlx_ft.train.forward import Forward
+from mlx_ft.train.job import Listener, TrainingJob, TrainingResult
 from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile
-from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.prefix import PrefixCache, content_key
+from mlx_ft.train.prefix_store import Place
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.shared_start import choose_start
+from mlx_ft.train.steps import GradientWindow, Update, build_optimizer, micro_batches
 
 CHECKPOINTS = "checkpoints"
-OPTIMIZERS = {
-    "adam": optimizers.Adam,
-    "adamw": optimizers.AdamW,
-    "muon": optimizers.Muon,
-    "sgd": optimizers.SGD,
-    "adafactor": optimizers.Adafactor,
-    "lion": optimizers.Lion,
-}
 # A trained token costs about three forward passes of it (forward, and twice that backward).
 TRAIN_COST, VALIDATION_COST = 3, 1
+# Updates in a row whose loss or gradient is not finite: one may be a row's fault, more are not.
+MAX_SKIPPED_IN_A_ROW = 3
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """All that one run trains: the model with its adapter, the rows, and where results go.
-
-    `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
-    """
-
-    model: nn.Module
-    forward: Forward
-    shape: AdapterShape
-    adapter_config: dict[str, Any]
-    train_rows: TokenizedSplit
-    validation_rows: TokenizedSplit
-    recipe: TrainRecipe
-    iterations: int
-    folder: Path
-    inputs: str
-    prefix_limit_bytes: int
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who wants to know: `metric` gets every report and validation, `progress` (done, of, text) in
-    cost units, and `stop_requested` is asked at every step boundary."""
-
-    metric: Callable[[Metric], None]
-    progress: Callable[[float, float, str], None]
-    stop_requested: Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to; losses are per trained token, in nats."""
-
-    iterations: int
-    updates: int
-    epochs: float
-    first_validation_loss: float
-    final_validation_loss: float
-    final_train_loss: float
-    trained_tokens: int
-    seconds: float
-    peak_memory_bytes: int
-
-
-def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
-    """Return the recipe's optimizer; RecipeError when it does not take the options."""
-    try:
-        return OPTIMIZERS[train.optimizer](
-            learning_rate=train.learning_rate, **train.optimizer_config
-        )
-    except TypeError as error:
-        raise RecipeError(
-            Fault("train.optimizer_config", str(error), f"see mlx.optimizers.{train.optimizer}")
-        ) from error
-
-
-def _prefix_cache(job: TrainingJob, rows: TokenizedSplit, limit_bytes: int) -> PrefixCache:
+def _prefix_caches(job: TrainingJob) -> tuple[PrefixCache, PrefixCache]:
+    """Return the caches of training and validation rows, not filled yet."""
     job.model.eval()
-    start = choose_start(job.model, job.forward, rows)
-    return PrefixCache(job.forward, rows, limit_bytes, start)
+    splits = (job.train_rows, job.validation_rows)
+    start = choose_start(job.model, job.forward, splits)
+
+    def cache(rows: TokenizedSplit, limit_bytes: int) -> PrefixCache:
+        place = None
+        if job.prefix_folder is not None and job.forward.frozen_layers:
+            start_tokens = 0 if start is None else start.tokens
+            key = content_key(rows, f"{job.computed_by}, start {start_tokens}")
+            place = Place(job.prefix_folder, key)
+        return PrefixCache(job.forward, rows, limit_bytes, start, place)
+
+    limit = job.prefix_limit_bytes
+    return cache(job.train_rows, limit), cache(job.validation_rows, limit // 4)
 
 
 class _Run:
@@ -124,22 +68,23 @@ class _Run:
         self.rate = learning_rate_at(job.recipe.lr_schedule, job.recipe.learning_rate, self.updates)
         self.optimizer = build_optimizer(job.recipe)
         self.optimizer.init(job.model.trainable_parameters())
-        self.train_prefix = _prefix_cache(job, job.train_rows, job.prefix_limit_bytes)
-        self.validation_prefix = _prefix_cache(
-            job, job.validation_rows, job.prefix_limit_bytes // 4
-        )
+        self.train_prefix, self.validation_prefix = _prefix_caches(job)
         self.position = self._resume()
         self.metrics = MetricsFile(job.folder / METRICS_FILE, self.position.iteration)
         self.validation_batches = plan_validation(
             job.validation_rows.lengths, job.recipe.batch_size, job.recipe.val_batches
         )
-        self._loss_and_gradient = nn.value_and_grad(job.model, self._loss)
-        self._gradient: Any = None
-        self._window_tokens = 0
+        self.window = GradientWindow(
+            job.model, self._loss, self.optimizer, job.recipe.max_grad_norm
+        )
         self._report_started = time.perf_counter()
         self._report_tokens = 0
         self._clock = time.perf_counter()
         self._count_cost()
+
+    def start_clock(self) -> None:
+        """Begin to count training time; what came before was not training."""
+        self._clock = time.perf_counter()
 
     def _resume(self) -> Position:
         checkpoints = complete_checkpoints(self.job.folder / CHECKPOINTS, self.job.inputs)
@@ -150,7 +95,8 @@ class _Run:
     def _loss(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> mx.array:
         return cross_entropy_sum(self.job.forward, batch, prefix, shared_tokens)
 
-    def _plan(self, start: int) -> Iterator[MiniBatch]:
+    def plan(self, start: int) -> Iterator[MiniBatch]:
+        """Return the mini-batches after iteration `start`."""
         recipe, rows = self.job.recipe, self.job.train_rows
         return plan_run(rows.lengths, recipe.batch_size, recipe.seed, self.job.iterations, start)
 
@@ -158,118 +104,173 @@ class _Run:
         """Add up the work of the whole run, known from the plan, so that time left is honest."""
         lengths = self.job.train_rows.lengths
         done_at = [0.0]
-        for mini_batch in self._plan(0):
+        for mini_batch in self.plan(0):
             padded = max(int(lengths[row]) for row in mini_batch.rows) * len(mini_batch.rows)
             cost = TRAIN_COST * padded + self._validation_cost(mini_batch.iteration)
             done_at.append(done_at[-1] + cost)
         self._cost_done_at = done_at
 
     def _validation_cost(self, iteration: int) -> float:
-        if not self._validates_at(iteration):
+        if not self.validates_at(iteration):
             return 0.0
         rows = [row for batch in self.validation_batches for row in batch]
         return VALIDATION_COST * float(self.job.validation_rows.lengths[rows].sum())
 
-    def _validates_at(self, iteration: int) -> bool:
+    def validates_at(self, iteration: int) -> bool:
+        """Say whether a validation is due after this iteration."""
         return iteration == self.job.iterations or iteration % self.job.recipe.steps_per_eval == 0
 
-    def validate(self) -> None:
-        """Measure the weights as they are on the fixed validation set, per trained token."""
+    def validate(self) -> bool:
+        """Measure the weights as they are on the fixed validation set, per trained token; return
+        whether they are the best so far.
+        """
         self.job.model.eval()
         total, tokens = 0.0, 0
-        for rows in self.validation_batches:
-            batch = make_batch(self.job.validation_rows, rows)
-            prefix = self.validation_prefix
-            loss = self._loss(batch, prefix.batch(batch), prefix.shared_tokens)
-            total += scalar(loss)
-            tokens += batch.trained_tokens
-        metric = {
-            "kind": "validation",
-            "iteration": self.position.iteration,
-            "iterations": self.job.iterations,
-            "update": self.position.update,
-            "loss": total / max(1, tokens),
-            "trained_tokens": tokens,
-        }
+        prefix = self.validation_prefix
+        for mini_batch in self.validation_batches:
+            for rows in self._micro_batches(self.job.validation_rows, mini_batch):
+                batch = make_batch(self.job.validation_rows, rows)
+                total += scalar(self._loss(batch, prefix.batch(batch), prefix.shared_tokens))
+                tokens += batch.trained_tokens
+        loss = total / max(1, tokens)
+        place = self.position
+        is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
+        if is_best:
+            place = replace(place, best_loss=loss, best_iteration=place.iteration, worse=0)
+        elif place.iteration > 0:
+            place = replace(place, worse=place.worse + 1)
+        self.position = place
+        self._tell(
+            {
+                "kind": "validation",
+                "iteration": place.iteration,
+                "iterations": self.job.iterations,
+                "update": place.update,
+                "loss": loss,
+                "trained_tokens": tokens,
+                "best_iteration": place.best_iteration,
+                "validations_since_best": place.worse,
+            }
+        )
+        return is_best
+
+    def _tell(self, metric: Metric) -> None:
         self.metrics.add(metric)
         self.listener.metric(metric)
+
+    def _micro_batches(self, split: TokenizedSplit, rows: Sequence[int]) -> list[tuple[int, ...]]:
+        return micro_batches(split.lengths, rows, self.job.recipe.micro_batch_tokens)
 
     def step(self, mini_batch: MiniBatch) -> None:
         """Train one mini-batch; update the weights when it completes its accumulation window."""
         self.job.model.train()
         # Dropout depends on (seed, iteration) alone, so a resumed run draws the same masks.
         mx.random.seed(self.job.recipe.seed * 1_000_003 + mini_batch.iteration)
-        batch = make_batch(self.job.train_rows, mini_batch.rows)
         prefix = self.train_prefix
-        loss, gradient = self._loss_and_gradient(batch, prefix.batch(batch), prefix.shared_tokens)
-        if self._gradient is not None:
-            gradient = tree_map(mx.add, self._gradient, gradient)
-        mx.eval(loss, gradient)
-        self._require_finite(scalar(loss), mini_batch)
-        self._gradient = gradient
-        self._window_tokens += batch.trained_tokens
-        self._report_tokens += batch.tokens
+        for rows in self._micro_batches(self.job.train_rows, mini_batch.rows):
+            batch = make_batch(self.job.train_rows, rows)
+            loss = self.window.add(batch, prefix.batch(batch), prefix.shared_tokens)
+            self._count(batch, loss)
         now = time.perf_counter()
         self.position = replace(
             self.position,
             iteration=mini_batch.iteration,
-            loss_sum=self.position.loss_sum + scalar(loss),
-            loss_tokens=self.position.loss_tokens + batch.trained_tokens,
-            trained_tokens=self.position.trained_tokens + batch.trained_tokens,
+            epoch=mini_batch.epoch,
             seconds=self.position.seconds + now - self._clock,
         )
         self._clock = now
-        if self._window_ends():
+        if self.window_ends():
             self._update()
 
-    def _require_finite(self, loss: float, mini_batch: MiniBatch) -> None:
-        if math.isfinite(loss):
-            return
-        lines = ", ".join(str(int(self.job.train_rows.lines[row])) for row in mini_batch.rows)
-        raise GateFailed(
-            Fault(
-                f"training, iteration {mini_batch.iteration}",
-                f"the loss is {loss} (train rows of lines {lines})",
-                "lower train.learning_rate; the last checkpoint is intact",
-            )
+    def _count(self, batch: Batch, loss: float) -> None:
+        place = self.position
+        finite = math.isfinite(loss)
+        self.position = replace(
+            place,
+            loss_sum=place.loss_sum + (loss if finite else 0.0),
+            loss_tokens=place.loss_tokens + (batch.trained_tokens if finite else 0),
+            trained_tokens=place.trained_tokens + batch.trained_tokens,
+            tokens=place.tokens + batch.tokens,
+            padded_tokens=place.padded_tokens + batch.padded_tokens,
         )
+        self._report_tokens += batch.tokens
 
-    def _window_ends(self) -> bool:
+    def window_ends(self) -> bool:
+        """Say whether the weights are those of a whole number of updates."""
         iteration = self.position.iteration
         window = self.job.recipe.grad_accumulation_steps
         return iteration % window == 0 or iteration == self.job.iterations
 
     def _update(self) -> None:
-        gradient = tree_map(lambda g: g / self._window_tokens, self._gradient)
-        self.optimizer.learning_rate = self.rate(self.position.update)
-        self.optimizer.update(self.job.model, gradient)
-        mx.eval(self.job.model.trainable_parameters(), self.optimizer.state)
-        self._gradient, self._window_tokens = None, 0
-        self.position = replace(self.position, update=self.position.update + 1)
+        rows = self.window.rows
+        update = self.window.update(self.rate(self.position.update))
+        place = replace(self.position, update=self.position.update + 1)
+        if update.applied:
+            self.position = replace(place, gradient_norm=update.gradient_norm, skipped_in_a_row=0)
+            return
+        self.position = replace(
+            place,
+            skipped_updates=place.skipped_updates + 1,
+            skipped_in_a_row=place.skipped_in_a_row + 1,
+        )
+        self._skipped(update, rows)
+
+    def _skipped(self, update: Update, rows: tuple[int, ...]) -> None:
+        """Tell of an update that was not made; GateFailed when too many follow each other."""
+        place = self.position
+        lines = [int(self.job.train_rows.lines[row]) for row in rows]
+        self._tell(
+            {
+                "kind": "skipped",
+                "iteration": place.iteration,
+                "iterations": self.job.iterations,
+                "update": place.update,
+                "loss": update.loss,
+                "gradient_norm": update.gradient_norm,
+                "lines": lines,
+            }
+        )
+        if place.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            return
+        raise GateFailed(
+            Fault(
+                f"training, iteration {place.iteration}",
+                f"the loss is {update.loss} and the gradient's norm {update.gradient_norm}, "
+                f"{MAX_SKIPPED_IN_A_ROW} updates in a row "
+                f"(train rows of lines {', '.join(map(str, lines))})",
+                "lower train.learning_rate or set train.max_grad_norm; the last checkpoint is "
+                "intact",
+            )
+        )
 
     def report(self) -> None:
         """Tell the loss since the last report and the pace."""
         now = time.perf_counter()
         elapsed = now - self._report_started
-        done = self._cost_done_at[self.position.iteration]
-        left = self.position.seconds * (self._cost_done_at[-1] - done) / done
-        metric = {
-            "kind": "train",
-            "iteration": self.position.iteration,
-            "iterations": self.job.iterations,
-            "update": self.position.update,
-            "updates": self.updates,
-            "loss": self.position.loss_sum / self.position.loss_tokens,
-            "learning_rate": self.rate(max(0, self.position.update - 1)),
-            "tokens_per_second": self._report_tokens / elapsed,
-            "trained_tokens": self.position.trained_tokens,
-            "peak_memory_bytes": int(mx.get_peak_memory()),
-            "seconds": self.position.seconds,
-            "seconds_left": left,
-        }
-        self.metrics.add(metric)
-        self.listener.metric(metric)
-        self.position = replace(self.position, loss_sum=0.0, loss_tokens=0)
+        place = self.position
+        done = self._cost_done_at[place.iteration]
+        left = place.seconds * (self._cost_done_at[-1] - done) / done
+        self._tell(
+            {
+                "kind": "train",
+                "iteration": place.iteration,
+                "iterations": self.job.iterations,
+                "epoch": place.epoch,
+                "update": place.update,
+                "updates": self.updates,
+                "loss": place.loss_sum / place.loss_tokens if place.loss_tokens else math.nan,
+                "learning_rate": self.rate(max(0, place.update - 1)),
+                "gradient_norm": place.gradient_norm,
+                "padding_share": 1 - place.tokens / place.padded_tokens,
+                "tokens_per_second": self._report_tokens / elapsed,
+                "trained_tokens": place.trained_tokens,
+                "skipped_updates": place.skipped_updates,
+                "peak_memory_bytes": int(mx.get_peak_memory()),
+                "seconds": place.seconds,
+                "seconds_left": left,
+            }
+        )
+        self.position = replace(place, loss_sum=0.0, loss_tokens=0, tokens=0, padded_tokens=0)
         self._report_started, self._report_tokens = now, 0
 
     def save(self) -> None:
@@ -294,8 +295,9 @@ class _Run:
 def train(job: TrainingJob, listener: Listener) -> TrainingResult:
     """Run `job` from its last checkpoint, or from the start, to the end.
 
-    Raises Interrupted after a checkpoint when `listener.stop_requested` says so, GateFailed when
-    the loss stops being a number.
+    The frozen layers' weights are gone afterwards if their outputs could be kept: load the model
+    again to use it. Raises Interrupted after a checkpoint when `listener.stop_requested` says so,
+    GateFailed when the loss stops being a number.
     """
     mx.reset_peak_memory()
     run = _Run(job, listener)
@@ -317,41 +319,48 @@ def _fill_prefix(run: _Run) -> None:
             run.listener.progress(done, of, f"frozen layers, {title}: {done} of {of}")
 
         cache.fill(on_rows)
-    run._clock = time.perf_counter()
+    if run.train_prefix.is_complete and run.validation_prefix.is_complete:
+        run.job.forward.release_frozen()
+        mx.clear_cache()
+    run.start_clock()
 
 
 def _iterate(run: _Run) -> None:
     recipe = run.job.recipe
-    save_due = False
-    for mini_batch in run._plan(run.position.iteration):
+    save_due = validation_due = False
+    for mini_batch in run.plan(run.position.iteration):
         run.step(mini_batch)
         iteration = run.position.iteration
         last = iteration == run.job.iterations
         if last or iteration % recipe.steps_per_report == 0:
             run.report()
-        if run._validates_at(iteration):
-            run.validate()
         run.show_progress()
+        # Between two updates there are gradients in flight: validation and checkpoint wait for the
+        # boundary, so that what is measured is what can be saved.
+        validation_due = validation_due or run.validates_at(iteration)
         stop = run.listener.stop_requested()
         save_due = save_due or stop or last or iteration % recipe.save_every == 0
-        # Between two updates there are gradients in flight: the checkpoint waits for the boundary.
-        if save_due and run._window_ends():
-            run.save()
-            save_due = False
-            if stop and not last:
-                raise Interrupted(
-                    Fault(
-                        f"training, iteration {iteration} of {run.job.iterations}",
-                        "stopped, checkpoint written",
-                        "run the same command again to continue",
-                    )
+        if run.window_ends():
+            if validation_due:
+                save_due = run.validate() or save_due
+            if save_due:
+                run.save()
+            save_due = validation_due = False
+        if stop and run.window_ends() and not last:
+            raise Interrupted(
+                Fault(
+                    f"training, iteration {iteration} of {run.job.iterations}",
+                    "stopped, checkpoint written",
+                    "run the same command again to continue",
                 )
+            )
 
 
 def _result(run: _Run) -> TrainingResult:
     first, final = run.metrics.first("validation"), run.metrics.last("validation")
     report = run.metrics.last("train")
     assert first is not None and final is not None and report is not None
+    best = run.position.best_loss
     per_epoch = -(-len(run.job.train_rows) // run.job.recipe.batch_size)
     return TrainingResult(
         iterations=run.position.iteration,
@@ -363,17 +372,7 @@ def _result(run: _Run) -> TrainingResult:
         trained_tokens=run.position.trained_tokens,
         seconds=run.position.seconds,
         peak_memory_bytes=int(mx.get_peak_memory()),
+        skipped_updates=run.position.skipped_updates,
+        best_validation_loss=final["loss"] if best is None else best,
+        best_iteration=run.position.best_iteration,
     )
-
-
-def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note: str) -> Metric:
-    """Return what the training stage hands over, as plain JSON."""
-    return {
-        **asdict(result),
-        "trainable_parameters": shape.trainable_parameters,
-        "total_parameters": shape.total_parameters,
-        "num_layers": shape.num_layers,
-        "adapted_layers": list(shape.modules),
-        "compute": compute,
-        "fast_path": note,
-    }

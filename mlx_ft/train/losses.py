@@ -35,6 +35,11 @@ class Batch:
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
 
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of the padded rows."""
+        return int(self.ids.size)
+
 
 def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
     """Return the rows padded on the right to the longest of them.

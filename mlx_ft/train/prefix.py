@@ -1,26 +1,49 @@
-"""Outputs of the frozen layers, computed once a row and kept in memory.
+"""Outputs of the frozen layers, computed once a row.
 
-Rows are computed in groups of similar length that depend on the split alone, so a resumed run
-finds the same bits. Does not: keep anything on disk, or know what a row means.
+Rows are computed in groups of similar length that depend on the split alone, so a resumed run finds
+the same bits. Does not: know how the outputs are kept (`prefix_store.py`), or what a row means.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_ft.runs import hash_of
 from mlx_ft.tokens import TokenizedSplit, group_rows, pad_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch
+from mlx_ft.train.prefix_store import (
+    DiskWriter,
+    Layout,
+    MemoryStore,
+    Place,
+    Store,
+    find_on_disk,
+    fits_on_disk,
+)
 from mlx_ft.train.shared_start import SharedStart
 
 # Enough to keep the processor busy; more would only pad more and take more memory.
 GROUP_TOKENS = 1024
 
 
+def content_key(split: TokenizedSplit, computed_by: str) -> str:
+    """Return the key of a split's prefix states: its ids, how they are grouped, and what computes
+    them (`computed_by`: model, frozen layers, shared start, versions, device).
+    """
+    ids = hashlib.sha256(split.ids.tobytes() + split.offsets.tobytes()).hexdigest()
+    return hash_of([ids, GROUP_TOKENS, computed_by])[:32]
+
+
 class PrefixCache:
-    """Prefix states of the rows of one split; beyond `limit_bytes` they are computed every time."""
+    """Prefix states of the rows of one split.
+
+    They are kept on the disk at `place`, when one is given and has room; else in memory up to
+    `limit_bytes`; what is not kept is computed each time.
+    """
 
     def __init__(
         self,
@@ -28,20 +51,32 @@ class PrefixCache:
         split: TokenizedSplit,
         limit_bytes: int,
         start: SharedStart | None = None,
+        place: Place | None = None,
     ) -> None:
         self._forward = forward
         self._start = start
         self._split = split
-        self._rows: dict[int, mx.array] = {}
-        self._limit_bytes = limit_bytes
-        self.held_bytes = 0
+        self._place = place
+        self._row_tokens = split.lengths - 1
+        self._memory = MemoryStore(limit_bytes)
+        self._store: Store = self._memory
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the states that are kept."""
+        return self._store.held_bytes
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the frozen layers are not needed any more."""
+        return all(row in self._store for row in range(len(self._split)))
 
     @property
     def shared_tokens(self) -> int:
         """How many first tokens are the same in every row and predict nothing that is trained."""
         return 0 if self._start is None else self._start.unpredicting_tokens
 
-    def _compute(self, rows: Sequence[int]) -> list[mx.array]:
+    def _compute(self, rows: Sequence[int]) -> dict[int, mx.array]:
         """Return the states (T, hidden) of each row's tokens but the last, computed together."""
         contents = [self._split.row(row)[0][:-1] for row in rows]
         after = self._forward.prefix if self._start is None else self._start.rows
@@ -49,27 +84,67 @@ class PrefixCache:
         # Copies: a slice would hold the padding of its whole group.
         states = [mx.contiguous(together[index, : len(ids)]) for index, ids in enumerate(contents)]
         mx.eval(states)
-        return states
+        return dict(zip(rows, states, strict=True))
 
     def batch(self, batch: Batch) -> mx.array:
         """Return the prefix (B, T, hidden) of a batch, zero where it is padded."""
         if self._forward.frozen_layers == 0:
             return mx.zeros((*batch.ids.shape, 0))
-        missing = [row for row in batch.rows if row not in self._rows]
-        computed = dict(zip(missing, self._compute(missing) if missing else [], strict=True))
-        states = [self._rows[row] if row in self._rows else computed[row] for row in batch.rows]
+        missing = [row for row in batch.rows if row not in self._store]
+        computed = self._compute(missing) if missing else {}
+        states = [computed[row] if row in computed else self._store.get(row) for row in batch.rows]
         width = batch.ids.shape[1]
         return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
 
     def fill(self, on_rows: Callable[[int, int], None]) -> None:
-        """Compute every row that fits; `on_rows(done, of)` after each group."""
-        if self._forward.frozen_layers == 0:
+        """Compute every row that can be kept; `on_rows(done, of)` after each group.
+
+        What an earlier run left on the disk is not computed again.
+        """
+        if self._forward.frozen_layers == 0 or len(self._split) == 0:
             return
+        if self._place is None or not self._fill_file(self._place, on_rows):
+            self._fill_memory(on_rows)
+
+    def _fill_file(self, place: Place, on_rows: Callable[[int, int], None]) -> bool:
+        """Find or write the file, and return whether there is one now."""
+        found = find_on_disk(place, self._row_tokens)
+        if found is None:
+            try:
+                self._write_file(place, on_rows)
+            except OSError:  # a full or read-only disk costs the file, not the run
+                return False
+            found = find_on_disk(place, self._row_tokens)
+        if found is not None:
+            self._store = found
+        return found is not None
+
+    def _write_file(self, place: Place, on_rows: Callable[[int, int], None]) -> None:
+        writer: DiskWriter | None = None
+        done = 0
+        try:
+            for group in group_rows(self._split.lengths, GROUP_TOKENS):
+                states = self._compute(group)
+                if writer is None:
+                    example = states[group[0]]
+                    layout = Layout.of(self._row_tokens, example.shape[-1], example.dtype)
+                    if not fits_on_disk(place.folder, layout.size_bytes):
+                        return
+                    writer = DiskWriter(place, layout)
+                writer.put(states)
+                done += len(group)
+                on_rows(done, len(self._split))
+            assert writer is not None, "a split that is filled has rows"
+            writer.finish()
+        except BaseException:
+            if writer is not None:
+                writer.give_up()
+            raise
+
+    def _fill_memory(self, on_rows: Callable[[int, int], None]) -> None:
+        done = 0
         for group in group_rows(self._split.lengths, GROUP_TOKENS):
-            states = self._compute(group)
-            group_bytes = sum(state.nbytes for state in states)
-            if self.held_bytes + group_bytes > self._limit_bytes:
+            if not self._memory.put(self._compute(group)):
                 return
-            self._rows.update(zip(group, states, strict=True))
-            self.held_bytes += group_bytes
-            on_rows(len(self._rows), len(self._split))
+            done += len(group)
+            on_rows(done, len(self._split))

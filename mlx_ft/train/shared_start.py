@@ -28,23 +28,24 @@ from mlx_ft.train.forward import (
 MIN_START_TOKENS = 8
 
 
-def common_start(split: TokenizedSplit) -> list[int]:
+def common_start(splits: Sequence[TokenizedSplit]) -> list[int]:
     """Return the ids that every row begins with, short of the two last tokens of any row."""
-    first = split.row(0)[0]
-    length = max(0, int(split.lengths.min()) - 2)
-    for index in range(len(split)):
-        differs = np.flatnonzero(split.row(index)[0][:length] != first[:length])
+    rows = [split.row(index)[0] for split in splits for index in range(len(split))]
+    length = max(0, min(map(len, rows)) - 2)
+    for row in rows:
+        differs = np.flatnonzero(row[:length] != rows[0][:length])
         if len(differs):
             length = int(differs[0])
-    return [int(token) for token in first[:length]]
+    return [int(token) for token in rows[0][:length]]
 
 
-def first_predicting(split: TokenizedSplit) -> int:
+def first_predicting(splits: Sequence[TokenizedSplit]) -> int:
     """Return the first position, in any row, whose next token is trained."""
     return min(
-        int(np.flatnonzero(split.row(index)[1][1:])[0])
-        for index in range(len(split))
-        if split.row(index)[1][1:].any()
+        int(np.flatnonzero(trained[1:])[0])
+        for split in splits
+        for trained in (split.row(index)[1] for index in range(len(split)))
+        if trained[1:].any()
     )
 
 
@@ -73,22 +74,25 @@ class SharedStart:
         return mx.concatenate([start, rest], axis=1)
 
 
-def choose_start(model: nn.Module, forward: Forward, split: TokenizedSplit) -> SharedStart | None:
-    """Return the shared start of a split, or None when there is none, or it does not hold.
+def choose_start(
+    model: nn.Module, forward: Forward, splits: Sequence[TokenizedSplit]
+) -> SharedStart | None:
+    """Return the shared start of some splits, or None when there is none, or it does not hold.
 
     It holds when the model keeps plain keys and values and the longest row, continued from the
     start, has the states that it has as a whole.
     """
     if not isinstance(forward, SplitForward) or forward.frozen_layers == 0:
         return None
-    ids = common_start(split)
+    ids = common_start(splits)
     if len(ids) < MIN_START_TOKENS:
         return None
     # Sliding windows and recurrent states have caches of their own kind.
     if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
         return None
-    start = SharedStart(forward, ids, first_predicting(split))
-    row = split.row(int(np.argmax(split.lengths)))[0][:-1].tolist()
+    start = SharedStart(forward, ids, first_predicting(splits))
+    longest_of_each = [split.row(int(np.argmax(split.lengths)))[0] for split in splits]
+    row = max(longest_of_each, key=len)[:-1].tolist()
     longest = mx.array([row, row])
     whole = forward.prefix(longest)
     continued = start.rows(longest)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mlx_ft import BLAS
 from mlx_ft.console import Console
 from mlx_ft.hardware import format_bytes, format_seconds
 from mlx_ft.inference import LoadedModel, load_model, release
 from mlx_ft.interrupts import deferred
 from mlx_ft.recipe import Recipe
+from mlx_ft.runs import hash_of
 from mlx_ft.tokens import TokenizedSplit, read_split
 from mlx_ft.train.adapters import (
     adapter_config,
@@ -22,9 +26,13 @@ from mlx_ft.train.adapters import (
 )
 from mlx_ft.train.batches import total_iterations, total_updates
 from mlx_ft.train.forward import choose_forward
+from mlx_ft.train.job import Listener, TrainingJob, result_info
 from mlx_ft.train.look import Messages, look
-from mlx_ft.train.loop import Listener, TrainingJob, result_info, train
+from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
+
+# Validations in a row above the lowest one before a line says so.
+RISING_VALIDATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,9 @@ class TrainStage:
     data_folder: Path
     folder: Path
     inputs: str
+    model_identity: str
     prefix_limit_bytes: int
+    prefix_folder: Path
     look_prompts: Sequence[Messages]
 
 
@@ -45,26 +55,44 @@ def run_train_stage(stage: TrainStage, console: Console) -> dict[str, Any]:
 
     Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
     """
-    recipe = stage.recipe
     train_rows = read_split(stage.data_folder / "train.safetensors")
     validation_rows = read_split(stage.data_folder / "valid.safetensors")
-    chat = recipe.chat
-    loaded = load_model(
-        stage.model_folder, adapter=None, enable_thinking=chat.enable_thinking, date=chat.date
-    )
+    loaded = _load(stage, None)
     console.say(f"computing in {loaded.compute}")
     job = _job(stage, loaded, train_rows, validation_rows)
     console.say(job.forward.note)
     console.say(_plan_line(job))
     result = _train(job, console)
-    console.say("looking at five answers before anything is merged")
-    loaded.model.eval()
-    look(loaded, stage.look_prompts, stage.folder / "samples.jsonl", console.say)
-    save_adapter(loaded.model, job.adapter_config, stage.folder / "adapter")
     info = result_info(result, job.shape, loaded.compute, job.forward.note)
+    adapter = stage.folder / "adapter"
+    save_adapter(loaded.model, job.adapter_config, adapter)
     del loaded, job
     release()
+    console.say("looking at five answers before anything is merged")
+    look(_load(stage, adapter), stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    release()
     return info
+
+
+def _load(stage: TrainStage, adapter: Path | None) -> LoadedModel:
+    chat = stage.recipe.chat
+    return load_model(
+        stage.model_folder, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
+    )
+
+
+def _computed_by(stage: TrainStage, loaded: LoadedModel, frozen_layers: int) -> str:
+    """Return a hash of all that the outputs of frozen layers depend on, but the rows."""
+    return hash_of(
+        [
+            stage.model_identity,
+            frozen_layers,
+            loaded.compute,
+            {package: version(package) for package in ("mlx", "mlx-lm")},
+            # The order of sums, and so the last bits, depends on how many threads share them.
+            [BLAS.name, BLAS.detail, os.cpu_count(), os.environ.get("OPENBLAS_NUM_THREADS")],
+        ]
+    )
 
 
 def _job(
@@ -81,9 +109,10 @@ def _job(
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
     loaded.model.eval()
     proof = [train_rows.row(0)[0].tolist(), *map(_longest_row, (train_rows, validation_rows))]
+    forward = choose_forward(loaded.model, layers, proof)
     return TrainingJob(
         model=loaded.model,
-        forward=choose_forward(loaded.model, layers, proof),
+        forward=forward,
         shape=shape,
         adapter_config=config,
         train_rows=train_rows,
@@ -94,7 +123,9 @@ def _job(
         ),
         folder=stage.folder,
         inputs=stage.inputs,
-        prefix_limit_bytes=stage.prefix_limit_bytes,
+        prefix_limit_bytes=0 if train_recipe.prefix_cache == "off" else stage.prefix_limit_bytes,
+        prefix_folder=stage.prefix_folder if train_recipe.prefix_cache == "disk" else None,
+        computed_by=_computed_by(stage, loaded, forward.frozen_layers),
     )
 
 
@@ -127,12 +158,25 @@ def metric_line(metric: Metric) -> str:
     """Return a report or validation as one line with units."""
     place = f"iteration {metric['iteration']} of {metric['iterations']}"
     if metric["kind"] == "validation":
-        return (
+        line = (
             f"  {place}: validation loss {metric['loss']:.4f} ({metric['trained_tokens']} tokens)"
+        )
+        if metric["validations_since_best"] >= RISING_VALIDATIONS:
+            line += (
+                f"; above its lowest, at iteration {metric['best_iteration']}, "
+                f"{metric['validations_since_best']} times in a row: the run overfits or diverges"
+            )
+        return line
+    if metric["kind"] == "skipped":
+        lines = ", ".join(map(str, metric["lines"]))
+        return (
+            f"  {place}: update {metric['update']} skipped, loss {metric['loss']}, gradient norm "
+            f"{metric['gradient_norm']} (train rows of lines {lines})"
         )
     return (
         f"  {place} (update {metric['update']} of {metric['updates']}): loss {metric['loss']:.4f}, "
         f"learning rate {metric['learning_rate']:.2e}, "
+        f"gradient norm {metric['gradient_norm']:.3g}, "
         f"{metric['tokens_per_second']:.0f} tokens/s, "
         f"peak memory {format_bytes(metric['peak_memory_bytes'])}, "
         f"{format_seconds(metric['seconds_left'])} left"

@@ -11,7 +11,7 @@ from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.loop import Listener, TrainingJob
+from mlx_ft.train.job import Listener, TrainingJob
 from mlx_ft.train.metrics import Metric
 from tests.tiny import write_tiny_model
 
@@ -46,6 +46,8 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         iterations: int = 12,
         num_layers: int = 2,
         dropout: float = 0.0,
+        prefix_folder: Path | None = None,
+        validation_rows: TokenizedSplit | None = None,
         **changes: object,
     ) -> TrainingJob:
         rows = random_rows(13, seed=1) if rows is None else rows
@@ -74,12 +76,14 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             shape=shape,
             adapter_config=config,
             train_rows=rows,
-            validation_rows=random_rows(5, seed=2),
+            validation_rows=validation_rows or random_rows(5, seed=2),
             recipe=train,
             iterations=iterations,
             folder=target,
             inputs="inputs",
             prefix_limit_bytes=1 << 20,
+            prefix_folder=prefix_folder,
+            computed_by="tiny",
         )
 
     return make

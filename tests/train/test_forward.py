@@ -233,7 +233,9 @@ def test_the_stage_proves_on_its_longest_rows(
     )
     splits = random_rows(9, seed=3), random_rows(4, seed=4)
     model = load_model(model_folder, adapter=None, enable_thinking=False, date="2025-01-01")
-    job = stage.TrainStage(recipe, model_folder, tmp_path, tmp_path, "inputs", 1 << 20, ())
+    job = stage.TrainStage(
+        recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
+    )
     stage._job(job, model, *splits)
     for split in splits:
         assert int(split.lengths.max()) in [len(row) for row in proved[0]]

@@ -1,6 +1,7 @@
 """A run is exact: batching, accumulation, interruption and validation do not change the result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,9 +10,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
+from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoints import complete_checkpoints
-from mlx_ft.train.loop import TrainingJob, build_optimizer, train
+from mlx_ft.train.job import TrainingJob
+from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
+from mlx_ft.train.steps import build_optimizer
 from tests.train.conftest import MakeJob, listener, random_rows
 
 
@@ -109,8 +113,6 @@ def _losses(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def test_a_checkpoint_of_other_inputs_is_not_continued(make_job: MakeJob) -> None:
-    from dataclasses import replace
-
     with pytest.raises(Interrupted):
         train(make_job(), listener(stop_after=4))
     other = replace(make_job(learning_rate=2e-2), inputs="other inputs")
@@ -126,6 +128,33 @@ def test_at_least_two_checkpoints_are_kept_and_no_more_than_asked(make_job: Make
     assert [path.name for path in kept] == ["0000008", "0000010", "0000012"]
 
 
+def test_the_best_and_the_pinned_checkpoint_stay(make_job: MakeJob) -> None:
+    """At this rate the tiny model gets worse after a while: its best weights are not its last."""
+    metrics: list[Metric] = []
+    job = make_job(iterations=40, save_every=5, steps_per_eval=5, learning_rate=3e-2, folder="best")
+    checkpoints = job.folder / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "0000010.pinned").touch()
+    result = train(job, listener(metrics))
+    validations = [m for m in metrics if m["kind"] == "validation" and m["iteration"] > 0]
+    best = min(validations, key=lambda m: m["loss"])
+    assert result.best_iteration == best["iteration"] < 35, "the test needs a best one before"
+    assert result.best_validation_loss == best["loss"]
+    kept = {int(path.name) for path in complete_checkpoints(checkpoints, "inputs")}
+    assert kept == {10, best["iteration"], 35, 40}
+    assert validations[-1]["validations_since_best"] == sum(
+        m["iteration"] > best["iteration"] for m in validations
+    )
+
+
+def test_validated_weights_are_weights_that_can_be_saved(make_job: MakeJob) -> None:
+    """Between two updates there are gradients in flight: a validation waits for the next one."""
+    metrics: list[Metric] = []
+    train(make_job(grad_accumulation_steps=4, steps_per_eval=3), listener(metrics))
+    validated = [m["iteration"] for m in metrics if m["kind"] == "validation"]
+    assert validated == [0, 4, 8, 12]
+
+
 def test_a_torn_checkpoint_does_not_exist(make_job: MakeJob) -> None:
     job = make_job()
     train(job, listener())
@@ -136,11 +165,84 @@ def test_a_torn_checkpoint_does_not_exist(make_job: MakeJob) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_the_rows(make_job: MakeJob) -> None:
+    metrics: list[Metric] = []
     job = make_job(learning_rate=1e30, optimizer="sgd", iterations=30)
     with pytest.raises(GateFailed, match=r"the loss is (nan|inf)") as caught:
-        train(job, listener())
-    assert "train rows of lines" in str(caught.value)
+        train(job, listener(metrics))
+    assert "train rows of lines" in str(caught.value) and "3 updates in a row" in str(caught.value)
     assert caught.value.exit_code == 1
+    assert [m["update"] for m in metrics if m["kind"] == "skipped"] == [2, 3, 4]
+
+
+def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: MakeJob) -> None:
+    """One row whose states are no numbers: the run goes on without it."""
+    job = make_job(iterations=13, batch_size=1, steps_per_report=13)
+    right = job.forward.top
+
+    def broken(ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+        is_row = ids.shape == poisoned.shape and bool((ids == poisoned).all().item())
+        return right(ids, prefix, shared_tokens) * (float("nan") if is_row else 1.0)
+
+    poisoned = mx.array([job.train_rows.row(5)[0][:-1].tolist()])
+    job.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
+    metrics: list[Metric] = []
+    result = train(job, listener(metrics))
+    (skipped,) = [m for m in metrics if m["kind"] == "skipped"]
+    assert skipped["lines"] == [6] and result.skipped_updates == 1
+    assert all(np.isfinite(array).all() for array in adapter_of(job).values())
+    (report,) = [m for m in metrics if m["kind"] == "train"]
+    assert np.isfinite(report["loss"]) and report["skipped_updates"] == 1
+
+
+def test_a_report_says_norm_padding_and_epoch(make_job: MakeJob) -> None:
+    metrics: list[Metric] = []
+    job = make_job(batch_size=4, iterations=8, steps_per_report=4)
+    train(job, listener(metrics))
+    first, second = (m for m in metrics if m["kind"] == "train")
+    assert (first["epoch"], second["epoch"]) == (0, 1)
+    lengths = job.train_rows.lengths - 1
+    plans = [[b.rows for b in plan_run(job.train_rows.lengths, 4, 0, 8)][i : i + 4] for i in (0, 4)]
+    for report, plan in zip((first, second), plans, strict=True):
+        padded = sum(int(lengths[list(rows)].max()) * len(rows) for rows in plan)
+        real = sum(int(lengths[list(rows)].sum()) for rows in plan)
+        assert report["padding_share"] == pytest.approx(1 - real / padded)
+        assert 0 < report["gradient_norm"] < 1e3
+
+
+def test_small_micro_batches_train_the_same(make_job: MakeJob) -> None:
+    whole = make_job(folder="whole", learning_rate=1e-3)
+    parts = make_job(folder="parts", learning_rate=1e-3, micro_batch_tokens=8)
+    train(whole, listener())
+    train(parts, listener())
+    one, other = adapter_of(whole), adapter_of(parts)
+    largest = max(np.abs(array).max() for array in one.values())
+    for name in one:
+        assert np.abs(one[name] - other[name]).max() < 1e-3 * largest
+
+
+def test_a_run_on_cached_states_of_the_disk_has_the_same_bits(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    adapters = []
+    for folder, cache in (("memory", None), ("first", tmp_path / "c"), ("again", tmp_path / "c")):
+        job = make_job(folder=folder, prefix_folder=cache)
+        train(job, listener())
+        adapters.append(adapter_of(job))
+    assert len(list((tmp_path / "c").iterdir())) == 2, "training and validation rows"
+    assert_same_bits(adapters[0], adapters[1])
+    assert_same_bits(adapters[0], adapters[2])
+
+
+def test_frozen_weights_are_let_go_once_their_outputs_are_kept(make_job: MakeJob) -> None:
+    kept, computed = make_job(folder="kept"), make_job(folder="computed")
+    computed = replace(computed, prefix_limit_bytes=0)
+    for job in (kept, computed):
+        train(job, listener())
+    sizes = [
+        sum(a.nbytes for _, a in tree_flatten(job.model.layers[0].parameters()))
+        for job in (kept, computed)
+    ]
+    assert sizes[0] == 0 < sizes[1]
 
 
 def test_time_left_shrinks_to_nothing_and_the_rate_has_a_unit(make_job: MakeJob) -> None:

@@ -10,7 +10,7 @@ from mlx_lm.tuner.trainer import default_loss
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import losses
 from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.loop import TrainingJob
+from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from tests.train.conftest import MakeJob, random_rows

@@ -9,7 +9,8 @@ from mlx.utils import tree_flatten
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import loop
 from mlx_ft.train.forward import SplitForward
-from mlx_ft.train.loop import TrainingJob, train
+from mlx_ft.train.job import TrainingJob
+from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.shared_start import SharedStart, choose_start, common_start, first_predicting
@@ -29,18 +30,20 @@ def rows_with_start(tokens: int, count: int = 7) -> TokenizedSplit:
 
 
 def test_the_common_start_is_what_all_rows_share() -> None:
-    assert common_start(rows_with_start(12))[:12] == list(range(10, 22))
-    assert len(common_start(rows_with_start(12))) < 16
-    assert common_start(random_rows(20, seed=1)) == []
+    assert common_start([rows_with_start(12)])[:12] == list(range(10, 22))
+    assert len(common_start([rows_with_start(12)])) < 16
+    assert common_start([random_rows(20, seed=1)]) == []
     same = pack_rows([(np.arange(9, dtype=np.int32), np.ones(9, np.uint8))] * 2, [1, 2])
-    assert len(common_start(same)) == 7, "every row keeps something of its own to predict"
+    both = common_start([rows_with_start(12), rows_with_start(9)])
+    assert both == list(range(10, 19)), "the start of one split is that of the other too"
+    assert len(common_start([same])) == 7, "every row keeps something of its own to predict"
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_continued_is_whole(make_job: MakeJob, num_layers: int) -> None:
     rows = rows_with_start(12)
     job = make_job(rows, num_layers=num_layers)
-    start = choose_start(job.model, job.forward, rows)
+    start = choose_start(job.model, job.forward, [rows])
     assert start is not None and start.tokens >= 12
     continued = PrefixCache(job.forward, rows, 1 << 20, start)
     whole = PrefixCache(job.forward, rows, 1 << 20)
@@ -55,25 +58,28 @@ def test_no_start_where_it_would_not_pay_or_not_hold(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = rows_with_start(3)
-    assert choose_start(make_job(short).model, make_job(short).forward, short) is None
+    assert choose_start(make_job(short).model, make_job(short).forward, [short]) is None
     rows = rows_with_start(12)
     all_layers = make_job(rows, num_layers=3)
-    assert choose_start(all_layers.model, all_layers.forward, rows) is None
+    assert choose_start(all_layers.model, all_layers.forward, [rows]) is None
     job = make_job(rows)
     right = SplitForward.prefix_after
     monkeypatch.setattr(
         SplitForward, "prefix_after", lambda self, ids, caches: right(self, ids, caches) * 1.01
     )
-    assert choose_start(job.model, job.forward, rows) is None, "a wrong start is found out"
+    assert choose_start(job.model, job.forward, [rows]) is None, "a wrong start is found out"
 
 
 def test_training_from_a_shared_start_learns_the_same(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_with_start(12)
-    with_start = make_job(rows, "with", learning_rate=1e-3)
+    settings = {"learning_rate": 1e-3, "validation_rows": rows_with_start(12, count=3)}
+    with_start = make_job(rows, "with", **settings)
+    splits = (with_start.train_rows, with_start.validation_rows)
+    assert choose_start(with_start.model, with_start.forward, splits) is not None
     train(with_start, listener())
-    without = make_job(rows, "without", learning_rate=1e-3)
+    without = make_job(rows, "without", **settings)
     monkeypatch.setattr(loop, "choose_start", lambda *arguments: None)
     train(without, listener())
     one = dict(tree_flatten(with_start.model.trainable_parameters()))
@@ -108,7 +114,7 @@ def test_sharing_the_start_within_a_batch_changes_no_gradient(
         strict=False,
     )
     loss, reference = gradient_of(job, 0)
-    assert first_predicting(rows) >= 12
+    assert first_predicting([rows]) >= 12
     for shared in (1, 7, 12):
         shared_loss, ours = gradient_of(job, shared)
         assert shared_loss == pytest.approx(loss, rel=1e-5)
@@ -120,7 +126,7 @@ def test_sharing_the_start_within_a_batch_changes_no_gradient(
 def test_what_predicts_is_not_shared() -> None:
     trained = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1], np.uint8)
     rows = pack_rows([(np.arange(12, dtype=np.int32), trained)] * 3, [1, 2, 3])
-    assert first_predicting(rows) == 2
+    assert first_predicting([rows]) == 2
 
 
 def test_the_start_has_one_state_a_token(make_job: MakeJob) -> None:

@@ -58,7 +58,7 @@ TOOLS: tuple[Tool, ...] = (
 TRAIN_ROWS = {"find_references": 34, "goto_definition": 30, "grep": 34, "rename_symbol": 24}
 TRAIN_ROWS_PER_OTHER_TOOL = 20
 VALID_ROWS_PER_TOOL = 2
-TRAIN_TWO_STEP_ROWS = 86
+TRAIN_TWO_STEP_ROWS = 80
 VALID_TWO_STEP_ROWS = 6
 VALID_TALK_ROWS = 14
 

@@ -1,0 +1,81 @@
+"""What a training run is given, whom it tells, and what it came to. Does not: train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mlx_ft.recipe import TrainRecipe
+from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.train.adapters import AdapterShape
+from mlx_ft.train.forward import Forward
+from mlx_ft.train.metrics import Metric
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that one run trains: the model with its adapter, the rows, and where results go.
+
+    `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
+    Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
+    goes into, or in memory up to `prefix_limit_bytes`.
+    """
+
+    model: nn.Module
+    forward: Forward
+    shape: AdapterShape
+    adapter_config: dict[str, Any]
+    train_rows: TokenizedSplit
+    validation_rows: TokenizedSplit
+    recipe: TrainRecipe
+    iterations: int
+    folder: Path
+    inputs: str
+    prefix_limit_bytes: int
+    prefix_folder: Path | None
+    computed_by: str
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who wants to know: `metric` gets every report and validation, `progress` (done, of, text) in
+    cost units, and `stop_requested` is asked at every step boundary."""
+
+    metric: Callable[[Metric], None]
+    progress: Callable[[float, float, str], None]
+    stop_requested: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to; losses are per trained token, in nats."""
+
+    iterations: int
+    updates: int
+    epochs: float
+    first_validation_loss: float
+    final_validation_loss: float
+    final_train_loss: float
+    trained_tokens: int
+    seconds: float
+    peak_memory_bytes: int
+    skipped_updates: int
+    best_validation_loss: float
+    best_iteration: int
+
+
+def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note: str) -> Metric:
+    """Return what the training stage hands over, as plain JSON."""
+    return {
+        **asdict(result),
+        "trainable_parameters": shape.trainable_parameters,
+        "total_parameters": shape.total_parameters,
+        "num_layers": shape.num_layers,
+        "adapted_layers": list(shape.modules),
+        "compute": compute,
+        "fast_path": note,
+    }
