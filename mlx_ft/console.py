@@ -84,6 +84,10 @@ class Console:
             file=self._stream, highlight=False, soft_wrap=True, emoji=False, markup=False
         )
 
+    def fileno(self) -> int:
+        """Return the stream's file descriptor; io.UnsupportedOperation when it has none."""
+        return self._stream.fileno()
+
     def say(self, text: str, style: str | None = None) -> None:
         """Print one line (or several); control characters are replaced."""
         self._rich.print(printable(text), style=style)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import Fault, ModelError
-
-ADAPTER_LEAVES = ("lora_a", "lora_b", "m")
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,9 @@ def attach_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
             Fault(str(folder), f"no readable adapter ({error})", "train it again")
         ) from error
     assert isinstance(weights, dict)
-    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
-    expected = {
-        name: array.shape
-        for name, array in tree_flatten(model.parameters())
-        if name.rsplit(".", 1)[-1] in ADAPTER_LEAVES
-    }
+    model.freeze()
+    make_trainable_layers(model, config)
+    expected = {name: array.shape for name, array in tree_flatten(model.trainable_parameters())}
     faults = adapter_faults(folder, expected, {name: a.shape for name, a in weights.items()})
     if faults:
         raise ModelError(faults)
@@ -115,6 +110,20 @@ def attach_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
     model.eval()
     mx.eval(model.parameters())
     return dict(config)
+
+
+def make_trainable_layers(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Unfreeze, on a frozen model, what an adapter_config.json of mlx-lm's form trains: LoRA or
+    DoRA layers that are put on its top layers, or all weights of these (`full`).
+
+    Raises ValueError for modules that mlx-lm has no such layer for.
+    """
+    kind, layers = config.get("fine_tune_type", "lora"), config["num_layers"]
+    if kind == "full":
+        for layer in model.layers[-layers:]:
+            layer.unfreeze()
+        return
+    linear_to_lora_layers(model, layers, config["lora_parameters"], use_dora=kind == "dora")
 
 
 def adapter_faults(

@@ -25,6 +25,8 @@ SAME_MEANING: Mapping[str, tuple[str, Any]] = {
     "grad_accumulation_steps": ("train.grad_accumulation_steps", 1),
     "iters": ("train.iters", 1000),
     "learning_rate": ("train.learning_rate", 1e-5),
+    "fine_tune_type": ("train.fine_tune_type", "lora"),
+    "grad_checkpoint": ("train.grad_checkpoint", False),
     "optimizer": ("train.optimizer", "adam"),
     "steps_per_report": ("train.steps_per_report", 10),
     "steps_per_eval": ("train.steps_per_eval", 200),
@@ -45,7 +47,6 @@ NO_EFFECT: Mapping[str, str] = {
 }
 # What can only have some values: the accepted ones, and why the others are refused.
 RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
-    "fine_tune_type": (("lora",), "is not offered yet", "use fine_tune_type: lora"),
     "training_mode": (
         ("normal", "sft"),
         "trains on preferences, which is not offered yet",
@@ -55,11 +56,6 @@ RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
         (False,),
         "asks for the loss on test.jsonl, which is not measured",
         "set it to false; a recipe's eval.suites measure the finished model",
-    ),
-    "grad_checkpoint": (
-        (False,),
-        "is not offered yet",
-        "set it to false; lower batch_size or num_layers saves memory",
     ),
     "trust_remote_code": (
         (False,),

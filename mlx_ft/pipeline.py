@@ -9,35 +9,32 @@ rooms).
 
 from __future__ import annotations
 
-import errno
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_ft import stages
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
-from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError, RunError
+from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
-from mlx_ft.runs import complete_stage, read_json, run_folder, update_record, write_json
+from mlx_ft.runs import (
+    complete_stage,
+    disk_errors_explained,
+    read_json,
+    read_manifest,
+    run_folder,
+    update_record,
+    write_json,
+)
 from mlx_ft.stages import Job
 
 LAST = "eval"
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
-DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def _status(job: Job) -> str | None:
 
 def _begin(job: Job) -> None:
     """Write down what runs where, before anything does."""
-    with _disk_errors_explained(job.run):
+    with disk_errors_explained(job.run):
         (job.run / "recipe.yaml").write_text(dump_resolved(job.loaded), encoding="utf-8")
         recipe: Mapping[str, object] = {
             "recipe": job.recipe.model_dump(mode="json"),
@@ -154,39 +151,24 @@ def _end(job: Job, status: str, reason: str | None) -> None:
 def _run_stage(job: Job, stage: Stage) -> None:
     job.console.heading(stage.title)
     started = time.perf_counter()
-    with _disk_errors_explained(job.run):
+    with disk_errors_explained(job.run):
         stage.run(job)
         seconds = time.perf_counter() - started
-        record = {"seconds": seconds, "peak_memory_bytes": _peak_memory_bytes(), "reused": False}
+        peak = _peak_memory_bytes(job, stage)
+        record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": False}
         update_record(job.run, stages={stage.name: record})
     job.console.say(f"{stage.name} done in {format_seconds(seconds)}")
 
 
-def _peak_memory_bytes() -> int | None:
-    """Return MLX's peak since the stage reset it, or None when MLX is not in use."""
+def _peak_memory_bytes(job: Job, stage: Stage) -> int | None:
+    """Return MLX's peak as the stage's manifest says it, else in this process since the stage reset
+    it; None when MLX is not in use.
+    """
+    manifest = read_manifest(job.run / stage.name)
+    if manifest is not None and "peak_memory_bytes" in manifest.info:
+        return int(manifest.info["peak_memory_bytes"])
     if "mlx.core" not in sys.modules:
         return None
     import mlx.core as mx
 
     return int(mx.get_peak_memory())
-
-
-@contextmanager
-def _disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a message; every other error passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise _disk_error(folder, error.strerror or str(error)) from error
-    except RuntimeError as error:
-        # MLX's writer has no type of its own for a full disk.
-        if "[write]" not in str(error) and "Failed to open" not in str(error):
-            raise
-        raise _disk_error(folder, str(error)) from error
-
-
-def _disk_error(folder: Path, reason: str) -> RunError:
-    fix = "free some space or choose --runs FOLDER; what was finished is kept"
-    return RunError(Fault(str(folder), f"cannot be written ({reason})", fix))

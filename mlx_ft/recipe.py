@@ -8,6 +8,7 @@ look at data, models or the machine.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -69,6 +70,9 @@ class LoraParameters(Section):
     scale: Real | None = Field(
         None, gt=0, description="Strength as mlx-lm's scale; 2.0 when alpha is not given either."
     )
+    rslora: bool = Field(
+        False, description="Rank-stabilised: the effective scale is alpha / sqrt(rank)."
+    )
     dropout: Real = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     keys: list[Text] | None = Field(
         None,
@@ -84,22 +88,24 @@ class LoraParameters(Section):
         return values
 
     def conflicts(self) -> list[Conflict]:
-        """Return a conflict when the strength is given twice."""
-        if self.alpha is None or self.scale is None:
-            return []
-        return [
-            Conflict(
-                ("train.lora_parameters.alpha", "train.lora_parameters.scale"),
-                "alpha and scale are both given",
-                "keep one (scale = alpha / rank)",
-            )
-        ]
+        """Return a conflict when the strength is given twice, or as rslora cannot have it."""
+        key = "train.lora_parameters."
+        if self.alpha is not None and self.scale is not None:
+            both = (f"{key}alpha", f"{key}scale")
+            fix = "keep one (scale = alpha / rank)"
+            return [Conflict(both, "alpha and scale are both given", fix)]
+        if self.rslora and self.alpha is None:
+            found = "rslora is true but there is no alpha to divide by sqrt(rank)"
+            return [Conflict((f"{key}rslora", f"{key}scale"), found, "give alpha, without scale")]
+        return []
 
     @property
     def effective_scale(self) -> float:
-        """The factor on the adapter's output: `scale`, or alpha / rank."""
+        """The factor on the adapter's output: `scale`, or alpha / rank, or with rslora
+        alpha / sqrt(rank) (Kalajdzievski, arXiv 2312.03732, theorem 3.2).
+        """
         if self.alpha is not None:
-            return self.alpha / self.rank
+            return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
         return DEFAULT_SCALE if self.scale is None else self.scale
 
 
@@ -170,6 +176,11 @@ class TrainRecipe(Section):
     num_layers: Whole = Field(
         16, ge=-1, description="Top layers that are adapted; the rest stay frozen. -1: all."
     )
+    fine_tune_type: Literal["lora", "dora", "full"] = Field(
+        "lora",
+        description="An adapter (LoRA, or DoRA with its magnitudes), or full: every weight of the "
+        "top layers, for models that are not quantized.",
+    )
     lora_parameters: LoraParameters = Field(
         default_factory=LoraParameters, description="Size and strength of the adapter."
     )
@@ -178,7 +189,7 @@ class TrainRecipe(Section):
         1, ge=1, description="Mini-batches to one optimizer update."
     )
     micro_batch_tokens: Whole = Field(
-        2048,
+        1024,
         ge=1,
         description="Padded tokens that go through the model at a time; bounds memory, and changes "
         "no result beyond round-off.",
@@ -197,6 +208,9 @@ class TrainRecipe(Section):
     optimizer_config: Annotated[dict[str, Any], BeforeValidator(plain_options)] = Field(
         default_factory=dict, description="Its options, such as `{weight_decay: 0.01}`."
     )
+    grad_checkpoint: bool = Field(
+        False, description="Compute activations of each layer twice instead of keeping them."
+    )
     prefix_cache: Literal["disk", "memory", "off"] = Field(
         "disk",
         description="Where outputs of frozen layers are kept. disk: in a file that later runs find "
@@ -208,6 +222,12 @@ class TrainRecipe(Section):
     steps_per_report: Whole = Field(10, ge=1, description="Mini-batches between report lines.")
     steps_per_eval: Whole = Field(200, ge=1, description="Mini-batches between validations.")
     save_every: Whole = Field(100, ge=1, description="Mini-batches between checkpoints.")
+    segment_steps: Whole | None = Field(
+        None,
+        ge=1,
+        description="Mini-batches after which a new process goes on, with the same bits; for runs "
+        "that use something up that only the end of a process gives back. Null: one process.",
+    )
     keep_checkpoints: Whole = Field(2, ge=2, description="How many checkpoints are kept.")
     val_batches: Whole = Field(
         -1, ge=-1, description="Mini-batches of the fixed validation set. -1: all of it."
@@ -242,6 +262,11 @@ class TrainRecipe(Section):
             if given == 0:
                 nothing, fix = meaning.split(" - ")
                 found.append(Conflict((f"train.{key}",), f"{key} is 0, so {nothing}", fix))
+        if self.fine_tune_type == "full" and self.lora_parameters.keys is not None:
+            keys = ("train.lora_parameters.keys", "train.fine_tune_type")
+            found.append(
+                Conflict(keys, "keys are given but full trains whole layers", "remove keys")
+            )
         return [*found, *self._optimizer_conflicts(), *self._schedule_conflicts()]
 
     def _optimizer_conflicts(self) -> list[Conflict]:

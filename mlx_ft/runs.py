@@ -8,6 +8,7 @@ Does not: know what is inside a stage, or what the stages are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,16 @@ from mlx_ft.errors import Fault, RunError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# What a full, read-only or forbidden disk says.
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 
 
 @dataclass(frozen=True)
@@ -220,3 +231,24 @@ def update_record(run: Path, **changes: Any) -> dict[str, Any]:
     record.update(changes, stages=stages, updated=time.time())
     write_json(path, record)
     return dict(record)
+
+
+@contextlib.contextmanager
+def disk_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a message; every other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise _disk_error(folder, error.strerror or str(error)) from error
+    except RuntimeError as error:
+        # MLX's writer has no type of its own for a full disk.
+        if "[write]" not in str(error) and "Failed to open" not in str(error):
+            raise
+        raise _disk_error(folder, str(error)) from error
+
+
+def _disk_error(folder: Path, reason: str) -> RunError:
+    fix = "free some space or choose --runs FOLDER; what was finished is kept"
+    return RunError(Fault(str(folder), f"cannot be written ({reason})", fix))

@@ -152,15 +152,16 @@ def train(job: Job) -> None:
     """Train the adapter into `train/`, and look at what it says before it is called done."""
     from mlx_ft.data.formats import read_rows
     from mlx_ft.data.prepare import source_files
-    from mlx_ft.train.look import choose_prompts
-    from mlx_ft.train.stage import TrainStage, run_train_stage
+    from mlx_ft.train.handover import TrainStage
+    from mlx_ft.train.prompts import choose_prompts
+    from mlx_ft.train.supervisor import supervise
 
     rows = read_rows(source_files(job.recipe.data)["valid"]).rows
     prompts = choose_prompts(
         [(row.category, row.messages[:-1]) for row in rows if row.messages is not None]
     )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
-        info = run_train_stage(
+        info = supervise(
             TrainStage(
                 recipe=job.recipe,
                 model_folder=job.model.path,
@@ -172,6 +173,7 @@ def train(job: Job) -> None:
                 prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
                 look_prompts=prompts,
             ),
+            job.run,
             job.console,
         )
         seal(folder, "train", job.inputs["train"], info)

@@ -166,11 +166,8 @@ def test_what_a_file_leaves_out_is_mlx_lms_default(folder: Path) -> None:
 
 
 REFUSED = [
-    ({"fine_tune_type": "dora"}, "fine_tune_type: 'dora' is not offered yet"),
-    ({"fine_tune_type": "full"}, "fine_tune_type: 'full' is not offered yet"),
     ({"training_mode": "dpo"}, "training_mode: 'dpo' trains on preferences"),
     ({"test": True}, "test: true asks for the loss on test.jsonl"),
-    ({"grad_checkpoint": True}, "grad_checkpoint: true is not offered yet"),
     ({"hf_dataset": {"path": "x"}}, "hf_dataset: a section of 1 is not offered yet"),
     ({"report_to": "wandb"}, "report_to: 'wandb' is not offered"),
     ({"trust_remote_code": True}, "trust_remote_code: true would run code"),

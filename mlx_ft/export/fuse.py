@@ -51,19 +51,17 @@ def fuse(base: Path, adapter: Path, dtype: str) -> FusedModel:
     """
     configure_backend()
     model, config = mlx_lm_load_model(base, lazy=True, trust_remote_code=False)
-    attach_adapter(model, adapter)
+    kind = attach_adapter(model, adapter).get("fine_tune_type", "lora")
+    trained = {name.rsplit(".", 1)[0] for name, _ in tree_flatten(model.trainable_parameters())}
+    adapted = sorted(trained)
     _widen_scales(model)
-    adapted = sorted(
-        name.rsplit(".", 1)[0]
-        for name, _ in tree_flatten(model.parameters())
-        if name.endswith(".lora_a")
-    )
     fused = [
         (name, module.fuse(dequantize=True))
         for name, module in model.named_modules()
         if hasattr(module, "fuse") and "lora_a" in module
     ]
-    if sorted(name for name, _ in fused) != adapted or not fused:
+    done = adapted if kind == "full" else sorted(name for name, _ in fused)
+    if done != adapted or not adapted:
         raise GateFailed(
             Fault(str(adapter), f"{len(fused)} of {len(adapted)} layers fused", "report this")
         )

@@ -59,7 +59,8 @@ def _what_passes(facts: PreflightInput, shape: ModelShape, trainable: int) -> st
     train = facts.recipe.train
     budget = MAX_PARAMETERS_PER_ROW * facts.rows
     rank = budget * train.lora_parameters.rank // trainable
-    ways = [f"train.lora_parameters.rank {rank}"] if rank else []
+    by_rank = rank and train.fine_tune_type != "full"
+    ways = [f"train.lora_parameters.rank {rank}"] if by_rank else []
     layers = 0
     for count in range(1, len(shape.layers) + 1):
         fewer = train.model_copy(update={"num_layers": count})
@@ -94,6 +95,8 @@ def lora_keys(facts: PreflightInput) -> Finding:
         return _not_computed(check, facts, limit)
     modules = adapted_modules(shape, train)
     keys = train.lora_parameters.keys
+    if train.fine_tune_type == "full":
+        return _ok(check, "no adapter: every weight of these layers is trained", limit)
     if keys is None:
         return _ok(check, f"all {len(modules)} linear layers", limit)
     found = {module.name for module in modules}
@@ -106,6 +109,18 @@ def lora_keys(facts: PreflightInput) -> Finding:
     hint = f"did you mean {', '.join(meant)}? " if meant else ""
     measured = f"no module to adapt is called {', '.join(unknown)}"
     fix = f"{hint}this model has {', '.join(names)}"
+    return Finding(check, "fail", measured, limit, fix)
+
+
+def quantized_base(facts: PreflightInput) -> Finding:
+    """Quantized weights, of which full fine-tuning could train none."""
+    check, kind = "quantized_base", facts.recipe.train.fine_tune_type
+    quantized = facts.model_config.get("quantization") is not None
+    measured = f"fine_tune_type is {kind}, the model is {'' if quantized else 'not '}quantized"
+    limit = "full needs weights that are not quantized"
+    if kind != "full" or not quantized:
+        return _ok(check, measured, limit)
+    fix = "use the model's 16-bit version, or fine_tune_type: lora"
     return Finding(check, "fail", measured, limit, fix)
 
 
@@ -246,6 +261,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     capacity,
     num_layers,
     lora_keys,
+    quantized_base,
     batch_size,
     schedule,
     disk,

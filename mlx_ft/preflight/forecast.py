@@ -50,9 +50,13 @@ def adapted_modules(shape: ModelShape, train: TrainRecipe) -> tuple[Module, ...]
 
 
 def trainable_parameters(shape: ModelShape, train: TrainRecipe) -> int:
-    """Return the adapter's parameters at the recipe's rank."""
+    """Return the adapter's parameters at the recipe's rank, or all of the layers' for full."""
     modules = adapted_modules(shape, train)
-    return train.lora_parameters.rank * sum(module.adapter_parameters for module in modules)
+    if train.fine_tune_type == "full":
+        return sum(module.parameters for module in modules)
+    magnitudes = train.fine_tune_type == "dora"
+    extra = sum(module.outputs for module in modules) if magnitudes else 0
+    return extra + train.lora_parameters.rank * sum(module.adapter_parameters for module in modules)
 
 
 def run_updates(train: TrainRecipe, rows: int) -> int:

@@ -16,10 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
-from mlx_ft.inference import adapter_faults
+from mlx_ft.inference import adapter_faults, make_trainable_layers
 from mlx_ft.recipe import Recipe, TrainRecipe
 
 ADAPTER_FILE = "adapters.safetensors"
@@ -53,7 +52,9 @@ def resolve_num_layers(num_layers: int, available: int) -> int:
 
 def adapter_config(recipe: Recipe, num_layers: int) -> dict[str, Any]:
     """Return adapter_config.json: what mlx-lm needs to rebuild the layers, and no more."""
-    lora = recipe.train.lora_parameters
+    kind, lora = recipe.train.fine_tune_type, recipe.train.lora_parameters
+    if kind == "full":
+        return {"fine_tune_type": kind, "model": recipe.model, "num_layers": num_layers}
     parameters: dict[str, Any] = {
         "rank": lora.rank,
         "scale": lora.effective_scale,
@@ -62,11 +63,23 @@ def adapter_config(recipe: Recipe, num_layers: int) -> dict[str, Any]:
     if lora.keys is not None:
         parameters["keys"] = list(lora.keys)
     return {
-        "fine_tune_type": "lora",
+        "fine_tune_type": kind,
         "model": recipe.model,
         "num_layers": num_layers,
         "lora_parameters": parameters,
     }
+
+
+def make_trainable(model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Unfreeze, on a frozen model, what an adapter_config.json trains; RecipeError where mlx-lm has
+    no such layers.
+    """
+    try:
+        make_trainable_layers(model, config)
+    except ValueError as error:
+        raise RecipeError(
+            Fault("train.fine_tune_type", str(error), "use fine_tune_type: lora")
+        ) from error
 
 
 def _check_keys(model: nn.Module, keys: list[str]) -> None:
@@ -95,13 +108,15 @@ def _check_keys(model: nn.Module, keys: list[str]) -> None:
 
 
 def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) -> AdapterShape:
-    """Freeze the model and put fresh LoRA layers on its top layers, started from `train.seed`."""
+    """Freeze the model but for its top layers' adapters, fresh and started from `train.seed`, or
+    for all of their weights.
+    """
     total = sum(int(array.size) for _, array in tree_flatten(model.parameters()))
     if train.lora_parameters.keys is not None:
         _check_keys(model, train.lora_parameters.keys)
     model.freeze()
     mx.random.seed(train.seed)
-    linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"])
+    make_trainable(model, config)
     trainable = tree_flatten(model.trainable_parameters())
     if not trainable:
         raise RecipeError(

@@ -101,7 +101,7 @@ class Follower:
 class SplitForward:
     """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`."""
 
-    def __init__(self, model: nn.Module, frozen_layers: int) -> None:
+    def __init__(self, model: nn.Module, frozen_layers: int, grad_checkpoint: bool = False) -> None:
         inner = model.model
         self.note = ""
         self.head_is_frozen = not trained_outside_layers(model)
@@ -113,6 +113,9 @@ class SplitForward:
         self._prefix.norm = nn.Identity()
         self._top = copy.copy(inner)
         self._top.layers = inner.layers[frozen_layers:]
+        if grad_checkpoint:
+            self._top.layers = [checkpointed(layer) for layer in self._top.layers]
+        self._grad_checkpoint = grad_checkpoint
         self._head = copy.copy(model)
         self._head.model = _Given(inner)
 
@@ -129,7 +132,8 @@ class SplitForward:
         return hidden
 
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
-        if shared_tokens == 0:
+        # Layers that are computed twice would put keys and values into the recorders twice.
+        if shared_tokens == 0 or self._grad_checkpoint:
             return self._top_after(ids, prefix, [None] * self._layer_count)
         recorders = [Recorder() for _ in range(self._layer_count)]
         self._top_after(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
@@ -228,8 +232,32 @@ def relative_difference(ours: mx.array, plain: mx.array) -> float:
     return scalar(mx.abs(ours - plain).max() / mx.maximum(mx.abs(plain).max(), 1e-6))
 
 
+def checkpointed(layer: nn.Module) -> nn.Module:
+    """Return a stand-in for a layer, with the same parameters, that keeps none of its activations
+    for the backward pass but computes them again (Chen et al., arXiv 1604.06174).
+    """
+    original = type(layer)
+
+    def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
+        def compute(parameters: Any, *arguments: Any) -> mx.array:
+            layer.update(parameters)
+            outputs: mx.array = layer(*arguments, **named)
+            return outputs
+
+        result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), *arguments)
+        return result
+
+    twin = copy.copy(layer)
+    # A class of its own for this layer alone: the model's own layers stay as they are.
+    twin.__class__ = type(f"Checkpointed{original.__name__}", (original,), {"__call__": call})
+    return twin
+
+
 def choose_forward(
-    model: nn.Module, adapted_layers: int, rows: Sequence[Sequence[int]]
+    model: nn.Module,
+    adapted_layers: int,
+    rows: Sequence[Sequence[int]],
+    grad_checkpoint: bool = False,
 ) -> PlainForward | SplitForward:
     """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
     one.
@@ -247,7 +275,7 @@ def choose_forward(
             frozen = 0  # an embedding that is trained moves every layer above it
         if frozen and "input_embeddings" not in inspect.signature(type(inner).__call__).parameters:
             frozen = 0
-        split = SplitForward(model, frozen)
+        split = SplitForward(model, frozen, grad_checkpoint)
         proof = prove_equal(model, split, rows)
     except Exception as error:  # any model's code, called in a way that its author did not plan
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
@@ -260,5 +288,6 @@ def choose_forward(
     split.note = (
         f"{frozen} of {len(inner.layers)} layers frozen, computed once a row; logits only at "
         f"trained tokens; equal to the plain forward within {proof.relative_difference:.1e}"
+        + ("; activations computed twice" if grad_checkpoint else "")
     )
     return split

@@ -16,13 +16,18 @@ from mlx_ft.train.forward import Forward
 from mlx_ft.train.metrics import Metric
 
 
+class SegmentOver(Exception):
+    """A process has done its share of a run, and its checkpoint is written."""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """All that one run trains: the model with its adapter, the rows, and where results go.
 
     `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
     Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
-    goes into, or in memory up to `prefix_limit_bytes`.
+    goes into, or in memory up to `prefix_limit_bytes`. After `segment_steps` mini-batches the
+    process ends with SegmentOver, for a new one to go on.
     """
 
     model: nn.Module
@@ -33,6 +38,7 @@ class TrainingJob:
     validation_rows: TokenizedSplit
     recipe: TrainRecipe
     iterations: int
+    segment_steps: int | None
     folder: Path
     inputs: str
     prefix_limit_bytes: int

@@ -1,14 +1,13 @@
 """Look before you merge: a few generations straight after training, before anything is fused.
 
-Three prompts come from the validation rows, of different categories where there are any, two are
-ordinary talk. Two or more degenerate answers of five stop the run; a single one is shown and said,
-because small base models loop now and then by themselves.
+Which prompts is decided in `prompts.py`. Two or more degenerate answers of five stop the run; a
+single one is shown and said, because small base models loop now and then by themselves.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,10 @@ from typing import Any
 from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.inference import LoadedModel, generate
+from mlx_ft.train.prompts import Messages
 
-TALK_PROMPTS = ("Hello", "What is the capital of France?")
-SAMPLES = 5
 MAX_TOKENS = 64
 TOO_MANY_DEGENERATE = 2
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,23 +30,6 @@ class LookSample:
     finish_reason: str
     generated_tokens: int
     degenerate: str | None
-
-
-def choose_prompts(validation: Sequence[tuple[str | None, Messages]]) -> list[Messages]:
-    """Return five prompts from (category, prompt messages) pairs and ordinary talk.
-
-    One of each category first, in the order they come; a row that is only an answer has no prompt.
-    """
-    seen: set[str | None] = set()
-    first: list[Messages] = []
-    rest: list[Messages] = []
-    for category, messages in validation:
-        if not messages:
-            continue
-        (rest if category in seen else first).append(messages)
-        seen.add(category)
-    talk: list[Messages] = [[{"role": "user", "content": text}] for text in TALK_PROMPTS]
-    return [*(first + rest)[: SAMPLES - len(talk)], *talk][:SAMPLES]
 
 
 def look(

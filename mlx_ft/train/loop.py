@@ -24,7 +24,7 @@ from mlx_ft.train.checkpoints import (
     restore_checkpoint,
     save_checkpoint,
 )
-from mlx_ft.train.job import Listener, TrainingJob, TrainingResult
+from mlx_ft.train.job import Listener, SegmentOver, TrainingJob, TrainingResult
 from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile
 from mlx_ft.train.prefix import PrefixCache, content_key
@@ -328,6 +328,7 @@ def _fill_prefix(run: _Run) -> None:
 def _iterate(run: _Run) -> None:
     recipe = run.job.recipe
     save_due = validation_due = False
+    begun_at = run.position.iteration
     for mini_batch in run.plan(run.position.iteration):
         run.step(mini_batch)
         iteration = run.position.iteration
@@ -339,13 +340,17 @@ def _iterate(run: _Run) -> None:
         # boundary, so that what is measured is what can be saved.
         validation_due = validation_due or run.validates_at(iteration)
         stop = run.listener.stop_requested()
-        save_due = save_due or stop or last or iteration % recipe.save_every == 0
+        segment = run.job.segment_steps
+        segment_over = segment is not None and iteration - begun_at >= segment and not last
+        save_due = save_due or stop or last or segment_over or iteration % recipe.save_every == 0
         if run.window_ends():
             if validation_due:
                 save_due = run.validate() or save_due
             if save_due:
                 run.save()
             save_due = validation_due = False
+        if segment_over and run.window_ends() and not stop:
+            raise SegmentOver
         if stop and run.window_ends() and not last:
             raise Interrupted(
                 Fault(

@@ -90,6 +90,8 @@ def frozen_head_loss(forward: Forward, hidden: mx.array, targets: mx.array) -> m
     For a head that is not trained: loss and gradient come from the same exponentials, a few
     positions at a time, so that the logits of all positions never exist together.
     """
+    if hidden.shape[0] == 0:
+        return mx.zeros(())
     vocabulary = forward.head(hidden[:1]).shape[-1]
     positions = max(1, LOGITS_BYTES // (4 * vocabulary))
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mlx_ft import BLAS
 from mlx_ft.console import Console
+from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.hardware import format_bytes, format_seconds
 from mlx_ft.inference import LoadedModel, load_model, release
 from mlx_ft.interrupts import deferred
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe import TrainRecipe
 from mlx_ft.runs import hash_of
 from mlx_ft.tokens import TokenizedSplit, read_split
 from mlx_ft.train.adapters import (
@@ -26,8 +26,9 @@ from mlx_ft.train.adapters import (
 )
 from mlx_ft.train.batches import total_iterations, total_updates
 from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.job import Listener, TrainingJob, result_info
-from mlx_ft.train.look import Messages, look
+from mlx_ft.train.handover import TrainStage
+from mlx_ft.train.job import Listener, TrainingJob, TrainingResult, result_info
+from mlx_ft.train.look import look
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 
@@ -35,24 +36,15 @@ from mlx_ft.train.metrics import Metric
 RISING_VALIDATIONS = 3
 
 
-@dataclass(frozen=True)
-class TrainStage:
-    """Inputs of the stage: the recipe, where model and rows are, where results go."""
-
-    recipe: Recipe
-    model_folder: Path
-    data_folder: Path
-    folder: Path
-    inputs: str
-    model_identity: str
-    prefix_limit_bytes: int
-    prefix_folder: Path
-    look_prompts: Sequence[Messages]
-
-
-def run_train_stage(stage: TrainStage, console: Console) -> dict[str, Any]:
+def run_train_stage(
+    stage: TrainStage,
+    console: Console,
+    beat: Callable[[str], None] = lambda doing: None,
+    orphaned: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
 
+    `beat` is told what is being done, again and again; `orphaned` asks for a stop like a signal.
     Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
     """
     train_rows = read_split(stage.data_folder / "train.safetensors")
@@ -62,12 +54,13 @@ def run_train_stage(stage: TrainStage, console: Console) -> dict[str, Any]:
     job = _job(stage, loaded, train_rows, validation_rows)
     console.say(job.forward.note)
     console.say(_plan_line(job))
-    result = _train(job, console)
+    result = _train(job, console, beat, orphaned)
     info = result_info(result, job.shape, loaded.compute, job.forward.note)
     adapter = stage.folder / "adapter"
     save_adapter(loaded.model, job.adapter_config, adapter)
     del loaded, job
     release()
+    beat("looking")
     console.say("looking at five answers before anything is merged")
     look(_load(stage, adapter), stage.look_prompts, stage.folder / "samples.jsonl", console.say)
     release()
@@ -104,12 +97,20 @@ def _job(
     train_recipe = stage.recipe.train
     layers = resolve_num_layers(train_recipe.num_layers, len(loaded.model.layers))
     config = adapter_config(stage.recipe, layers)
+    if train_recipe.fine_tune_type == "full" and "quantization" in loaded.config:
+        raise RecipeError(
+            Fault(
+                "train.fine_tune_type",
+                f"{stage.recipe.model} is quantized, and quantized weights cannot be trained",
+                "use its 16-bit version, or fine_tune_type: lora",
+            )
+        )
     shape = put_adapter(loaded.model, train_recipe, config)
     if train_recipe.resume_adapter_file is not None:
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
     loaded.model.eval()
     proof = [train_rows.row(0)[0].tolist(), *map(_longest_row, (train_rows, validation_rows))]
-    forward = choose_forward(loaded.model, layers, proof)
+    forward = choose_forward(loaded.model, layers, proof, train_recipe.grad_checkpoint)
     return TrainingJob(
         model=loaded.model,
         forward=forward,
@@ -118,6 +119,7 @@ def _job(
         train_rows=train_rows,
         validation_rows=validation_rows,
         recipe=train_recipe,
+        segment_steps=train_recipe.segment_steps,
         iterations=total_iterations(
             len(train_rows), train_recipe.batch_size, train_recipe.epochs, train_recipe.iters
         ),
@@ -134,21 +136,34 @@ def _longest_row(split: TokenizedSplit) -> list[int]:
     return row
 
 
+def _strength(recipe: TrainRecipe) -> str:
+    if recipe.fine_tune_type == "full":
+        return ", every weight of them"
+    kind = "" if recipe.fine_tune_type == "lora" else f", {recipe.fine_tune_type}"
+    return f"{kind}, scale {recipe.lora_parameters.effective_scale:g}"
+
+
 def _plan_line(job: TrainingJob) -> str:
     recipe = job.recipe
     updates = total_updates(job.iterations, recipe.grad_accumulation_steps)
     return (
         f"{job.shape.trainable_parameters:,} of {job.shape.total_parameters:,} parameters in "
-        f"{job.shape.num_layers} layers, scale {recipe.lora_parameters.effective_scale:g}; "
+        f"{job.shape.num_layers} layers{_strength(recipe)}; "
         f"{job.iterations} iterations of {recipe.batch_size} rows = {updates} optimizer updates"
     )
 
 
-def _train(job: TrainingJob, console: Console) -> Any:
-    with console.progress("training", 1.0) as line, deferred(console.say) as stop_requested:
+def _train(
+    job: TrainingJob, console: Console, beat: Callable[[str], None], orphaned: Callable[[], bool]
+) -> TrainingResult:
+    with console.progress("training", 1.0) as line, deferred(console.say) as interrupted:
 
         def progress(done: float, total: float, text: str) -> None:
             line.update(done / total, text)
+            beat(text)
+
+        def stop_requested() -> bool:
+            return interrupted() or orphaned()
 
         listener = Listener(lambda m: console.say(metric_line(m)), progress, stop_requested)
         return train(job, listener)

@@ -115,11 +115,12 @@ class GradientWindow:
 
         When loss or gradient is not finite the weights stay as they are.
         """
-        gradient = tree_map(lambda g: g / self._trained_tokens, self._gradient)
+        tokens = max(1, self._trained_tokens)
+        gradient = tree_map(lambda g: g / tokens, self._gradient)
         norm = scalar(gradient_norm(gradient))
         result = Update(
             gradient_norm=norm,
-            loss=self._loss / self._trained_tokens,
+            loss=self._loss / tokens,
             applied=math.isfinite(norm) and math.isfinite(self._loss),
         )
         if result.applied:

@@ -67,7 +67,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         config = adapter_config(recipe, num_layers)
         shape = put_adapter(model, train, config)
         model.eval()
-        proof = [rows.row(index)[0].tolist() for index in range(2)]
+        proof = [rows.row(index)[0].tolist() for index in range(min(2, len(rows)))]
         target = tmp_path / folder
         target.mkdir(exist_ok=True)
         return TrainingJob(
@@ -79,6 +79,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             validation_rows=validation_rows or random_rows(5, seed=2),
             recipe=train,
             iterations=iterations,
+            segment_steps=train.segment_steps,
             folder=target,
             inputs="inputs",
             prefix_limit_bytes=1 << 20,

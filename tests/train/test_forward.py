@@ -27,6 +27,7 @@ from mlx_ft.train.forward import (
     choose_forward,
     prove_equal,
 )
+from mlx_ft.train.handover import TrainStage
 from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
@@ -223,9 +224,11 @@ def test_the_stage_proves_on_its_longest_rows(
 ) -> None:
     proved: list[list[list[int]]] = []
 
-    def remember(model: nn.Module, layers: int, rows: list[list[int]]) -> Forward:
+    def remember(
+        model: nn.Module, layers: int, rows: list[list[int]], grad_checkpoint: bool
+    ) -> Forward:
         proved.append(rows)
-        return choose_forward(model, layers, rows)
+        return choose_forward(model, layers, rows, grad_checkpoint)
 
     monkeypatch.setattr(stage, "choose_forward", remember)
     recipe = Recipe(
@@ -233,7 +236,7 @@ def test_the_stage_proves_on_its_longest_rows(
     )
     splits = random_rows(9, seed=3), random_rows(4, seed=4)
     model = load_model(model_folder, adapter=None, enable_thinking=False, date="2025-01-01")
-    job = stage.TrainStage(
+    job = TrainStage(
         recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
     )
     stage._job(job, model, *splits)

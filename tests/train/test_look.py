@@ -13,13 +13,11 @@ from mlx_ft.inference import LoadedModel, load_model
 from mlx_ft.runs import read_json_lines
 from mlx_ft.train.look import (
     MAX_TOKENS,
-    SAMPLES,
-    TALK_PROMPTS,
     LookSample,
-    choose_prompts,
     look,
     require_sane,
 )
+from mlx_ft.train.prompts import SAMPLES, TALK_PROMPTS, choose_prompts
 from tests.tiny import write_tiny_model
 
 

@@ -1,0 +1,261 @@
+"""Brings a training home through the deaths of its process.
+
+Does: start the training process, watch its signs of life, start it again from its last checkpoint
+when it died or is stuck, say why in words, give up when it dies without getting on. Does not:
+import MLX or train: what can kill a process must not be in this one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.console import Console, printable
+from mlx_ft.errors import Fault, Interrupted, RunError
+from mlx_ft.runs import read_json, read_manifest
+from mlx_ft.train.child import SEGMENT_OVER
+from mlx_ft.train.handover import (
+    RESULT_FILE,
+    TrainStage,
+    read_error,
+    read_heartbeat,
+    write_stage,
+)
+
+CHECKPOINTS = "checkpoints"
+CONTROL_FOLDER = "train.control"
+# Deaths in a row without a new checkpoint after which it is no use.
+MAX_DEATHS_WITHOUT_PROGRESS = 3
+# Silence after which a process is stuck: at least this long, and this many of its longest steps.
+STUCK_SECONDS, STUCK_STEPS = 1800.0, 20
+POLL_SECONDS = 0.2
+LAST_LINES = 60
+SMALLEST_MICRO_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a process died: in words, what helps, and whether it needed too much memory."""
+
+    words: str
+    fix: str
+    memory: bool = False
+
+
+LESS_MEMORY = (
+    "lower train.micro_batch_tokens, train.num_layers or data.max_seq_length, or set "
+    "train.grad_checkpoint: true"
+)
+# What dying processes leave on stderr, the most telling first.
+MESSAGES: Mapping[str, Cause] = {
+    "ErrorImpactingInteractivity": Cause(
+        "macOS stopped its work on the GPU because the display had to wait (Metal's watchdog)",
+        "let the display sleep while it trains, close what draws on the screen, or lower "
+        "train.micro_batch_tokens; setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 has helped some",
+    ),
+    "Resource limit (": Cause(
+        "Metal ran out of resource handles, which only a new process has again",
+        "set train.segment_steps, so that a new process goes on before the limit is reached",
+    ),
+    "CallbackErrorTimeout": Cause(
+        "a GPU command took longer than Metal allows", "lower train.micro_batch_tokens"
+    ),
+    "CallbackErrorOutOfMemory": Cause("the GPU ran out of memory", LESS_MEMORY, memory=True),
+    "Insufficient Memory": Cause("the GPU ran out of memory", LESS_MEMORY, memory=True),
+    "Unable to allocate": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
+    "bad_alloc": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
+    "MemoryError": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
+    "Cannot allocate memory": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
+}
+KILLED = Cause(
+    "it was killed; when nobody did that, the system was out of memory", LESS_MEMORY, memory=True
+)
+STUCK = Cause("it gave no sign of life", "look at what else uses the machine")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended: its exit code (minus the signal's number), and its last words."""
+
+    code: int
+    last_lines: tuple[str, ...]
+    was_stuck: bool = False
+
+
+def cause_of(ending: Ending) -> Cause | None:
+    """Return why a process died, or None when it is a mistake in our own code."""
+    if ending.was_stuck:
+        return STUCK
+    text = "\n".join(ending.last_lines)
+    for message, cause in MESSAGES.items():
+        if message in text:
+            return cause
+    if ending.code == -signal.SIGKILL:
+        return KILLED
+    if ending.code < 0:
+        name = signal.Signals(-ending.code).name
+        return Cause(f"it ended with {name}", "its last words are above")
+    return None
+
+
+def last_checkpoint(folder: Path) -> int:
+    """Return the iteration of the newest whole checkpoint, 0 when there is none."""
+    names = [p.name for p in (folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
+    whole = (int(n) for n in names if read_manifest(folder / CHECKPOINTS / n) is not None)
+    return max(whole, default=0)
+
+
+def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
+    """Train in processes of their own until the run is done; return the stage's hand-over.
+
+    Raises what the training raised, Interrupted when it was stopped, RunError when processes die
+    without getting on.
+    """
+    control = run / CONTROL_FOLDER
+    control.mkdir(parents=True, exist_ok=True)
+    deaths = 0
+    while True:
+        before = last_checkpoint(stage.folder)
+        write_stage(control, stage)
+        try:
+            ending = _run_child(control, console)
+        except KeyboardInterrupt:
+            raise read_error(control) or KeyboardInterrupt from None
+        if ending.code == 0:
+            info: dict[str, Any] = read_json(control / RESULT_FILE)
+            shutil.rmtree(control)
+            return info
+        error = read_error(control)
+        if error is not None:
+            raise error
+        if ending.code == SEGMENT_OVER:
+            deaths = 0
+            continue
+        if ending.code == Interrupted.exit_code:
+            raise KeyboardInterrupt
+        cause = cause_of(ending)
+        if cause is None:
+            raise RuntimeError(f"the training process failed with code {ending.code}, see above")
+        reached = last_checkpoint(stage.folder)
+        deaths = 1 if reached > before else deaths + 1
+        _require_progress(deaths, reached, cause)
+        stage = _with_less_memory(stage, deaths, cause, console)
+        console.say(
+            f"the training process died: {cause.words}; going on from iteration {reached}", "yellow"
+        )
+
+
+def _require_progress(deaths: int, reached: int, cause: Cause) -> None:
+    if deaths < MAX_DEATHS_WITHOUT_PROGRESS:
+        return
+    raise RunError(
+        Fault(
+            f"training, after iteration {reached}",
+            f"the training process died {deaths} times without getting on: {cause.words}",
+            f"{cause.fix}; then run the same command again, the last checkpoint is intact",
+        )
+    )
+
+
+def _with_less_memory(stage: TrainStage, deaths: int, cause: Cause, console: Console) -> TrainStage:
+    """Return the stage with half the tokens at a time, when memory was short twice in a row.
+
+    The first time a new process alone may do: what the old one had left in pieces is whole again.
+    """
+    train = stage.recipe.train
+    tokens = train.micro_batch_tokens // 2
+    if not cause.memory or deaths < 2 or tokens < SMALLEST_MICRO_BATCH:
+        return stage
+    console.say(f"from now on {tokens} tokens at a time: less memory, the same sums", "yellow")
+    fewer = train.model_copy(update={"micro_batch_tokens": tokens})
+    return replace(stage, recipe=stage.recipe.model_copy(update={"train": fewer}))
+
+
+def _run_child(control: Path, console: Console) -> Ending:
+    """Run one process to its end, whatever that is; signals to this one are passed on."""
+    console_fd, owned = _console_fd(console)
+    command = [sys.executable, "-m", "mlx_ft.train.child"]
+    process = subprocess.Popen(
+        [*command, str(control), str(console_fd), str(os.getpid())],
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        pass_fds=(console_fd,),
+        # Ctrl-C reaches this process alone, which then asks the other one, once, to stop.
+        start_new_session=True,
+    )
+    lines: deque[str] = deque(maxlen=LAST_LINES)
+    reader = threading.Thread(target=_forward, args=(process, lines, console), daemon=True)
+    reader.start()
+    try:
+        was_stuck = _wait(process, control)
+    except BaseException:
+        _stop(process)
+        raise
+    finally:
+        reader.join(timeout=5)
+        if owned:
+            os.close(console_fd)
+    return Ending(process.returncode, tuple(lines), was_stuck)
+
+
+def _console_fd(console: Console) -> tuple[int, bool]:
+    """Return a descriptor of the console's stream, and whether it is ours to close.
+
+    A stream without one (in memory) gets its lines by way of the process's stderr.
+    """
+    try:
+        return os.dup(console.fileno()), True
+    except (OSError, io.UnsupportedOperation):
+        return 2, False
+
+
+def _forward(process: subprocess.Popen[bytes], lines: deque[str], console: Console) -> None:
+    assert process.stderr is not None
+    with process.stderr as stream:
+        for raw in stream:
+            line = raw.decode(errors="replace").rstrip("\n")
+            lines.append(line)
+            console.say(printable(line))
+
+
+def _wait(process: subprocess.Popen[bytes], control: Path) -> bool:
+    """Wait for the end; kill a process that is silent for too long, and say whether that was so."""
+    beats, since = -1, time.monotonic()
+    while True:
+        try:
+            process.wait(timeout=POLL_SECONDS)
+            return False
+        except subprocess.TimeoutExpired:
+            pass
+        heartbeat = read_heartbeat(control)
+        now = time.monotonic()
+        if heartbeat is not None and heartbeat.beats != beats:
+            beats, since = heartbeat.beats, now
+        longest = heartbeat.longest_seconds if heartbeat is not None else 0.0
+        if now - since > max(STUCK_SECONDS, STUCK_STEPS * longest):
+            process.kill()
+            process.wait()
+            return True
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Pass an interruption on, and wait until the process has written its checkpoint."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait()
+    except KeyboardInterrupt:  # asked for a second time: at once
+        process.kill()
+        process.wait()
+        raise

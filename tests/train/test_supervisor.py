@@ -1,0 +1,342 @@
+"""A run comes home through the deaths of its process, with the bits of a run that nobody disturbed.
+
+The processes are real ones, killed with real signals at random moments.
+"""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from mlx_ft.console import Console
+from mlx_ft.errors import Fault, GateFailed, ModelError, RunError
+from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.runs import read_json_lines
+from mlx_ft.tokens import write_split
+from mlx_ft.train import supervisor
+from mlx_ft.train.handover import (
+    Pulse,
+    TrainStage,
+    read_error,
+    read_heartbeat,
+    read_stage,
+    write_error,
+    write_stage,
+)
+from mlx_ft.train.supervisor import (
+    MAX_DEATHS_WITHOUT_PROGRESS,
+    Ending,
+    cause_of,
+    last_checkpoint,
+    supervise,
+)
+from tests.tiny import write_tiny_model
+from tests.train.conftest import random_rows
+
+# What says how fast or when, not what was learned.
+TIMES = ("seconds", "seconds_left", "tokens_per_second", "peak_memory_bytes")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", layers=3)
+
+
+def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
+    """Return a stage of a tiny run below `place`, its rows written."""
+    data, folder = place / "data", place / "train.tmp"
+    data.mkdir(parents=True)
+    folder.mkdir()
+    write_split(data / "train.safetensors", random_rows(13, seed=1))
+    write_split(data / "valid.safetensors", random_rows(5, seed=2))
+    values = {"steps_per_report": 3, "steps_per_eval": 10, "save_every": 2, "iters": 30}
+    train = TrainRecipe(
+        num_layers=2,
+        learning_rate=1e-3,
+        lora_parameters=LoraParameters(rank=4, alpha=8.0, dropout=0.1),
+        **(values | changes),
+    )
+    return TrainStage(
+        recipe=Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train),
+        model_folder=base,
+        data_folder=data,
+        folder=folder,
+        inputs="inputs",
+        model_identity="tiny",
+        prefix_limit_bytes=1 << 20,
+        prefix_folder=place / "prefix",
+        look_prompts=[[{"role": "user", "content": "hello"}]],
+    )
+
+
+def arrays(file: Path) -> dict[str, bytes]:
+    """Return the bits of each array; files of equal arrays may order them otherwise."""
+    return {name: array.tobytes() for name, array in load_file(file).items()}
+
+
+def learned(stage: TrainStage) -> tuple[dict[str, bytes], dict[str, bytes], list[dict[str, Any]]]:
+    """Return adapter, last optimizer state and metrics of a finished stage."""
+    newest = stage.folder / "checkpoints" / f"{last_checkpoint(stage.folder):07d}"
+    metrics = read_json_lines(stage.folder / "metrics.jsonl")
+    return (
+        arrays(stage.folder / "adapter" / "adapters.safetensors"),
+        arrays(newest / "optimizer.safetensors"),
+        [{k: v for k, v in metric.items() if k not in TIMES} for metric in metrics],
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    place = tmp_path_factory.mktemp("undisturbed")
+    stage = stage_in(place, base)
+    info = supervise(stage, place, Console(io.StringIO()))
+    assert info["iterations"] == 30 and not (place / "train.control").exists()
+    return learned(stage)
+
+
+class Killer(threading.Thread):
+    """Kills the training process of a run, a number of times, whenever it has got a bit further."""
+
+    def __init__(self, stage: TrainStage, control: Path, kills: int, number: int) -> None:
+        super().__init__(daemon=True)
+        self.stage, self.control, self.left, self.number = stage, control, kills, number
+        self.random = random.Random(kills)
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while self.left and not self.done.is_set():
+            before = last_checkpoint(self.stage.folder)
+            while not self.done.is_set() and last_checkpoint(self.stage.folder) == before:
+                time.sleep(0.01)
+            time.sleep(self.random.uniform(0, 0.05))
+            for pid in children():
+                os.kill(pid, self.number)
+                self.left -= 1
+
+
+def children() -> list[int]:
+    """Return the training processes that this process has started."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.train.child"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_a_run_comes_home_through_kills_with_the_same_bits(
+    base: Path, tmp_path: Path, undisturbed: Any, number: signal.Signals
+) -> None:
+    stage = stage_in(tmp_path, base)
+    said = io.StringIO()
+    killer = Killer(stage, tmp_path / "train.control", 3, number)
+    killer.start()
+    supervise(stage, tmp_path, Console(said))
+    killer.done.set()
+    assert killer.left == 0, "the run was over too soon"
+    assert said.getvalue().count("the training process died") == 3
+    assert learned(stage) == undisturbed
+
+
+def test_segments_have_the_bits_of_one_process(
+    base: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    stage = stage_in(tmp_path, base, segment_steps=11)
+    said = io.StringIO()
+    supervise(stage, tmp_path, Console(said))
+    assert said.getvalue().count("computing in") == 3, "three processes"
+    assert learned(stage) == undisturbed
+
+
+def test_an_interruption_reaches_the_training_and_leaves_a_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
+    control = tmp_path / "train.control"
+    control.mkdir()
+    write_stage(control, stage)
+    code = (
+        "import sys; from pathlib import Path; from mlx_ft.console import Console; "
+        "from mlx_ft.errors import Interrupted; from mlx_ft.interrupts import interruptible; "
+        "from mlx_ft.train.handover import read_stage; "
+        "from mlx_ft.train.supervisor import supervise\n"
+        "place = Path(sys.argv[1])\n"
+        "try:\n"
+        "    with interruptible():\n"
+        "        supervise(read_stage(place / 'train.control'), place, Console())\n"
+        "except Interrupted as error: print(error); sys.exit(130)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None and process.stdout is not None
+    for line in process.stderr:
+        if "update 3 of" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.stderr.read()
+    with process:  # closes its pipes
+        assert process.wait(timeout=60) == 130
+        assert "checkpoint written" in process.stdout.read()
+    assert last_checkpoint(stage.folder) > 0
+
+
+def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
+    control = tmp_path / "train.control"
+    control.mkdir()
+    write_stage(control, stage)
+    code = (
+        "import sys; from pathlib import Path; from mlx_ft.console import Console; "
+        "from mlx_ft.train.handover import read_stage; "
+        "from mlx_ft.train.supervisor import supervise; place = Path(sys.argv[1]); "
+        "supervise(read_stage(place / 'train.control'), place, Console())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "update 3 of" in line:
+            break
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    with (control / "lock").open("w") as lock:
+        import fcntl
+
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "the training goes on without anybody"
+                time.sleep(0.1)
+    assert last_checkpoint(stage.folder) > 0, "it wrote a checkpoint before it went"
+
+
+def test_what_a_user_can_act_on_arrives_as_it_is(base: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path, base)
+    stage = replace(stage, model_folder=tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="nowhere"):
+        supervise(stage, tmp_path, Console(io.StringIO()))
+
+
+def test_our_own_mistakes_are_not_tried_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stage_in(tmp_path, base)
+    (stage.data_folder / "train.safetensors").unlink()
+    (stage.data_folder / "train.safetensors").mkdir()
+    starts = []
+    run_child = supervisor._run_child
+
+    def count(control: Path, console: Console) -> Ending:
+        starts.append(control)
+        return run_child(control, console)
+
+    monkeypatch.setattr(supervisor, "_run_child", count)
+    with pytest.raises((RuntimeError, RunError)):
+        supervise(stage, tmp_path, Console(io.StringIO()))
+    assert len(starts) == 1
+
+
+def test_a_process_that_only_dies_is_given_up_and_memory_is_saved_on_the_way(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = []
+
+    def dies(control: Path, console: Console) -> Ending:
+        budgets.append(read_stage(control).recipe.train.micro_batch_tokens)
+        return Ending(-signal.SIGKILL, ())
+
+    monkeypatch.setattr(supervisor, "_run_child", dies)
+    said = io.StringIO()
+    with pytest.raises(RunError, match="3 times without getting on") as caught:
+        supervise(stage_in(tmp_path, base), tmp_path, Console(said))
+    assert budgets == [1024, 1024, 512] and len(budgets) == MAX_DEATHS_WITHOUT_PROGRESS
+    assert "micro_batch_tokens" in str(caught.value) and "intact" in str(caught.value)
+
+
+def test_a_silent_process_is_ended(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "STUCK_SECONDS", 0.5)
+    control = tmp_path / "control"
+    control.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert supervisor._wait(process, control), "it was stuck"
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "libc++abi: terminating due to uncaught exception of type std::runtime_error: [METAL] "
+            "Command buffer execution failed: Impacting Interactivity (0000000e:"
+            "kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+            "watchdog",
+        ),
+        ("RuntimeError: [metal::malloc] Resource limit (499000) exceeded.", "resource handles"),
+        ("kIOGPUCommandBufferCallbackErrorOutOfMemory", "GPU ran out of memory"),
+        ("RuntimeError: [malloc] Unable to allocate 4294967296 bytes.", "could not be allocated"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "be allocated"),
+    ],
+)
+def test_last_words_are_recognised(line: str, words: str) -> None:
+    cause = cause_of(Ending(-signal.SIGABRT, ("something else", line)))
+    assert cause is not None and words in cause.words
+    assert cause.memory == ("alloca" in words or "out of memory" in words)
+
+
+def test_endings_without_words() -> None:
+    killed, crashed = cause_of(Ending(-9, ())), cause_of(Ending(-signal.SIGSEGV, ()))
+    assert killed is not None and killed.memory
+    assert crashed is not None and "SIGSEGV" in crashed.words
+    assert cause_of(Ending(1, ("TypeError: unsupported operand",))) is None
+    stuck = cause_of(Ending(-9, (), was_stuck=True))
+    assert stuck is not None and "no sign of life" in stuck.words
+
+
+def test_a_job_and_an_error_survive_the_way_through_files(base: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path / "run", base)
+    write_stage(tmp_path, stage)
+    assert read_stage(tmp_path) == stage
+    error = GateFailed([Fault("a", "b", "c"), Fault("d", "e", "f")])
+    write_error(tmp_path, error)
+    again = read_error(tmp_path)
+    assert type(again) is GateFailed and again.faults == error.faults
+    write_stage(tmp_path, stage)
+    assert read_error(tmp_path) is None, "an earlier answer is not the next one's"
+
+
+def test_heartbeats_come_once_a_second_and_count_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pulse = Pulse(tmp_path)
+    assert read_heartbeat(tmp_path) is None
+    for pause in (0.0, 0.5, 0.25, 7.0):
+        now[0] += pause
+        pulse.beat(f"at {now[0]}")
+    beat = read_heartbeat(tmp_path)
+    assert beat is not None and (beat.beats, beat.longest_seconds) == (4, 7.0)
+    assert beat.doing == "at 107.75"
