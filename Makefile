@@ -1,6 +1,6 @@
 # One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
 .DEFAULT_GOAL := $(if $(recipe),run,help)
-.PHONY: help run install test check format docs clean
+.PHONY: help run install test test-slow bench check format docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,12 @@ $(DEV_READY): $(RUN_READY)
 
 test: $(DEV_READY)  ## Run the tests (two processes; fetches the built-in model once).
 	@$(BIN)/python -m pytest -n 2
+
+test-slow: $(DEV_READY)  ## Run the slow tests (a quarter of an hour: 200 kills of one training).
+	@$(BIN)/python -m pytest -m slow
+
+bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").
+	@$(BIN)/python -m tests.bench.training $(options)
 
 check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documentation.
 	$(BIN)/ruff check .

@@ -269,6 +269,20 @@ class ChatRenderer:
             )
         return len(prompt), stop + 1
 
+    def training_spans(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Return a conversation's rendered text, and where in it each token of its row begins and
+        ends. Raises RowRefused when the tokenizer cannot say.
+        """
+        text = self._render(messages, tools, add_generation_prompt=False)
+        try:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        except NotImplementedError as error:
+            raise RowRefused("the tokenizer cannot say where its tokens lie in a text") from error
+        assert [int(i) for i in encoded["input_ids"]] == self._encode(text)
+        return text, [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+
     def text_row(self, text: str) -> RenderedRow:
         """Return plain text as the tokenizer begins it (a BOS where it has one), with its end
         token; every token but the first is trained.

@@ -1,7 +1,8 @@
 """What a user can ask for, and the one home of every default.
 
 Does: declare the recipe's keys with their types, limits, defaults and meaning (the reference in the
-README is generated from here), and the checks between keys.
+README is generated from here), and the checks between keys. Rows and rendering are declared in
+`recipe_data.py`, and are had from here.
 Does not: read files (`recipe_loading.py`), translate mlx-lm's flat form (`mlx_lm_config.py`), or
 look at data, models or the machine.
 """
@@ -13,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight
 from mlx_ft.recipe_values import (
     Conflict,
-    Day,
     Real,
     Section,
     Text,
@@ -26,38 +27,26 @@ from mlx_ft.recipe_values import (
     whole_from_text,
 )
 
+__all__ = [
+    "COLUMNS",
+    "DEFAULT_EPOCHS",
+    "DEFAULT_SCALE",
+    "ChatRecipe",
+    "Column",
+    "DataRecipe",
+    "EvalRecipe",
+    "ExportRecipe",
+    "LoraParameters",
+    "LossWeight",
+    "LrSchedule",
+    "Recipe",
+    "TrainRecipe",
+]
+
 Column = Literal["base", "adapter", "fused", "quantized"]
 COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
 DEFAULT_EPOCHS = 2
 DEFAULT_SCALE = 2.0
-
-
-class DataRecipe(Section):
-    """Rows to learn from."""
-
-    path: Text = Field(
-        description="Folder with `train.jsonl` and `valid.jsonl`, relative to the current folder."
-    )
-    max_seq_length: Whole = Field(2048, ge=8, description="Longest row in tokens.")
-    overlong: Literal["drop", "refuse"] = Field(
-        "drop", description="What happens to longer rows; nothing is ever cut."
-    )
-    mask_prompt: bool = Field(
-        True, description="Train only what the assistant says (every assistant turn)."
-    )
-
-
-class ChatRecipe(Section):
-    """How conversations become tokens, in training, evaluation and the exported model alike."""
-
-    enable_thinking: bool = Field(
-        False,
-        description="Thinking mode of models that have one, pinned for training and evaluation.",
-    )
-    date: Day = Field(
-        "2025-01-01",
-        description="The day that templates which print today's date are given.",
-    )
 
 
 class LoraParameters(Section):

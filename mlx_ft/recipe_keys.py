@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_values import Section
@@ -93,15 +93,25 @@ def dotted(key: KeyPath) -> str:
 
 
 def section_of(key: KeyPath) -> type[Section] | None:
-    """Return the section at a key path (`()` is the recipe itself), or None where there is none."""
+    """Return the section at a key path (`()` is the recipe itself; an item of a list of sections is
+    named by its number), or None where there is none.
+    """
     section: type[Section] = Recipe
+    items = False
     for part in key:
+        if items:
+            if not part.isdigit():
+                return None
+            items = False
+            continue
         field = section.model_fields.get(part)
-        inner = None if field is None else field.annotation
+        inner: Any = None if field is None else field.annotation
+        if get_origin(inner) is list:
+            (inner,), items = get_args(inner), True
         if not (isinstance(inner, type) and issubclass(inner, Section)):
             return None
         section = inner
-    return section
+    return None if items else section
 
 
 def value_keys(prefix: KeyPath = ()) -> Iterator[KeyPath]:

@@ -31,6 +31,7 @@ from mlx_ft.recipe_keys import (
     value_at,
     value_keys,
 )
+from mlx_ft.recipe_values import Section
 from mlx_ft.strict_yaml import (
     Source,
     header_of,
@@ -259,6 +260,8 @@ def yaml_text(value: Any) -> str:
     """Return a value of a recipe as YAML on one line that reads back as the same value."""
     if isinstance(value, list):
         return f"[{', '.join(map(yaml_text, value))}]"
+    if isinstance(value, Section):
+        value = value.model_dump()
     if isinstance(value, dict):
         return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, float):

@@ -43,15 +43,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return line(head) + line(["---"] * len(head)) + "".join(map(line, rows))
 
 
-def _type_words(schema: Mapping[str, Any]) -> str:
-    """Return a value's type and limits in words, from its JSON schema."""
+def _type_words(schema: Mapping[str, Any], sections: Mapping[str, Any]) -> str:
+    """Return a value's type and limits in words, from its JSON schema and those of `sections`."""
     options = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     words = []
     for option in options:
         if "enum" in option:
             words.append(", ".join(f"`{each}`" for each in option["enum"]))
         elif option.get("type") == "array":
-            words.append(f"list of {_type_words(option['items'])}")
+            words.append(f"list of {_type_words(option['items'], sections)}")
+        elif "$ref" in option:
+            keys = sections[option["$ref"].rsplit("/", 1)[-1]]["properties"]
+            words.append(f"`{{{', '.join(keys)}}}`")
         elif option.get("type") == "object":
             words.append("options")
         else:
@@ -79,13 +82,14 @@ def recipe_keys() -> str:
         section = section_of(key[:-1])
         assert section is not None, f"{key} lies outside of any section"
         field = section.model_fields[key[-1]]
-        schema = section.model_json_schema()["properties"][key[-1]]
+        whole = section.model_json_schema()
+        schema = whole["properties"][key[-1]]
         # A recipe's name is taken from its file.
         required = field.is_required() and key != ("name",)
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         cells = [
             f"`{dotted(key)}`",
-            _type_words(schema),
+            _type_words(schema, whole.get("$defs", {})),
             _default_words(schema, default, required),
             field.description or "",
         ]

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from mlx_ft.inference import LoadedModel
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 1, "train": 3, "export": 3, "eval": 1}
+STAGE_VERSIONS = {"data": 2, "train": 3, "export": 3, "eval": 1}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
-CALIBRATION_TOKENS = 8192
+CALIBRATION_TOKENS = 6144
 
 T = TypeVar("T")
 
@@ -153,12 +153,12 @@ def train(job: Job) -> None:
     from mlx_ft.data.formats import read_rows
     from mlx_ft.data.prepare import source_files
     from mlx_ft.train.handover import TrainStage
-    from mlx_ft.train.prompts import choose_prompts
+    from mlx_ft.train.prompts import Prompt, choose_prompts
     from mlx_ft.train.supervisor import supervise
 
     rows = read_rows(source_files(job.recipe.data)["valid"]).rows
     prompts = choose_prompts(
-        [(row.category, row.messages[:-1]) for row in rows if row.messages is not None]
+        [(r.category, Prompt(r.messages[:-1], r.tools)) for r in rows if r.messages is not None]
     )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
         info = supervise(

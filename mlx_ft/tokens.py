@@ -22,8 +22,16 @@ from mlx_ft.errors import Fault, RunError
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
 
-DTYPES = {"ids": np.int32, "trained": np.uint8, "offsets": np.int64, "line": np.int32}
+# `weights` is there only when some token weighs other than 1.
+DTYPES = {
+    "weights": np.float32,
+    "ids": np.int32,
+    "trained": np.uint8,
+    "offsets": np.int64,
+    "line": np.int32,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +40,15 @@ class TokenizedSplit:
 
     ids: int32 [tokens]. trained: uint8 [tokens], 1 where the token is a target of the loss; the
     first token of a row never is, since nothing predicts it. offsets: int64 [rows + 1].
-    lines: int32 [rows], the 1-based line of the source file.
+    lines: int32 [rows], the 1-based line of the source file. weights: float32 [tokens], what each
+    token weighs in the loss where it is trained; None when that is 1 everywhere.
     """
 
     ids: Ids
     trained: Flags
     offsets: Offsets
     lines: Ids
+    weights: Weights | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -49,6 +59,12 @@ class TokenizedSplit:
             raise IndexError(f"row {index} of {len(self)}")
         start, stop = self.offsets[index], self.offsets[index + 1]
         return self.ids[start:stop], self.trained[start:stop]
+
+    def row_weights(self, index: int) -> Weights | None:
+        """Return a view of one row's weights, or None when all are 1."""
+        if self.weights is None:
+            return None
+        return self.weights[self.offsets[index] : self.offsets[index + 1]]
 
     @property
     def lengths(self) -> Offsets:
@@ -62,8 +78,12 @@ class TokenizedSplit:
         return np.diff(totals[self.offsets])
 
 
-def pack_rows(rows: Sequence[tuple[Ids, Flags]], lines: Sequence[int]) -> TokenizedSplit:
-    """Join rows of (ids, trained) and their source lines into one split."""
+def pack_rows(
+    rows: Sequence[tuple[Ids, Flags]],
+    lines: Sequence[int],
+    weights: Sequence[Weights] | None = None,
+) -> TokenizedSplit:
+    """Join rows of (ids, trained), their source lines and perhaps their weights into one split."""
     assert len(rows) == len(lines), "every row has one source line"
     lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
     no_ids, no_flags = np.empty(0, np.int32), np.empty(0, np.uint8)
@@ -72,7 +92,15 @@ def pack_rows(rows: Sequence[tuple[Ids, Flags]], lines: Sequence[int]) -> Tokeni
         trained=np.concatenate([no_flags, *(trained for _, trained in rows)], dtype=np.uint8),
         offsets=np.concatenate([[0], np.cumsum(lengths)], dtype=np.int64),
         lines=np.array(lines, dtype=np.int32),
+        weights=_joined_weights(weights),
     )
+
+
+def _joined_weights(weights: Sequence[Weights] | None) -> Weights | None:
+    if not weights:
+        return None
+    joined: Weights = np.concatenate(weights, dtype=np.float32)
+    return None if (joined == 1).all() else joined
 
 
 def group_rows(lengths: Sequence[int] | Offsets, limit_tokens: int) -> list[list[int]]:
@@ -107,6 +135,8 @@ def write_split(path: Path, split: TokenizedSplit) -> None:
         "offsets": split.offsets,
         "line": split.lines,
     }
+    if split.weights is not None:
+        tensors["weights"] = split.weights
     try:
         save_file(tensors, path)
     except (OSError, SafetensorError) as error:
@@ -121,17 +151,24 @@ def read_split(path: Path) -> TokenizedSplit:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _unusable(path, str(error)) from error
-    if set(tensors) != set(DTYPES):
+    if set(tensors) | {"weights"} != set(DTYPES):
         raise _unusable(path, f"holds {', '.join(sorted(tensors)) or 'nothing'}")
-    for name, dtype in DTYPES.items():
+    for name, dtype in ((n, DTYPES[n]) for n in tensors):
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
             raise _unusable(path, f"{name} is {tensors[name].dtype} {tensors[name].shape}")
-    split = TokenizedSplit(tensors["ids"], tensors["trained"], tensors["offsets"], tensors["line"])
+    split = TokenizedSplit(
+        ids=tensors["ids"],
+        trained=tensors["trained"],
+        offsets=tensors["offsets"],
+        lines=tensors["line"],
+        weights=tensors.get("weights"),
+    )
     consistent = (
         len(split.offsets) == len(split.lines) + 1
         and split.offsets[0] == 0
         and split.offsets[-1] == len(split.ids) == len(split.trained)
         and bool((split.lengths >= 0).all())
+        and (split.weights is None or len(split.weights) == len(split.ids))
     )
     if not consistent:
         raise _unusable(path, "its tensors do not fit together")

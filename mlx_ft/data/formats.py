@@ -4,7 +4,8 @@ Does: read `train.jsonl` and `valid.jsonl` line by line, recognise each row's fo
 is wrong with its line number. Does not: render, tokenize, repair, or fetch anything.
 
 The forms: `messages` (with `tools`), `prompt` and `completion`, `instruction`, `input` and
-`output`, and plain `text`. Of the other keys only `category` is read. Blank lines are ignored.
+`output`, and plain `text`. Of the other keys only `category` is read, and the one that a recipe
+names as a row's weight. Blank lines are ignored.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Row:
     text: str | None
     tools: tuple[Mapping[str, Any], ...] | None
     category: str | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,17 @@ class FileRows:
     problems: tuple[Problem, ...]
 
 
-def read_rows(path: Path) -> FileRows:
-    """Read a file of JSON lines; whatever is in it, this raises nothing and lists problems."""
+def read_rows(path: Path, weight_field: str | None = None) -> FileRows:
+    """Read a file of JSON lines; whatever is in it, this raises nothing and lists problems.
+
+    `weight_field` is the key of a row's weight in the loss; a row without it weighs 1.
+    """
     rows: list[Row] = []
     problems: list[Problem] = []
     try:
         with path.open("rb") as stream:
             for line, raw in _lines(stream):
-                complaints, row = _read_line(line, raw)
+                complaints, row = _read_line(line, raw, weight_field)
                 problems.extend(Problem(path, line, c.kind, c.found, c.fix) for c in complaints)
                 if row is not None:
                     rows.append(row)
@@ -92,7 +97,9 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
             yield line, raw
 
 
-def _read_line(line: int, raw: bytes | None) -> tuple[list[Complaint], Row | None]:
+def _read_line(
+    line: int, raw: bytes | None, weight_field: str | None
+) -> tuple[list[Complaint], Row | None]:
     fix = "fix or remove the line"
     if raw is None:
         found = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
@@ -115,14 +122,16 @@ def _read_line(line: int, raw: bytes | None) -> tuple[list[Complaint], Row | Non
     if not isinstance(value, dict):
         found = f"not a JSON object but {shown(value)}"
         return [Complaint("not an object", found, f"write an object with {FORMS}")], None
-    return _read_row(line, value)
+    return _read_row(line, value, weight_field)
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _read_row(line: int, value: Mapping[str, Any]) -> tuple[list[Complaint], Row | None]:
+def _read_row(
+    line: int, value: Mapping[str, Any], weight_field: str | None
+) -> tuple[list[Complaint], Row | None]:
     forms = _conversation_forms(value)
     if len(forms) > 1:
         found = f"has both {forms[0]} and {forms[1]}"
@@ -141,6 +150,10 @@ def _read_row(line: int, value: Mapping[str, Any]) -> tuple[list[Complaint], Row
     if form == "text" and value.get("tools"):
         fix = "remove them, or write the row as messages"
         complaints.append(Complaint("tools in plain text", "plain text cannot have tools", fix))
+    weight = 1 if weight_field is None else value.get(weight_field, 1)
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < 1e6:
+        found = f"{weight_field} is {shown(weight)}, not a weight"
+        complaints.append(Complaint("weight not a number", found, "write a number from 0 on"))
     if complaints:
         return complaints, None
     return [], Row(
@@ -150,6 +163,7 @@ def _read_row(line: int, value: Mapping[str, Any]) -> tuple[list[Complaint], Row
         text=value["text"] if form == "text" else None,
         tools=tuple(value["tools"]) if value.get("tools") else None,
         category=None if category is None else str(category),
+        weight=float(weight),
     )
 
 

@@ -101,7 +101,7 @@ def prepare_data(
     unused = files["train"].with_name("test.jsonl")
     if unused.exists():
         say(f"{unused}: not used, the recipe's suites are the test")
-    read = {split: read_rows(path) for split, path in files.items()}
+    read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
     raise_problems(problem for file in read.values() for problem in file.problems)
     rendered = {
         split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
@@ -157,6 +157,12 @@ def _say_what_happens(
             f"{path}: {len(result.tokens):,} rows, {len(result.tokens.ids):,} tokens, "
             f"{int(result.tokens.trained.sum()):,} of them trained"
         )
+        if result.tokens.weights is not None:
+            weights = result.tokens.weights[result.tokens.trained != 0]
+            say(
+                f"{path}: trained tokens weigh {weights.min():g} to {weights.max():g} in the loss, "
+                f"{weights.mean():.2f} on average"
+            )
         if result.overlong_lines:
             lines = ", ".join(str(line) for line in result.overlong_lines[:10])
             more = ", ..." if len(result.overlong_lines) > 10 else ""

@@ -15,8 +15,9 @@ import numpy as np
 from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.data.formats import Row
 from mlx_ft.data.problems import Problem
+from mlx_ft.data.weighting import token_weights, weighs_anything
 from mlx_ft.recipe import DataRecipe
-from mlx_ft.tokens import Flags, Ids, TokenizedSplit, pack_rows
+from mlx_ft.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def render_split(
     """
     kept: list[Row] = []
     arrays: list[tuple[Ids, Flags]] = []
+    weights: list[Weights] = []
+    weighted = weighs_anything(data)
     lengths: list[int] = []
     overlong: list[int] = []
     toolless: list[int] = []
@@ -53,6 +56,8 @@ def render_split(
     for row in rows:
         try:
             ids, trained = _render_row(row, renderer, data.mask_prompt)
+            if weighted:
+                weight = token_weights(row, renderer, data, len(ids))
         except RowRefused as error:
             fix = "correct or remove the row"
             problems.append(Problem(path, row.line, "refused by the renderer", str(error), fix))
@@ -61,6 +66,8 @@ def render_split(
         if len(ids) <= data.max_seq_length:
             kept.append(row)
             arrays.append((ids, trained))
+            if weighted:
+                weights.append(weight)
             if _loses_tools(row, renderer, ids):
                 toolless.append(row.line)
             continue
@@ -70,7 +77,7 @@ def render_split(
             fix = "shorten it, raise data.max_seq_length, or set data.overlong to drop"
             problems.append(Problem(path, row.line, "too long", found, fix))
     return RenderedSplit(
-        tokens=pack_rows(arrays, [row.line for row in kept]),
+        tokens=pack_rows(arrays, [row.line for row in kept], weights),
         kept=tuple(kept),
         all_lengths=tuple(lengths),
         overlong_lines=tuple(overlong),

@@ -11,10 +11,11 @@ order of the inputs is the authors' own later addition (`act_order` of github.co
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,12 +24,20 @@ import numpy.typing as npt
 import scipy.linalg
 from mlx.utils import tree_unflatten
 
-from mlx_ft.tokens import group_rows, pad_rows
+from mlx_ft.export.calibration import (
+    Batch,
+    Inputs,
+    Layers,
+    calibration_batches,
+    see_inputs,
+    watching,
+)
+from mlx_ft.inference import on_cpu, scalar
+from mlx_ft.stand_ins import LayerByLayer
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.int64]
-Layers = dict[str, nn.Linear | nn.Embedding]
 
 # Share of the mean diagonal that is added to it (the paper's section 3.3, step 3, has 0.01). More
 # keeps what calibration rows say nothing about; LOG.md has what was tried.
@@ -38,59 +47,15 @@ DAMPING = 0.04
 LOOKUP_DAMPING = 0.3
 # Products of inputs held at a time; a model of many or wide layers is run once for each part.
 PRODUCT_BYTES = 1 << 30
-# Padded tokens that go through the model together: their products are added up in one go.
-BATCH_TOKENS = 1024
 # Inputs whose corrections are made one by one before the rest of their group hears of them.
 BLOCK = 16
+# Float32 round-off of a deep model, relative to its largest state.
+EQUAL_TOLERANCE = 2e-3
 # Outputs quantized at a time: they do not depend on each other.
 OUTPUT_CHUNK = 1 << 14
 
 
-@dataclass
-class _Inputs:
-    """What was seen so far: layers fed by one array share its products (inputs, inputs).
-
-    `positions` are those tokens of the flattened batch that are no padding.
-    """
-
-    products: dict[str, mx.array] = field(default_factory=dict)
-    owner: dict[str, str] = field(default_factory=dict)
-    last: tuple[mx.array, str] | None = None
-    positions: mx.array | None = None
-
-    def see(self, name: str, inputs: mx.array) -> None:
-        if self.last is not None and self.last[0] is inputs:
-            self.owner[name] = self.last[1]
-            return
-        self.last = (inputs, name)
-        self.owner[name] = name
-        tokens = inputs.reshape(-1, inputs.shape[-1])[self.positions].astype(mx.float32)
-        product = tokens.T @ tokens
-        held = self.products.get(name)
-        self.products[name] = product if held is None else held + product
-
-
-class _Watched(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a linear layer, or an embedding, while its inputs are wanted."""
-
-    def __init__(self, layer: nn.Linear | nn.Embedding, name: str, seen: _Inputs) -> None:
-        super().__init__()
-        self._layer, self._name, self._seen = layer, name, seen
-
-    def __call__(self, inputs: mx.array) -> mx.array:
-        if isinstance(self._layer, nn.Linear):
-            self._seen.see(self._name, inputs)
-        outputs: mx.array = self._layer(inputs)
-        return outputs
-
-    def as_linear(self, inputs: mx.array) -> mx.array:
-        """Give the logits of an embedding that is the vocabulary head too."""
-        self._seen.see(self._name, inputs)
-        logits: mx.array = self._layer.as_linear(inputs)
-        return logits
-
-
-def quantizable_layers(model: nn.Module, group_size: int) -> Layers:
+def quantizable_layers(model: nn.Module, group_size: int) -> dict[str, nn.Linear | nn.Embedding]:
     """Return the plain linear layers and embeddings whose inputs make whole groups, from the
     model's first to its last.
     """
@@ -109,7 +74,7 @@ def quantizable_layers(model: nn.Module, group_size: int) -> Layers:
 
 def _parts(layers: Layers, limit_bytes: int) -> Iterator[Layers]:
     """Cut the layers into parts whose products stay within the limit, one layer at least."""
-    part: Layers = {}
+    part: dict[str, nn.Linear | nn.Embedding] = {}
     held = 0
     for name, layer in layers.items():
         product_bytes = 4 * layer.weight.shape[-1] ** 2
@@ -120,24 +85,6 @@ def _parts(layers: Layers, limit_bytes: int) -> Iterator[Layers]:
         held += product_bytes
     if part:
         yield part
-
-
-def see_inputs(model: nn.Module, layers: Layers, rows: Sequence[Sequence[int]]) -> _Inputs:
-    """Run the rows through the model and return the products of what went into `layers`."""
-    seen = _Inputs()
-    watched = [(name, _Watched(layer, name, seen)) for name, layer in layers.items()]
-    model.update_modules(tree_unflatten(watched))
-    try:
-        for group in group_rows(list(map(len, rows)), BATCH_TOKENS):
-            batch = [rows[index] for index in group]
-            padded = pad_rows(batch)
-            width = padded.shape[1]
-            real = [i * width + place for i, row in enumerate(batch) for place in range(len(row))]
-            seen.last, seen.positions = None, mx.array(real)
-            mx.eval(model(mx.array(padded)), seen.products)
-    finally:
-        model.update_modules(tree_unflatten(list(layers.items())))
-    return seen
 
 
 def input_order(products: Floats, group_size: int) -> Order:
@@ -231,36 +178,150 @@ def quantize_layers(
     """Replace the model's plain linear layers, and a tied embedding, by quantized ones; return
     their names.
 
-    `rows` (token ids) are run through the model in parts, later ones through what is quantized
-    already, so that they make up for that too. `on_layer(done, of)` after each layer.
+    `rows` (token ids) are run through the model one of its layers after the other, each fed by
+    what is quantized already, as it will be in use; through the whole model, in parts, where an
+    architecture does not allow it. `on_layer(done, of)` after each linear layer.
     """
+    how = _How(bits, group_size, dtype)
     layers = quantizable_layers(model, group_size)
+    batches = calibration_batches(rows)
     done: list[str] = []
-    for part in _parts(layers, PRODUCT_BYTES):
-        seen = see_inputs(model, part, rows)
-        for owner in dict.fromkeys(seen.owner.values()):
-            products = np.array(seen.products.pop(owner))
-            order = input_order(products, group_size)
-            looked_up = isinstance(part[owner], nn.Embedding)
-            factor = correction_factor(
-                products[np.ix_(order, order)], LOOKUP_DAMPING if looked_up else DAMPING
-            )
-            for name in (n for n, o in seen.owner.items() if o == owner):
-                quantized = _quantize_layer(part[name], factor, order, bits, group_size, dtype)
-                model.update_modules(tree_unflatten([(name, quantized)]))
-                done.append(name)
-                on_layer(len(done), len(layers))
+
+    def replaced(names: Sequence[str]) -> None:
+        done.extend(names)
+        on_layer(len(done), len(layers))
+
+    if goes_layer_by_layer(model, rows):
+        _one_layer_after_the_other(model, layers, batches, how, replaced)
+    else:
+        for part in _parts(layers, PRODUCT_BYTES):
+            seen = see_inputs(model, part, rows)
+            _replace(model, part, seen, how, replaced)
     return tuple(done)
+
+
+@dataclass(frozen=True)
+class _How:
+    """Bits and group size of the quantized layers, and the type of their scales."""
+
+    bits: int
+    group_size: int
+    dtype: mx.Dtype
+
+
+def goes_layer_by_layer(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool:
+    """Say whether running a model one layer at a time gives what it gives as a whole, on the
+    longest row.
+    """
+    ids = mx.array([max(rows, key=len)])
+    try:
+        run = LayerByLayer(model)
+        hidden = run.embed(ids)
+        for index in range(len(model.model.layers)):
+            hidden = run.layer(index, ids, hidden)
+        ours, whole = run.norm(ids, hidden), model.model(ids)
+        difference = mx.abs(ours - whole).max() / mx.maximum(mx.abs(whole).max(), 1e-6)
+        return scalar(difference.astype(mx.float32)) <= EQUAL_TOLERANCE
+    except Exception:  # any model's code, called in a way that its author did not plan
+        return False
+
+
+def _one_layer_after_the_other(
+    model: nn.Module,
+    layers: Layers,
+    batches: Sequence[Batch],
+    how: _How,
+    replaced: Callable[[Sequence[str]], None],
+) -> None:
+    run = LayerByLayer(model)
+    states = [run.embed(batch.ids) for batch in batches]
+    mx.eval(states)
+    left = dict(layers)
+    quantized: dict[str, nn.Module] = {}
+    for index in range(len(model.model.layers)):
+        here = {name: left.pop(name) for name in list(left) if f".layers.{index}." in f".{name}"}
+        if here:
+            with watching(model, here) as seen:
+                for batch, hidden in zip(batches, states, strict=True):
+                    seen.begin(batch.positions)
+                    mx.eval(run.layer(index, batch.ids, hidden), seen.products)
+            quantized |= _replace(model, here, seen, how, replaced)
+            if on_cpu():  # the same weights, at the speed of float32
+                expanded = [(name, _expanded(here[name], quantized[name])) for name in here]
+                model.update_modules(tree_unflatten(expanded))
+        states = [
+            _evaluated(run.layer(index, batch.ids, hidden))
+            for batch, hidden in zip(batches, states, strict=True)
+        ]
+    seen = Inputs()
+    for batch, hidden in zip(batches, states, strict=True):
+        seen.begin(batch.positions)
+        final = run.norm(batch.ids, hidden)
+        for name in left:
+            if _is_head(model, name):
+                seen.see(name, final)
+        mx.eval(seen.products)
+    model.update_modules(tree_unflatten(list(quantized.items())))
+    _replace(model, left, seen, how, replaced)
+
+
+def _expanded(layer: nn.Module, quantized: nn.Module) -> nn.Linear:
+    """Return a plain linear layer with the weights that a quantized one stands for."""
+    expanded = copy.copy(layer)
+    expanded.weight = mx.dequantize(
+        quantized.weight,
+        quantized.scales.astype(mx.float32),
+        quantized.biases.astype(mx.float32),
+        quantized.group_size,
+        quantized.bits,
+    )
+    return expanded
+
+
+def _evaluated(array: mx.array) -> mx.array:
+    mx.eval(array)
+    return array
+
+
+def _is_head(model: nn.Module, name: str) -> bool:
+    """Say whether a layer outside of the model's layers makes logits of the final states."""
+    if name == "lm_head":
+        return True
+    return name == "model.embed_tokens" and "lm_head" not in model
+
+
+def _replace(
+    model: nn.Module,
+    part: Layers,
+    seen: Inputs,
+    how: _How,
+    replaced: Callable[[Sequence[str]], None],
+) -> dict[str, nn.Module]:
+    """Quantize the layers of which inputs were seen, those that are fed alike together; return
+    what stands in their places now.
+    """
+    now: dict[str, nn.Module] = {}
+    for owner in dict.fromkeys(seen.owner.values()):
+        products = np.array(seen.products.pop(owner))
+        order = input_order(products, how.group_size)
+        looked_up = isinstance(part[owner], nn.Embedding)
+        factor = correction_factor(
+            products[np.ix_(order, order)], LOOKUP_DAMPING if looked_up else DAMPING
+        )
+        for name in (n for n, o in seen.owner.items() if o == owner):
+            now[name] = _quantize_layer(part[name], factor, order, how)
+            model.update_modules(tree_unflatten([(name, now[name])]))
+            replaced([name])
+    return now
 
 
 def _quantize_layer(
     layer: nn.Linear | nn.Embedding,
     factor: Floats,
     order: Order,
-    bits: int,
-    group_size: int,
-    dtype: mx.Dtype,
+    how: _How,
 ) -> nn.QuantizedLinear | nn.QuantizedEmbedding:
+    bits, group_size, dtype = how.bits, how.group_size, how.dtype
     outputs, inputs = layer.weight.shape
     parts: list[tuple[mx.array, mx.array, mx.array]] = []
     for start in range(0, outputs, OUTPUT_CHUNK):

@@ -34,7 +34,7 @@ PINNED = ".pinned"
 class Position:
     """How far a run is: mini-batches and updates done, and what was counted since the last report.
 
-    `loss_sum`, `loss_tokens`, `tokens` and `padded_tokens` belong to the running report;
+    `loss_sum`, `loss_weight`, `tokens` and `padded_tokens` belong to the running report;
     `trained_tokens` to the whole run, `seconds` is training time so far. `best_loss` is the lowest
     validation loss, `worse` how many validations have come after it.
     """
@@ -42,7 +42,7 @@ class Position:
     iteration: int = 0
     update: int = 0
     loss_sum: float = 0.0
-    loss_tokens: int = 0
+    loss_weight: float = 0.0
     tokens: int = 0
     padded_tokens: int = 0
     trained_tokens: int = 0

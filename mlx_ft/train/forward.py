@@ -11,7 +11,6 @@ logits are only worth computing where a token is trained.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.inference import scalar
+from mlx_ft.stand_ins import passing, unchanged, with_layers
 
 # Float32 round-off of a deep model, relative to the largest logit; a wrong split is off by far
 # more.
@@ -99,43 +99,50 @@ class Follower:
 
 
 class SplitForward:
-    """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`."""
+    """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`.
+
+    Each part is the whole inner model with stand-ins for the layers of the other part, so that what
+    depends on a layer's number, or happens before the first one, stays as it is.
+    """
 
     def __init__(self, model: nn.Module, frozen_layers: int, grad_checkpoint: bool = False) -> None:
         inner = model.model
         self.note = ""
         self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
-        self._layer_count = len(inner.layers)
-        # Shallow copies share every parameter with the model; only the list of layers differs.
-        self._prefix = copy.copy(inner)
-        self._prefix.layers = inner.layers[:frozen_layers]
-        self._prefix.norm = nn.Identity()
-        self._top = copy.copy(inner)
-        self._top.layers = inner.layers[frozen_layers:]
-        if grad_checkpoint:
-            self._top.layers = [checkpointed(layer) for layer in self._top.layers]
+        self.layer_count = len(inner.layers)
         self._grad_checkpoint = grad_checkpoint
+        self._held: mx.array | None = None
+        frozen, trained = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
+        self._frozen = list(frozen)
+        above = [passing(layer, unchanged) for layer in trained]
+        self._prefix = with_layers(inner, [*frozen, *above], norm=False)
+        below = [passing(layer, self._given) for layer in frozen]
+        tops = [checkpointed(layer) for layer in trained] if grad_checkpoint else trained
+        self._top = with_layers(inner, [*below, *tops], norm=True)
         self._head = copy.copy(model)
         self._head.model = _Given(inner)
+
+    def _given(self, hidden: mx.array) -> mx.array:
+        assert self._held is not None, "a pass through the top begins with its prefix"
+        return self._held
 
     def prefix(self, ids: mx.array) -> mx.array:
         if self.frozen_layers == 0:
             return mx.zeros((*ids.shape, 0))
-        hidden: mx.array = self._prefix(ids, [None] * self._layer_count)
+        hidden: mx.array = self._prefix(ids, [None] * self.layer_count)
         return hidden
 
     def prefix_after(self, ids: mx.array, caches: Sequence[Any]) -> mx.array:
-        """Return the prefix of ids (B, T) that follow what the frozen layers' `caches` hold."""
-        trained = [None] * (self._layer_count - self.frozen_layers)
-        hidden: mx.array = self._prefix(ids, [*caches, *trained])
+        """Return the prefix of ids (B, T) that follow what the layers' `caches` hold."""
+        hidden: mx.array = self._prefix(ids, list(caches))
         return hidden
 
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         # Layers that are computed twice would put keys and values into the recorders twice.
         if shared_tokens == 0 or self._grad_checkpoint:
-            return self._top_after(ids, prefix, [None] * self._layer_count)
-        recorders = [Recorder() for _ in range(self._layer_count)]
+            return self._top_after(ids, prefix, [None] * self.layer_count)
+        recorders = [Recorder() for _ in range(self.layer_count)]
         self._top_after(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
         followers = [Follower(recorder, shared_tokens) for recorder in recorders]
         rest = self._top_after(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
@@ -143,8 +150,9 @@ class SplitForward:
         return mx.concatenate([unused, rest], axis=1)
 
     def _top_after(self, ids: mx.array, prefix: mx.array, caches: Sequence[Any]) -> mx.array:
-        given = {"input_embeddings": prefix} if self.frozen_layers else {}
-        hidden: mx.array = self._top(ids, list(caches), **given)
+        self._held = prefix
+        hidden: mx.array = self._top(ids, list(caches))
+        self._held = None
         return hidden
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -152,7 +160,7 @@ class SplitForward:
         return logits
 
     def release_frozen(self) -> None:
-        for layer in self._prefix.layers:
+        for layer in self._frozen:
             layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
 
 
@@ -273,8 +281,6 @@ def choose_forward(
         frozen = max(0, len(inner.layers) - adapted_layers)
         if trained_outside_layers(model):
             frozen = 0  # an embedding that is trained moves every layer above it
-        if frozen and "input_embeddings" not in inspect.signature(type(inner).__call__).parameters:
-            frozen = 0
         split = SplitForward(model, frozen, grad_checkpoint)
         proof = prove_equal(model, split, rows)
     except Exception as error:  # any model's code, called in a way that its author did not plan

@@ -16,7 +16,7 @@ from mlx_ft import errors
 from mlx_ft.errors import Fault, MlxFtError
 from mlx_ft.recipe import Recipe
 from mlx_ft.runs import read_json, write_json
-from mlx_ft.train.prompts import Messages
+from mlx_ft.train.prompts import Prompt
 
 JOB_FILE = "job.json"
 RESULT_FILE = "result.json"
@@ -31,7 +31,7 @@ class TrainStage:
     """Inputs of the stage: the recipe, where model and rows are, where results go.
 
     `inputs` is the hash that a checkpoint must carry to be continued, `prefix_folder` keeps what
-    frozen layers give out, `look_prompts` are messages to look at before anything is merged.
+    frozen layers give out, `look_prompts` are answered before anything is merged.
     """
 
     recipe: Recipe
@@ -42,7 +42,7 @@ class TrainStage:
     model_identity: str
     prefix_limit_bytes: int
     prefix_folder: Path
-    look_prompts: Sequence[Messages]
+    look_prompts: Sequence[Prompt]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def write_stage(control: Path, stage: TrainStage) -> None:
     paths = ("model_folder", "data_folder", "folder", "prefix_folder")
     values = {**vars(stage), "recipe": stage.recipe.model_dump(mode="json")}
     values |= {name: str(getattr(stage, name).resolve()) for name in paths}
-    values["look_prompts"] = [list(messages) for messages in stage.look_prompts]
+    values["look_prompts"] = [vars(prompt) for prompt in stage.look_prompts]
     write_json(control / JOB_FILE, values)
 
 
@@ -73,6 +73,7 @@ def read_stage(control: Path) -> TrainStage:
     values["recipe"] = Recipe.model_validate(values["recipe"], context={"conflicts": []})
     for name in ("model_folder", "data_folder", "folder", "prefix_folder"):
         values[name] = Path(values[name])
+    values["look_prompts"] = [Prompt(**prompt) for prompt in values["look_prompts"]]
     return TrainStage(**values)
 
 

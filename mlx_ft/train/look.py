@@ -15,7 +15,7 @@ from typing import Any
 from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.inference import LoadedModel, generate
-from mlx_ft.train.prompts import Messages
+from mlx_ft.train.prompts import Prompt
 
 MAX_TOKENS = 64
 TOO_MANY_DEGENERATE = 2
@@ -33,20 +33,20 @@ class LookSample:
 
 
 def look(
-    loaded: LoadedModel, prompts: Sequence[Messages], file: Path, say: Callable[[str], None]
+    loaded: LoadedModel, prompts: Sequence[Prompt], file: Path, say: Callable[[str], None]
 ) -> tuple[LookSample, ...]:
     """Generate, show and write the samples (JSONL); raise GateFailed when they are degenerate."""
-    ids = [loaded.renderer.prompt_ids(messages) for messages in prompts]
+    ids = [loaded.renderer.prompt_ids(prompt.messages, prompt.tools) for prompt in prompts]
     answers = generate(loaded, ids, max_tokens=MAX_TOKENS)
     samples = tuple(
         LookSample(
-            [dict(m) for m in messages],
+            [dict(message) for message in prompt.messages],
             answer.text,
             answer.finish_reason,
             len(answer.ids),
             degenerate_reason(answer.text, answer.ids),
         )
-        for messages, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
     )
     with file.open("w", encoding="utf-8") as stream:
         for sample in samples:

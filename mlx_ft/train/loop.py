@@ -125,14 +125,15 @@ class _Run:
         whether they are the best so far.
         """
         self.job.model.eval()
-        total, tokens = 0.0, 0
+        total, weight, tokens = 0.0, 0.0, 0
         prefix = self.validation_prefix
         for mini_batch in self.validation_batches:
             for rows in self._micro_batches(self.job.validation_rows, mini_batch):
                 batch = make_batch(self.job.validation_rows, rows)
                 total += scalar(self._loss(batch, prefix.batch(batch), prefix.shared_tokens))
+                weight += batch.weight
                 tokens += batch.trained_tokens
-        loss = total / max(1, tokens)
+        loss = total / (weight or 1.0)
         place = self.position
         is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
         if is_best:
@@ -188,7 +189,7 @@ class _Run:
         self.position = replace(
             place,
             loss_sum=place.loss_sum + (loss if finite else 0.0),
-            loss_tokens=place.loss_tokens + (batch.trained_tokens if finite else 0),
+            loss_weight=place.loss_weight + (batch.weight if finite else 0.0),
             trained_tokens=place.trained_tokens + batch.trained_tokens,
             tokens=place.tokens + batch.tokens,
             padded_tokens=place.padded_tokens + batch.padded_tokens,
@@ -258,7 +259,7 @@ class _Run:
                 "epoch": place.epoch,
                 "update": place.update,
                 "updates": self.updates,
-                "loss": place.loss_sum / place.loss_tokens if place.loss_tokens else math.nan,
+                "loss": place.loss_sum / place.loss_weight if place.loss_weight else math.nan,
                 "learning_rate": self.rate(max(0, place.update - 1)),
                 "gradient_norm": place.gradient_norm,
                 "padding_share": 1 - place.tokens / place.padded_tokens,
@@ -270,7 +271,7 @@ class _Run:
                 "seconds_left": left,
             }
         )
-        self.position = replace(place, loss_sum=0.0, loss_tokens=0, tokens=0, padded_tokens=0)
+        self.position = replace(place, loss_sum=0.0, loss_weight=0.0, tokens=0, padded_tokens=0)
         self._report_started, self._report_tokens = now, 0
 
     def save(self) -> None:

@@ -25,7 +25,8 @@ LOGITS_BYTES = 16 << 20
 @dataclass(frozen=True)
 class Batch:
     """Padded rows: `ids` (B, T), and of the N trained predictions the flat `positions` within
-    (B x T) that predict them, their `targets`; `tokens` counts real (unpadded) ones."""
+    (B x T) that predict them, their `targets` and `weights` (None: each weighs 1, and `weight` is
+    their number, else their sum); `tokens` counts real (unpadded) ones."""
 
     ids: mx.array
     positions: mx.array
@@ -34,6 +35,8 @@ class Batch:
     trained_tokens: int
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
+    weights: mx.array | None
+    weight: float
 
     @property
     def padded_tokens(self) -> int:
@@ -50,11 +53,14 @@ def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
     contents = [split.row(row) for row in rows]
     padded = pad_rows([ids[:-1] for ids, _ in contents])
     width = padded.shape[1]
-    positions, targets = [], []
+    positions, targets, weights = [], [], []
     for index, (ids, trained) in enumerate(contents):
         predicted = np.flatnonzero(trained[1:])
         positions.append(index * width + predicted)
         targets.append(ids[1:][predicted])
+        of_row = split.row_weights(rows[index])
+        if of_row is not None:
+            weights.append(of_row[1:][predicted])
     flat_positions = np.concatenate(positions).astype(np.int32)
     lengths = tuple(len(ids) - 1 for ids, _ in contents)
     return Batch(
@@ -65,13 +71,16 @@ def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
         len(flat_positions),
         rows,
         lengths,
+        mx.array(np.concatenate(weights)) if weights else None,
+        float(np.concatenate(weights).sum()) if weights else float(len(flat_positions)),
     )
 
 
 def cross_entropy_sum(
     forward: Forward, batch: Batch, prefix: mx.array, shared_tokens: int = 0
 ) -> mx.array:
-    """Return the sum (not mean) of cross-entropy over the batch's trained tokens, in float32.
+    """Return the weighted sum (not mean) of cross-entropy over the batch's trained tokens, in
+    float32.
 
     The first `shared_tokens` are the same in every row, and nothing is predicted from them.
     """
@@ -79,13 +88,18 @@ def cross_entropy_sum(
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
     if not forward.head_is_frozen:
         logits = forward.head(trained).astype(mx.float32)
-        loss: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        loss: mx.array = nn.losses.cross_entropy(
+            logits, batch.targets, weights=batch.weights, reduction="sum"
+        )
         return loss
-    return frozen_head_loss(forward, trained, batch.targets)
+    return frozen_head_loss(forward, trained, batch.targets, batch.weights)
 
 
-def frozen_head_loss(forward: Forward, hidden: mx.array, targets: mx.array) -> mx.array:
-    """Return the summed cross-entropy of hidden states (N, hidden) against `targets` (N).
+def frozen_head_loss(
+    forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None = None
+) -> mx.array:
+    """Return the summed cross-entropy of hidden states (N, hidden) against `targets` (N), each
+    times its weight (N) if weights are given.
 
     For a head that is not trained: loss and gradient come from the same exponentials, a few
     positions at a time, so that the logits of all positions never exist together.
@@ -102,7 +116,8 @@ def frozen_head_loss(forward: Forward, hidden: mx.array, targets: mx.array) -> m
             part = hidden[first:end]
             if parts:  # else MLX would begin all parts before it ends one
                 part = mx.depends(part, parts[-1])
-            parts.append(_loss_and_gradient(forward, part, targets[first:end]))
+            of_part = None if weights is None else weights[first:end]
+            parts.append(_loss_and_gradient(forward, part, targets[first:end], of_part))
         loss = mx.sum(mx.stack([part for part, _ in parts]))
         return loss, mx.concatenate([part for _, part in parts])
 
@@ -121,7 +136,7 @@ def _ranges(total: int, size: int) -> list[tuple[int, int]]:
 
 
 def _loss_and_gradient(
-    forward: Forward, hidden: mx.array, targets: mx.array
+    forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None
 ) -> tuple[mx.array, mx.array]:
     """Return the summed loss and its gradient for `hidden`; softmax minus one-hot, then the head's
     own vector-Jacobian product, whatever the head is made of."""
@@ -134,9 +149,11 @@ def _loss_and_gradient(
     exponentials = exp_of_differences(logits - largest)
     total = mx.sum(exponentials, axis=-1, keepdims=True)
     picked = mx.take_along_axis(logits, column, axis=-1)
-    loss = mx.sum(mx.log(total) + largest - picked)
+    losses = mx.log(total) + largest - picked
     softmax = exponentials / total
     of_target = mx.take_along_axis(softmax, column, axis=-1)
     slope = mx.put_along_axis(softmax, column, of_target - 1, axis=-1)
+    if weights is not None:
+        losses, slope = losses * weights[:, None], slope * weights[:, None]
     _, (gradient,) = mx.vjp(head, [hidden], [slope])
-    return loss, gradient
+    return mx.sum(losses), gradient

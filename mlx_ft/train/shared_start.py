@@ -62,9 +62,10 @@ class SharedStart:
         self._forward = forward
         self.tokens = len(ids)
         self.unpredicting_tokens = min(len(ids), unpredicting_tokens)
-        self._recorders = [Recorder() for _ in range(forward.frozen_layers)]
+        self._recorders = [Recorder() for _ in range(forward.layer_count)]
         self.states = forward.prefix_after(mx.array([list(ids)]), self._recorders)[0]
-        mx.eval(self.states, [(recorder.keys, recorder.values) for recorder in self._recorders])
+        seen = self._recorders[: forward.frozen_layers]
+        mx.eval(self.states, [(recorder.keys, recorder.values) for recorder in seen])
 
     def rows(self, ids: mx.array) -> mx.array:
         """Return the prefix states (B, T, hidden) of rows (B, T) that begin with the start."""

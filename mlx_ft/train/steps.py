@@ -95,7 +95,7 @@ class GradientWindow:
     def _clear(self) -> None:
         self._gradient: Any = None
         self._loss = 0.0
-        self._trained_tokens = 0
+        self._weight = 0.0
         self.rows: tuple[int, ...] = ()
 
     def add(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> float:
@@ -106,7 +106,7 @@ class GradientWindow:
         mx.eval(loss, gradient)
         self._gradient = gradient
         self._loss += scalar(loss)
-        self._trained_tokens += batch.trained_tokens
+        self._weight += batch.weight
         self.rows += batch.rows
         return scalar(loss)
 
@@ -115,12 +115,12 @@ class GradientWindow:
 
         When loss or gradient is not finite the weights stay as they are.
         """
-        tokens = max(1, self._trained_tokens)
-        gradient = tree_map(lambda g: g / tokens, self._gradient)
+        weight = self._weight or 1.0
+        gradient = tree_map(lambda g: g / weight, self._gradient)
         norm = scalar(gradient_norm(gradient))
         result = Update(
             gradient_norm=norm,
-            loss=self._loss / tokens,
+            loss=self._loss / weight,
             applied=math.isfinite(norm) and math.isfinite(self._loss),
         )
         if result.applied:

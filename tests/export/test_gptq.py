@@ -13,6 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.export import gptq
+from mlx_ft.export.calibration import see_inputs
 from mlx_ft.export.gptq import (
     correction_factor,
     input_order,
@@ -20,7 +21,6 @@ from mlx_ft.export.gptq import (
     quantizable_layers,
     quantize_inputs,
     quantize_layers,
-    see_inputs,
 )
 from mlx_ft.inference import load_weights
 from tests.tiny import write_tiny_model
@@ -188,6 +188,7 @@ def test_products_are_those_of_the_inputs(folder: Path) -> None:
 def test_in_parts_the_same_layers_are_quantized(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gptq, "goes_layer_by_layer", lambda model, rows: False)
     at_once, in_parts = model_of(folder), model_of(folder)
     done = quantize_layers(at_once, ROWS, 5, 32, mx.float16, lambda n, of: None)
     monkeypatch.setattr(gptq, "PRODUCT_BYTES", 1)
@@ -212,3 +213,63 @@ def test_outputs_in_chunks_are_the_outputs(folder: Path, monkeypatch: pytest.Mon
             other = dict(in_chunks.named_modules())[name]
             equal = np.array(module.weight) == np.array(other.weight)
             assert equal.mean() > 0.99, f"{name}: round-off may flip a code, no more"
+
+
+def divergence(model: nn.Module, other: nn.Module) -> float:
+    """Return the mean divergence of next tokens on rows that nobody was calibrated on."""
+    ids = mx.array([[int(t) for t in np.random.default_rng(9).integers(3, 300, 60)]] * 2)
+    one, two = (each(ids).astype(mx.float32) for each in (model, other))
+    one, two = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (one, two))
+    return float((mx.exp(one) * (one - two)).sum(axis=-1).mean().item())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_one_layer_after_the_other_sees_what_is_quantized_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    """The first layer is quantized as with all at once, the next ones for what they will get."""
+    folder = write_tiny_model(tmp_path, model_type, layers=3, bits=None)
+    one_by_one, at_once = model_of(folder), model_of(folder)
+    assert gptq.goes_layer_by_layer(one_by_one, ROWS)
+    done = quantize_layers(one_by_one, ROWS, 3, 32, mx.float32, lambda n, of: None)
+    monkeypatch.setattr(gptq, "goes_layer_by_layer", lambda model, rows: False)
+    others = quantize_layers(at_once, ROWS, 3, 32, mx.float32, lambda n, of: None)
+    assert sorted(done) == sorted(others)
+    modules, other_modules = dict(one_by_one.named_modules()), dict(at_once.named_modules())
+    assert {type(modules[name]) for name in done} <= {nn.QuantizedLinear, nn.QuantizedEmbedding}
+    same = {
+        name
+        for name in done
+        if mx.array_equal(modules[name].weight, other_modules[name].weight).item()
+    }
+    first = {name for name in done if ".layers.0." in name}
+    last = {name for name in done if ".layers.2." in name}
+    assert first <= same and not last & same
+
+
+def test_both_ways_are_nearer_than_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path, "llama", layers=3, bits=None)
+    rows = [[int(t) for t in np.random.default_rng(i).integers(3, 300, 60)] for i in range(40)]
+    whole, one_by_one, at_once, rounded = (model_of(folder) for _ in range(4))
+    quantize_layers(one_by_one, rows, 3, 32, mx.float32, lambda n, of: None)
+    monkeypatch.setattr(gptq, "goes_layer_by_layer", lambda model, rows: False)
+    quantize_layers(at_once, rows, 3, 32, mx.float32, lambda n, of: None)
+    nn.quantize(rounded, 32, 3)
+    limit = 0.8 * divergence(whole, rounded)
+    assert divergence(whole, one_by_one) < limit and divergence(whole, at_once) < limit
+
+
+def test_a_model_that_cannot_go_layer_by_layer_goes_as_a_whole(folder: Path) -> None:
+    model = model_of(folder)
+
+    class Asking(type(model.model)):  # type: ignore[misc]  # asks its layers for their weights
+        def __call__(self, ids: mx.array, *arguments: object) -> mx.array:
+            assert all(each.self_attn.n_heads for each in self.layers)
+            return super().__call__(ids, *arguments)
+
+    model.model.__class__ = Asking
+    assert not gptq.goes_layer_by_layer(model, ROWS)
+    done = quantize_layers(model, ROWS, 5, 32, mx.float16, lambda n, of: None)
+    assert len(done) == 3 * 7 + 1

@@ -37,6 +37,17 @@ from tests.train.conftest import MakeJob, listener, random_rows
 
 LAYERS = 3
 WINDOW = 8
+TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 320,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
 MORE_CONFIGS: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "model_type": "gemma3_text",
@@ -67,6 +78,20 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
+    "qwen3_moe": TINY
+    | {
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "smollm3": TINY | {"model_type": "smollm3", "no_rope_layer_interval": 2},
+    "gemma2": TINY | {"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16},
+    **{name: TINY | {"model_type": name} for name in ("mistral", "qwen2", "phi3", "olmo2")},
 }
 
 
@@ -158,23 +183,24 @@ def test_loss_and_gradient_are_those_of_the_plain_forward(
     model_folder: Path, adapted_layers: int
 ) -> None:
     """On a padded batch, with every row's prefix computed alone."""
-    _assert_same_training(model_folder, adapted_layers, needs_split=True)
+    _assert_same_training(model_folder, adapted_layers)
 
 
 @pytest.mark.parametrize("adapted_layers", [1, 2, LAYERS])
-def test_other_models_train_as_plainly_whether_split_or_not(
+def test_other_models_are_split_and_train_as_plainly(
     other_folder: Path, adapted_layers: int
 ) -> None:
-    """Scaled embeddings, sliding windows, mixtures of experts: the split fits or is not used."""
-    _assert_same_training(other_folder, adapted_layers, needs_split=False)
+    """Scaled embeddings, sliding windows, layers without positions, mixtures of experts."""
+    _assert_same_training(other_folder, adapted_layers)
 
 
-def _assert_same_training(folder: Path, adapted_layers: int, needs_split: bool) -> None:
+def _assert_same_training(folder: Path, adapted_layers: int) -> None:
     model = adapted(folder, adapted_layers)
     rows = random_rows(4, seed=5)
     longest = rows.row(int(rows.lengths.argmax()))[0].tolist()
     forward = choose_forward(model, adapted_layers, [longest])
-    assert isinstance(forward, SplitForward) or not needs_split
+    assert isinstance(forward, SplitForward), forward.note
+    assert forward.frozen_layers == LAYERS - adapted_layers
     loss, gradient = loss_and_gradient(model, forward, rows)
     plain_loss, plain_gradient = loss_and_gradient(model, PlainForward(model, ""), rows)
     assert loss == pytest.approx(plain_loss, rel=1e-5)
@@ -195,28 +221,12 @@ def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None
     assert one.first_validation_loss == pytest.approx(other.first_validation_loss, rel=1e-5)
 
 
-def test_gemma_scales_its_input_so_its_split_is_refused(tmp_path: Path) -> None:
-    """It multiplies whatever it is given, embeddings or a prefix: split, it would do so twice."""
-    model = loaded(make_other("gemma3_text", tmp_path))
-    for adapted_layers in (1, 2):
-        forward = choose_forward(model, adapted_layers, ROWS)
-        assert isinstance(forward, PlainForward)
-        assert "the split of gemma3_text differs by" in forward.note
-    assert isinstance(choose_forward(model, LAYERS, ROWS), SplitForward)
-
-
-def test_a_difference_beyond_the_sliding_window_is_found_by_a_long_row(tmp_path: Path) -> None:
-    """Layers whose kind is looked up by number: wrong above the split, and only beyond the window,
-    so a proof on short rows alone would let it pass.
-    """
+def test_rows_beyond_a_sliding_window_are_split_too(tmp_path: Path) -> None:
+    """Layers whose kind is looked up by number keep their number in both parts."""
     window = PROOF_LOGIT_TOKENS + 8  # so that the hidden states of long rows have to tell
     model = loaded(make_other("gpt_oss", tmp_path, sliding_window=window))
-    short, long = rows_of(window - 1, window * 2)
-    assert isinstance(choose_forward(model, 2, [short]), SplitForward)
-    for rows in ([long], [short, long], [long, short]):
-        forward = choose_forward(model, 2, rows)
-        assert isinstance(forward, PlainForward)
-        assert "the split of gpt_oss differs by" in forward.note
+    forward = choose_forward(model, 2, rows_of(window - 1, window * 2))
+    assert isinstance(forward, SplitForward) and forward.frozen_layers == 1
 
 
 def test_the_stage_proves_on_its_longest_rows(
@@ -256,19 +266,18 @@ class _Indexed(LlamaModel):
         return self.norm(hidden)
 
 
-class _Short(LlamaModel):
-    """Refuses to work on some of its layers."""
+class _Demanding(LlamaModel):
+    """Asks every layer for a part that a stand-in does not have."""
 
     def __call__(
         self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        if len(self.layers) < LAYERS:
-            raise RuntimeError("layers are missing")
+        assert all(layer.self_attn.n_heads for layer in self.layers)
         return super().__call__(inputs, cache, input_embeddings)
 
 
 class _OnlyIds(LlamaModel):
-    """Takes no embeddings, so nothing can be frozen; the head can still be split off."""
+    """Takes no embeddings, only ids: the split needs no more."""
 
     def __call__(self, inputs: mx.array, cache: Any = None, *unused: None) -> mx.array:
         return super().__call__(inputs, cache)
@@ -283,7 +292,7 @@ def llama(tmp_path: Path) -> nn.Module:
     ("kind", "sentence"),
     [
         (_Indexed, "the split of llama differs by"),
-        (_Short, "llama does not take the split (layers are missing)"),
+        (_Demanding, "llama does not take the split ("),
     ],
 )
 def test_a_model_that_cannot_be_split_is_left_whole(
@@ -318,11 +327,10 @@ def test_a_model_built_otherwise_is_left_whole() -> None:
     assert "is not built as embed, layers, norm" in forward.note
 
 
-def test_a_model_that_takes_no_embeddings_freezes_nothing(llama: nn.Module) -> None:
+def test_a_model_that_takes_no_embeddings_is_split_too(llama: nn.Module) -> None:
     llama.model.__class__ = _OnlyIds
     forward = choose_forward(llama, 1, ROWS)
-    assert isinstance(forward, SplitForward) and forward.frozen_layers == 0
-    assert forward.note.startswith(f"0 of {LAYERS} layers frozen")
+    assert isinstance(forward, SplitForward) and forward.frozen_layers == LAYERS - 1
 
 
 def test_nothing_is_proved_without_rows_or_with_numbers_that_are_none(llama: nn.Module) -> None:

@@ -17,7 +17,7 @@ from mlx_ft.train.look import (
     look,
     require_sane,
 )
-from mlx_ft.train.prompts import SAMPLES, TALK_PROMPTS, choose_prompts
+from mlx_ft.train.prompts import SAMPLES, TALK_PROMPTS, Prompt, choose_prompts
 from tests.tiny import write_tiny_model
 
 
@@ -25,29 +25,27 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-TALK = [user(text) for text in TALK_PROMPTS]
-ROWS = st.lists(
-    st.tuples(st.none() | st.sampled_from("abcd"), st.text(max_size=3).map(user) | st.just([])),
-    max_size=12,
-)
+TALK = [Prompt(user(text)) for text in TALK_PROMPTS]
+PROMPTS = (st.text(max_size=3).map(user) | st.just([])).map(Prompt)
+ROWS = st.lists(st.tuples(st.none() | st.sampled_from("abcd"), PROMPTS), max_size=12)
 
 
 @given(rows=ROWS)
 def test_prompts_are_of_as_many_categories_as_there_are(
-    rows: list[tuple[str | None, list[dict[str, Any]]]],
+    rows: list[tuple[str | None, Prompt]],
 ) -> None:
     """Ordinary talk always, then validation prompts: no category twice before each came once."""
     chosen = choose_prompts(rows)
-    usable = [(category, messages) for category, messages in rows if messages]
+    usable = [(category, prompt) for category, prompt in rows if prompt.messages]
     room = SAMPLES - len(TALK)
     assert len(chosen) == min(len(usable), room) + len(TALK) <= SAMPLES
     assert chosen[-len(TALK) :] == TALK
-    assert all(chosen), "an empty conversation cannot be prompted"
+    assert all(prompt.messages for prompt in chosen), "an empty conversation cannot be prompted"
     distinct = list(dict.fromkeys(category for category, _ in usable))
-    firsts = [next(m for c, m in usable if c == category) for category in distinct]
+    firsts = [next(p for c, p in usable if c == category) for category in distinct]
     from_rows = chosen[: -len(TALK)]
     assert from_rows[: len(firsts)] == firsts[:room]
-    assert all(any(m is messages for _, m in usable) for messages in from_rows)
+    assert all(any(p is prompt for _, p in usable) for prompt in from_rows)
 
 
 def sample(index: int, degenerate: str | None) -> LookSample:
@@ -91,9 +89,12 @@ def test_a_random_model_is_caught_and_its_answers_are_kept(
     said: list[str] = []
     file = tmp_path / "samples.jsonl"
     with pytest.raises(GateFailed) as caught:
-        look(loaded, choose_prompts([("a", user("the fox"))]), file, said.append)
+        look(loaded, choose_prompts([("a", Prompt(user("the fox")))]), file, said.append)
     rows = read_json_lines(file)
-    assert [row["messages"] for row in rows] == [user("the fox"), *TALK]
+    assert [row["messages"] for row in rows] == [
+        user("the fox"),
+        *(prompt.messages for prompt in TALK),
+    ]
     degenerate = [row for row in rows if row["degenerate"]]
     assert len(degenerate) == len(caught.value.faults) >= 2
     assert all(row["generated_tokens"] <= MAX_TOKENS for row in rows)
@@ -108,8 +109,25 @@ def test_samples_come_back_from_disk_as_they_were(loaded: LoadedModel, tmp_path:
     """Texts with line separators, quotes and other alphabets too."""
     odd = [{"role": "system", "content": "Sei\u2028kurz."}, *user('"Zwölf" \u2029\x85\n🦊\\n')]
     file = tmp_path / "samples.jsonl"
-    (sampled,) = look(loaded, [odd], file, lambda text: None)
+    (sampled,) = look(loaded, [Prompt(odd)], file, lambda text: None)
     (row,) = read_json_lines(file)
     assert LookSample(**row) == sampled
     assert sampled.messages == odd
     assert json.loads(file.read_text(encoding="utf-8")) == row
+
+
+def test_tools_that_a_row_offers_are_offered_again(loaded: LoadedModel, tmp_path: Path) -> None:
+    """Else the model is looked at in a situation that it was not trained for."""
+    asked: list[Any] = []
+    renderer = loaded.renderer
+    tool = {"type": "function", "function": {"name": "read_file", "parameters": {}}}
+    right = type(renderer).prompt_ids
+
+    def remember(self: Any, messages: Any, tools: Any = None) -> list[int]:
+        asked.append(tools)
+        return right(self, messages, tools)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(renderer), "prompt_ids", remember)
+        look(loaded, [Prompt(user("open it"), [tool])], tmp_path / "samples.jsonl", lambda t: None)
+    assert asked == [[tool]]

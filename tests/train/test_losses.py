@@ -1,5 +1,7 @@
 """The loss and its gradient are those of a plain, slow reference, whatever the batching."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -183,3 +185,38 @@ def test_a_trained_head_gets_its_gradient(make_job: MakeJob) -> None:
 
     one, other = (nn.value_and_grad(job.model, function)()[1] for function in (ours, plain))
     assert _largest_difference(dict(tree_flatten(one)), dict(tree_flatten(other))) < 1e-5
+
+
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_weighted_loss_and_gradient_are_those_of_the_plain_formula(
+    make_job: MakeJob, num_layers: int
+) -> None:
+    """Sum of weight x cross-entropy over sum of weights, by the whole model, one row at a time."""
+    rows = random_rows(5, seed=3)
+    weights = np.random.default_rng(0).uniform(0, 3, len(rows.ids)).astype(np.float32)
+    rows = replace(rows, weights=weights)
+    job = make_job(rows, num_layers=num_layers)
+    batch = make_batch(rows, tuple(range(5)))
+
+    def ours() -> mx.array:
+        cache = PrefixCache(job.forward, rows, 1 << 20)
+        return cross_entropy_sum(job.forward, batch, cache.batch(batch)) / batch.weight
+
+    def plain() -> mx.array:
+        total, weight = mx.zeros(()), 0.0
+        for index in range(5):
+            ids, trained = rows.row(index)
+            logits = job.model(mx.array(ids[None, :-1].tolist()))[0]
+            each = nn.losses.cross_entropy(logits, mx.array(ids[1:].tolist()))
+            factors = (rows.row_weights(index) * trained)[1:]
+            total = total + (each * mx.array(factors.tolist())).sum()
+            weight += float(factors.sum())
+        return total / weight
+
+    one, gradient = nn.value_and_grad(job.model, ours)()
+    other, expected = nn.value_and_grad(job.model, plain)()
+    assert one.item() == pytest.approx(other.item(), rel=1e-5)
+    expected = dict(tree_flatten(expected))
+    largest = max(float(mx.abs(array).max()) for array in expected.values())
+    for name, array in tree_flatten(gradient):
+        assert float(mx.abs(array - expected[name]).max()) < 1e-4 * largest, name

@@ -33,6 +33,7 @@ from mlx_ft.train.handover import (
     write_error,
     write_stage,
 )
+from mlx_ft.train.prompts import Prompt
 from mlx_ft.train.supervisor import (
     MAX_DEATHS_WITHOUT_PROGRESS,
     Ending,
@@ -75,7 +76,7 @@ def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
         model_identity="tiny",
         prefix_limit_bytes=1 << 20,
         prefix_folder=place / "prefix",
-        look_prompts=[[{"role": "user", "content": "hello"}]],
+        look_prompts=[Prompt([{"role": "user", "content": "hello"}])],
     )
 
 
@@ -113,12 +114,15 @@ class Killer(threading.Thread):
         self.random = random.Random(kills)
         self.done = threading.Event()
 
+    def wait_for_a_moment(self) -> None:
+        time.sleep(self.random.uniform(0, 0.05))
+
     def run(self) -> None:
         while self.left and not self.done.is_set():
             before = last_checkpoint(self.stage.folder)
             while not self.done.is_set() and last_checkpoint(self.stage.folder) == before:
                 time.sleep(0.01)
-            time.sleep(self.random.uniform(0, 0.05))
+            self.wait_for_a_moment()
             for pid in children():
                 os.kill(pid, self.number)
                 self.left -= 1

@@ -238,6 +238,9 @@ REQUESTS: dict[str, tuple[str, ...]] = {
         "The answer must be in {path}. Open it.",
         "I have never looked into {path}, what does it say?",
         "Somebody mentioned {path}, please open it",
+        "{path} is what I need, display it",
+        "I need the text of {path}, print it out",
+        "Let me look at {path}, show it",
     ),
     "list_files": (
         "List the files in {path}",
@@ -436,6 +439,10 @@ JOINTS: tuple[str, ...] = (
     "{first}, and also {second}",
     "Would you {first} before you {second}?",
     "{first}, and when that is done {second}",
+    "{first}. Also {second}.",
+    "{first}, plus {second}",
+    "{first}. After that, {second}.",
+    "{first}. Besides, {second}.",
 )
 
 OPENERS: tuple[str, ...] = (

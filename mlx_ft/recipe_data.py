@@ -1,0 +1,79 @@
+"""What a user can ask for about rows and their rendering: the recipe's `data` and `chat`.
+
+The other sections are in `recipe.py`, which is where all of them are imported from.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field
+
+from mlx_ft.recipe_values import Conflict, Day, Real, Section, Text, Whole
+
+
+class LossWeight(Section):
+    """What some of the trained text weighs in the loss."""
+
+    regex: Text = Field(
+        description="Which text, as a Python regular expression on the rendered conversation."
+    )
+    weight: Real = Field(ge=0, description="What each token of it weighs; others weigh 1.")
+
+
+class DataRecipe(Section):
+    """Rows to learn from."""
+
+    path: Text = Field(
+        description="Folder with `train.jsonl` and `valid.jsonl`, relative to the current folder."
+    )
+    max_seq_length: Whole = Field(2048, ge=8, description="Longest row in tokens.")
+    overlong: Literal["drop", "refuse"] = Field(
+        "drop", description="What happens to longer rows; nothing is ever cut."
+    )
+    mask_prompt: bool = Field(
+        True, description="Train only what the assistant says (every assistant turn)."
+    )
+    prompt_weight: Real = Field(
+        1.0,
+        ge=0,
+        description="With mask_prompt false: what tokens outside the assistant's turns weigh.",
+    )
+    loss_weights: list[LossWeight] = Field(
+        default_factory=list,
+        description="Text that weighs more or less in the loss, such as `{regex: 'execute_code', "
+        "weight: 3}`; where several match, their weights are multiplied.",
+    )
+    weight_field: Text | None = Field(
+        None, description="Key of the rows whose number all weights of a row are multiplied by."
+    )
+
+    def conflicts(self) -> list[Conflict]:
+        """Return what the weights cannot mean."""
+        found = []
+        for index, rule in enumerate(self.loss_weights):
+            try:
+                re.compile(rule.regex)
+            except re.error as error:
+                key = f"data.loss_weights.{index}.regex"
+                said = f"{rule.regex!r} is not a regular expression ({error})"
+                found.append(Conflict((key,), said, "escape special characters with \\"))
+        if self.prompt_weight != 1 and self.mask_prompt:
+            keys = ("data.prompt_weight", "data.mask_prompt")
+            said = "prompt_weight is given but mask_prompt leaves prompts out of the loss"
+            found.append(Conflict(keys, said, "set mask_prompt: false, or remove prompt_weight"))
+        return found
+
+
+class ChatRecipe(Section):
+    """How conversations become tokens, in training, evaluation and the exported model alike."""
+
+    enable_thinking: bool = Field(
+        False,
+        description="Thinking mode of models that have one, pinned for training and evaluation.",
+    )
+    date: Day = Field(
+        "2025-01-01",
+        description="The day that templates which print today's date are given.",
+    )

@@ -1,0 +1,44 @@
+"""A run that is killed 200 times at random moments is the run that nobody disturbed, bit for bit.
+
+Slow: `make test-slow`.
+"""
+
+import io
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from mlx_ft.console import Console
+from mlx_ft.train.supervisor import last_checkpoint, supervise
+from tests.tiny import write_tiny_model
+from tests.train.test_supervisor import Killer, learned, stage_in
+
+KILLS = 200
+
+
+class Impatient(Killer):
+    """Kills at any moment after a new checkpoint: in steps, saves, validations and start-ups."""
+
+    def wait_for_a_moment(self) -> None:
+        self.done.wait(random.Random(self.left).uniform(0, 3))
+
+
+@pytest.mark.slow
+def test_200_kills_change_nothing(tmp_path: Path) -> None:
+    base = write_tiny_model(tmp_path / "base", "llama", layers=3)
+    settings = {"iters": 4000, "save_every": 3, "steps_per_report": 50, "steps_per_eval": 500}
+    quiet = stage_in(tmp_path / "quiet", base, **settings)
+    supervise(quiet, tmp_path / "quiet", Console(io.StringIO()))
+
+    stage = stage_in(tmp_path / "killed", base, **settings)
+    said = io.StringIO()
+    killer = Impatient(stage, tmp_path / "killed" / "train.control", KILLS, signal.SIGKILL)
+    killer.start()
+    supervise(stage, tmp_path / "killed", Console(said))
+    killer.done.set()
+    assert killer.left == 0, "the run was over too soon"
+    assert said.getvalue().count("the training process died") == KILLS
+    assert last_checkpoint(stage.folder) == 4000
+    assert learned(stage) == learned(quiet)
