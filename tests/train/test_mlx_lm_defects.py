@@ -29,9 +29,16 @@ from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
+from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
 LORA = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One architecture is enough here: nothing of it matters."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama", layers=3)
 
 
 class TheirRows:

@@ -13,9 +13,16 @@ from mlx_ft.train import prefix, prefix_store
 from mlx_ft.train.losses import make_batch
 from mlx_ft.train.prefix import PrefixCache, content_key
 from mlx_ft.train.prefix_store import DiskWriter, Layout, Place, find_on_disk, make_room
+from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, random_rows
 
 ROWS = random_rows(13, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One architecture is enough here: nothing of it matters."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama", layers=3)
 
 
 def cache_of(make_job: MakeJob, folder: Path, key: str = "key") -> PrefixCache:

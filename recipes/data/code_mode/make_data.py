@@ -55,12 +55,29 @@ TOOLS: tuple[Tool, ...] = (
 )
 
 # More where a blind set of requests showed confusion: used or defined, symbol or text, which name.
-TRAIN_ROWS = {"find_references": 34, "goto_definition": 30, "grep": 34, "rename_symbol": 24}
+TRAIN_ROWS = {"find_references": 28, "goto_definition": 24, "grep": 32, "rename_symbol": 22}
 TRAIN_ROWS_PER_OTHER_TOOL = 20
 VALID_ROWS_PER_TOOL = 2
-TRAIN_TWO_STEP_ROWS = 80
+TRAIN_TWO_STEP_ROWS = 96
 VALID_TWO_STEP_ROWS = 6
 VALID_TALK_ROWS = 14
+
+
+# What people ask for together; half of the two-call requests are of these.
+NATURAL_PAIRS: tuple[tuple[str, str], ...] = (
+    ("list_files", "read_file"),
+    ("list_files", "git_diff"),
+    ("grep", "read_file"),
+    ("rename_symbol", "grep"),
+    ("rename_symbol", "run_tests"),
+    ("find_references", "rename_symbol"),
+    ("goto_definition", "find_references"),
+    ("lint", "run_tests"),
+    ("typecheck", "lint"),
+    ("read_file", "git_diff"),
+    ("git_diff", "run_tests"),
+    ("run_tests", "typecheck"),
+)
 
 
 def fill_in(rng: random.Random, tool: Tool) -> Arguments:
@@ -128,7 +145,7 @@ def two_step(rng: random.Random, joint: str) -> Row:
         pair = (arguments, arguments)
         second_words = rng.choice(PRONOUN_FRAGMENTS[second.name])
     else:
-        first, second = rng.sample(TOOLS, 2)
+        first, second = two_tools(rng)
         before = fill_in(rng, first)
         pair = (before, follow_up(rng, second, before))
         second_words = rng.choice(FRAGMENTS[second.name]).format(**in_words(pair[1]))
@@ -138,6 +155,16 @@ def two_step(rng: random.Random, joint: str) -> Row:
         request = request[0].upper() + request[1:]
     answer = wrapped([call(first, pair[0]), call(second, pair[1])])
     return row(request, answer, "multi_step")
+
+
+def two_tools(rng: random.Random) -> tuple[Tool, Tool]:
+    """Two tools for one request, half of the time two that people use together."""
+    if rng.random() < 0.5:
+        first, second = rng.sample(TOOLS, 2)
+        return first, second
+    by_name = {tool.name: tool for tool in TOOLS}
+    one, other = rng.choice(NATURAL_PAIRS)
+    return by_name[one], by_name[other]
 
 
 def follow_up(rng: random.Random, tool: Tool, before: Arguments) -> Arguments:

@@ -440,7 +440,7 @@ JOINTS: tuple[str, ...] = (
     "Would you {first} before you {second}?",
     "{first}, and when that is done {second}",
     "{first}. Also {second}.",
-    "{first}, plus {second}",
+    "{first}; also {second}",
     "{first}. After that, {second}.",
     "{first}. Besides, {second}.",
 )
