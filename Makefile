@@ -18,7 +18,7 @@ endif
 
 help:  ## Print this list.
 	@echo "make recipe=FILE   check, train, export and evaluate a recipe, then write its report"
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */make \1|/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */make \1|/' | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
 
 run: $(RUN_READY)  ## Run the recipe given as recipe=FILE (options for mlx-ft as options="...").
 	@test -n "$(recipe)" || { echo "say which: make recipe=recipes/quickstart.yaml" >&2; exit 2; }

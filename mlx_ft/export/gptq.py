@@ -32,8 +32,8 @@ from mlx_ft.export.calibration import (
     see_inputs,
     watching,
 )
-from mlx_ft.inference import on_cpu, scalar
-from mlx_ft.stand_ins import LayerByLayer
+from mlx_ft.inference import on_cpu
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -49,8 +49,6 @@ LOOKUP_DAMPING = 0.3
 PRODUCT_BYTES = 1 << 30
 # Inputs whose corrections are made one by one before the rest of their group hears of them.
 BLOCK = 16
-# Float32 round-off of a deep model, relative to its largest state.
-EQUAL_TOLERANCE = 2e-3
 # Outputs quantized at a time: they do not depend on each other.
 OUTPUT_CHUNK = 1 << 14
 
@@ -184,15 +182,14 @@ def quantize_layers(
     """
     how = _How(bits, group_size, dtype)
     layers = quantizable_layers(model, group_size)
-    batches = calibration_batches(rows)
     done: list[str] = []
 
-    def replaced(names: Sequence[str]) -> None:
-        done.extend(names)
+    def replaced(name: str) -> None:
+        done.append(name)
         on_layer(len(done), len(layers))
 
     if goes_layer_by_layer(model, rows):
-        _one_layer_after_the_other(model, layers, batches, how, replaced)
+        _one_layer_after_the_other(model, layers, calibration_batches(rows), how, replaced)
     else:
         for part in _parts(layers, PRODUCT_BYTES):
             seen = see_inputs(model, part, rows)
@@ -215,15 +212,19 @@ def goes_layer_by_layer(model: nn.Module, rows: Sequence[Sequence[int]]) -> bool
     """
     ids = mx.array([max(rows, key=len)])
     try:
-        run = LayerByLayer(model)
-        hidden = run.embed(ids)
-        for index in range(len(model.model.layers)):
-            hidden = run.layer(index, ids, hidden)
-        ours, whole = run.norm(ids, hidden), model.model(ids)
-        difference = mx.abs(ours - whole).max() / mx.maximum(mx.abs(whole).max(), 1e-6)
-        return scalar(difference.astype(mx.float32)) <= EQUAL_TOLERANCE
+        embed, parts, norm = _one_by_one(model.model)
+        hidden = embed(ids)
+        for part in parts:
+            hidden = part(ids, hidden)
+        return relative_difference(norm(ids, hidden), model.model(ids)) <= EQUAL_TOLERANCE
     except Exception:  # any model's code, called in a way that its author did not plan
         return False
+
+
+def _one_by_one(inner: nn.Module) -> tuple[Part, list[Part], Part]:
+    """Return an inner model as what comes before its layers, each layer, and its last norm."""
+    parts = [Part(inner, index, [layer], norm=False) for index, layer in enumerate(inner.layers)]
+    return Part(inner, 0, [], norm=False), parts, Part(inner, len(parts), [], norm=True)
 
 
 def _one_layer_after_the_other(
@@ -231,32 +232,33 @@ def _one_layer_after_the_other(
     layers: Layers,
     batches: Sequence[Batch],
     how: _How,
-    replaced: Callable[[Sequence[str]], None],
+    replaced: Callable[[str], None],
 ) -> None:
-    run = LayerByLayer(model)
-    states = [run.embed(batch.ids) for batch in batches]
+    embed, parts, norm = _one_by_one(model.model)
+    states = [embed(batch.ids) for batch in batches]
     mx.eval(states)
     left = dict(layers)
     quantized: dict[str, nn.Module] = {}
-    for index in range(len(model.model.layers)):
+    for index, part in enumerate(parts):
         here = {name: left.pop(name) for name in list(left) if f".layers.{index}." in f".{name}"}
         if here:
             with watching(model, here) as seen:
                 for batch, hidden in zip(batches, states, strict=True):
                     seen.begin(batch.positions)
-                    mx.eval(run.layer(index, batch.ids, hidden), seen.products)
-            quantized |= _replace(model, here, seen, how, replaced)
+                    mx.eval(part(batch.ids, hidden), seen.products)
+            now = _replace(model, here, seen, how, replaced)
+            quantized |= now
             if on_cpu():  # the same weights, at the speed of float32
-                expanded = [(name, _expanded(here[name], quantized[name])) for name in here]
+                expanded = [(name, _expanded(here[name], layer)) for name, layer in now.items()]
                 model.update_modules(tree_unflatten(expanded))
         states = [
-            _evaluated(run.layer(index, batch.ids, hidden))
+            _evaluated(part(batch.ids, hidden))
             for batch, hidden in zip(batches, states, strict=True)
         ]
     seen = Inputs()
     for batch, hidden in zip(batches, states, strict=True):
         seen.begin(batch.positions)
-        final = run.norm(batch.ids, hidden)
+        final = norm(batch.ids, hidden)
         for name in left:
             if _is_head(model, name):
                 seen.see(name, final)
@@ -295,7 +297,7 @@ def _replace(
     part: Layers,
     seen: Inputs,
     how: _How,
-    replaced: Callable[[Sequence[str]], None],
+    replaced: Callable[[str], None],
 ) -> dict[str, nn.Module]:
     """Quantize the layers of which inputs were seen, those that are fed alike together; return
     what stands in their places now.
@@ -311,7 +313,7 @@ def _replace(
         for name in (n for n, o in seen.owner.items() if o == owner):
             now[name] = _quantize_layer(part[name], factor, order, how)
             model.update_modules(tree_unflatten([(name, now[name])]))
-            replaced([name])
+            replaced(name)
     return now
 
 

@@ -16,13 +16,14 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_ft.runs import flush_to_disk, read_json, read_manifest, seal, write_json
+from mlx_ft.runs import flush_to_disk, read_json, seal, write_json
 from mlx_ft.train.adapters import (
     ADAPTER_FILE,
     load_adapter_weights,
     require_finite,
     save_adapter,
 )
+from mlx_ft.train.checkpoint_folder import complete_checkpoints
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
@@ -88,19 +89,6 @@ def save_checkpoint(
         if not best and not (folder / f"{old.name}{PINNED}").exists():
             shutil.rmtree(old)
     return final
-
-
-def complete_checkpoints(folder: Path, inputs: str) -> list[Path]:
-    """Return the valid checkpoints made from these inputs, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.isdigit():
-            manifest = read_manifest(path)
-            if manifest is not None and manifest.inputs == inputs:
-                found.append(path)
-    return found
 
 
 def restore_checkpoint(path: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> Position:

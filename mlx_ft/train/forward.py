@@ -19,12 +19,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_ft.inference import scalar
-from mlx_ft.stand_ins import passing, unchanged, with_layers
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
 
-# Float32 round-off of a deep model, relative to the largest logit; a wrong split is off by far
-# more.
-EQUAL_TOLERANCE = 2e-3
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
 
@@ -112,48 +108,33 @@ class SplitForward:
         self.frozen_layers = frozen_layers
         self.layer_count = len(inner.layers)
         self._grad_checkpoint = grad_checkpoint
-        self._held: mx.array | None = None
-        frozen, trained = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
-        self._frozen = list(frozen)
-        above = [passing(layer, unchanged) for layer in trained]
-        self._prefix = with_layers(inner, [*frozen, *above], norm=False)
-        below = [passing(layer, self._given) for layer in frozen]
-        tops = [checkpointed(layer) for layer in trained] if grad_checkpoint else trained
-        self._top = with_layers(inner, [*below, *tops], norm=True)
+        self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
+        if grad_checkpoint:
+            tops = [checkpointed(layer) for layer in tops]
+        self._prefix = Part(inner, 0, self._frozen, norm=False)
+        self._top = Part(inner, frozen_layers, tops, norm=True)
         self._head = copy.copy(model)
         self._head.model = _Given(inner)
-
-    def _given(self, hidden: mx.array) -> mx.array:
-        assert self._held is not None, "a pass through the top begins with its prefix"
-        return self._held
 
     def prefix(self, ids: mx.array) -> mx.array:
         if self.frozen_layers == 0:
             return mx.zeros((*ids.shape, 0))
-        hidden: mx.array = self._prefix(ids, [None] * self.layer_count)
-        return hidden
+        return self._prefix(ids)
 
     def prefix_after(self, ids: mx.array, caches: Sequence[Any]) -> mx.array:
         """Return the prefix of ids (B, T) that follow what the layers' `caches` hold."""
-        hidden: mx.array = self._prefix(ids, list(caches))
-        return hidden
+        return self._prefix(ids, caches=caches)
 
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         # Layers that are computed twice would put keys and values into the recorders twice.
         if shared_tokens == 0 or self._grad_checkpoint:
-            return self._top_after(ids, prefix, [None] * self.layer_count)
+            return self._top(ids, prefix)
         recorders = [Recorder() for _ in range(self.layer_count)]
-        self._top_after(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
+        self._top(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
         followers = [Follower(recorder, shared_tokens) for recorder in recorders]
-        rest = self._top_after(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
+        rest = self._top(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
         unused = mx.zeros((rest.shape[0], shared_tokens, rest.shape[2]), rest.dtype)
         return mx.concatenate([unused, rest], axis=1)
-
-    def _top_after(self, ids: mx.array, prefix: mx.array, caches: Sequence[Any]) -> mx.array:
-        self._held = prefix
-        hidden: mx.array = self._top(ids, list(caches))
-        self._held = None
-        return hidden
 
     def head(self, hidden: mx.array) -> mx.array:
         logits: mx.array = self._head(hidden[None])[0]
@@ -230,14 +211,6 @@ def trained_outside_layers(model: nn.Module) -> list[str]:
     """Return the trainable parameters that are in no layer: of the embedding, norm or head."""
     names = (name for name, _ in tree_flatten(model.trainable_parameters()))
     return [name for name in names if "layers" not in name.split(".")]
-
-
-def relative_difference(ours: mx.array, plain: mx.array) -> float:
-    """Return the largest difference over the largest plain value; infinite for other shapes."""
-    if ours.shape != plain.shape:
-        return float("inf")
-    ours, plain = ours.astype(mx.float32), plain.astype(mx.float32)
-    return scalar(mx.abs(ours - plain).max() / mx.maximum(mx.abs(plain).max(), 1e-6))
 
 
 def checkpointed(layer: nn.Module) -> nn.Module:

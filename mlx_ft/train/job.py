@@ -26,8 +26,7 @@ class TrainingJob:
 
     `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
     Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
-    goes into, or in memory up to `prefix_limit_bytes`. After `segment_steps` mini-batches the
-    process ends with SegmentOver, for a new one to go on.
+    goes into, or in memory up to `prefix_limit_bytes`.
     """
 
     model: nn.Module
@@ -38,7 +37,6 @@ class TrainingJob:
     validation_rows: TokenizedSplit
     recipe: TrainRecipe
     iterations: int
-    segment_steps: int | None
     folder: Path
     inputs: str
     prefix_limit_bytes: int

@@ -18,9 +18,9 @@ from mlx_ft.errors import Fault, GateFailed, Interrupted
 from mlx_ft.inference import scalar
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.batches import MiniBatch, plan_run, plan_validation, total_updates
+from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.checkpoints import (
     Position,
-    complete_checkpoints,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -33,7 +33,6 @@ from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.shared_start import choose_start
 from mlx_ft.train.steps import GradientWindow, Update, build_optimizer, micro_batches
 
-CHECKPOINTS = "checkpoints"
 # A trained token costs about three forward passes of it (forward, and twice that backward).
 TRAIN_COST, VALIDATION_COST = 3, 1
 # Updates in a row whose loss or gradient is not finite: one may be a row's fault, more are not.
@@ -79,7 +78,7 @@ class _Run:
         )
         self._report_started = time.perf_counter()
         self._report_tokens = 0
-        self._clock = time.perf_counter()
+        self.start_clock()
         self._count_cost()
 
     def start_clock(self) -> None:
@@ -298,7 +297,8 @@ def train(job: TrainingJob, listener: Listener) -> TrainingResult:
 
     The frozen layers' weights are gone afterwards if their outputs could be kept: load the model
     again to use it. Raises Interrupted after a checkpoint when `listener.stop_requested` says so,
-    GateFailed when the loss stops being a number.
+    SegmentOver after `train.segment_steps` mini-batches, GateFailed when the loss stops being a
+    number.
     """
     mx.reset_peak_memory()
     run = _Run(job, listener)
@@ -341,7 +341,7 @@ def _iterate(run: _Run) -> None:
         # boundary, so that what is measured is what can be saved.
         validation_due = validation_due or run.validates_at(iteration)
         stop = run.listener.stop_requested()
-        segment = run.job.segment_steps
+        segment = recipe.segment_steps
         segment_over = segment is not None and iteration - begun_at >= segment and not last
         save_due = save_due or stop or last or segment_over or iteration % recipe.save_every == 0
         if run.window_ends():

@@ -7,7 +7,7 @@ the same bits. Does not: know how the outputs are kept (`prefix_store.py`), or w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
@@ -121,19 +121,15 @@ class PrefixCache:
 
     def _write_file(self, place: Place, on_rows: Callable[[int, int], None]) -> None:
         writer: DiskWriter | None = None
-        done = 0
         try:
-            for group in group_rows(self._split.lengths, GROUP_TOKENS):
-                states = self._compute(group)
+            for states in self._groups(on_rows):
                 if writer is None:
-                    example = states[group[0]]
+                    example = next(iter(states.values()))
                     layout = Layout.of(self._row_tokens, example.shape[-1], example.dtype)
                     if not fits_on_disk(place.folder, layout.size_bytes):
                         return
                     writer = DiskWriter(place, layout)
                 writer.put(states)
-                done += len(group)
-                on_rows(done, len(self._split))
             assert writer is not None, "a split that is filled has rows"
             writer.finish()
         except BaseException:
@@ -142,9 +138,14 @@ class PrefixCache:
             raise
 
     def _fill_memory(self, on_rows: Callable[[int, int], None]) -> None:
+        for states in self._groups(on_rows):
+            if not self._memory.put(states):
+                return
+
+    def _groups(self, on_rows: Callable[[int, int], None]) -> Iterator[dict[int, mx.array]]:
+        """Yield the states of all rows, a group at a time; what was taken is told to `on_rows`."""
         done = 0
         for group in group_rows(self._split.lengths, GROUP_TOKENS):
-            if not self._memory.put(self._compute(group)):
-                return
+            yield self._compute(group)
             done += len(group)
             on_rows(done, len(self._split))

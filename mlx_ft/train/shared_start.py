@@ -14,14 +14,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, relative_difference
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import (
-    EQUAL_TOLERANCE,
     Follower,
     Forward,
     Recorder,
     SplitForward,
-    relative_difference,
 )
 
 # A shorter start saves less than its extra step costs.

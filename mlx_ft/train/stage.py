@@ -10,7 +10,6 @@ from typing import Any
 
 from mlx_ft import BLAS
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.hardware import format_bytes, format_seconds
 from mlx_ft.inference import LoadedModel, load_model, release
 from mlx_ft.interrupts import deferred
@@ -97,14 +96,6 @@ def _job(
     train_recipe = stage.recipe.train
     layers = resolve_num_layers(train_recipe.num_layers, len(loaded.model.layers))
     config = adapter_config(stage.recipe, layers)
-    if train_recipe.fine_tune_type == "full" and "quantization" in loaded.config:
-        raise RecipeError(
-            Fault(
-                "train.fine_tune_type",
-                f"{stage.recipe.model} is quantized, and quantized weights cannot be trained",
-                "use its 16-bit version, or fine_tune_type: lora",
-            )
-        )
     shape = put_adapter(loaded.model, train_recipe, config)
     if train_recipe.resume_adapter_file is not None:
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
@@ -119,7 +110,6 @@ def _job(
         train_rows=train_rows,
         validation_rows=validation_rows,
         recipe=train_recipe,
-        segment_steps=train_recipe.segment_steps,
         iterations=total_iterations(
             len(train_rows), train_recipe.batch_size, train_recipe.epochs, train_recipe.iters
         ),

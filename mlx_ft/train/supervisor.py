@@ -23,7 +23,8 @@ from typing import Any
 
 from mlx_ft.console import Console, printable
 from mlx_ft.errors import Fault, Interrupted, RunError
-from mlx_ft.runs import read_json, read_manifest
+from mlx_ft.runs import read_json
+from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.child import SEGMENT_OVER
 from mlx_ft.train.handover import (
     RESULT_FILE,
@@ -33,7 +34,6 @@ from mlx_ft.train.handover import (
     write_stage,
 )
 
-CHECKPOINTS = "checkpoints"
 CONTROL_FOLDER = "train.control"
 # Deaths in a row without a new checkpoint after which it is no use.
 MAX_DEATHS_WITHOUT_PROGRESS = 3
@@ -109,11 +109,10 @@ def cause_of(ending: Ending) -> Cause | None:
     return None
 
 
-def last_checkpoint(folder: Path) -> int:
-    """Return the iteration of the newest whole checkpoint, 0 when there is none."""
-    names = [p.name for p in (folder / CHECKPOINTS).glob("*") if p.name.isdigit()]
-    whole = (int(n) for n in names if read_manifest(folder / CHECKPOINTS / n) is not None)
-    return max(whole, default=0)
+def last_checkpoint(stage: TrainStage) -> int:
+    """Return the iteration of the newest whole checkpoint of a stage, 0 when there is none."""
+    found = complete_checkpoints(stage.folder / CHECKPOINTS, stage.inputs)
+    return int(found[-1].name) if found else 0
 
 
 def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
@@ -126,7 +125,7 @@ def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
     control.mkdir(parents=True, exist_ok=True)
     deaths = 0
     while True:
-        before = last_checkpoint(stage.folder)
+        before = last_checkpoint(stage)
         write_stage(control, stage)
         try:
             ending = _run_child(control, console)
@@ -147,7 +146,7 @@ def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
         cause = cause_of(ending)
         if cause is None:
             raise RuntimeError(f"the training process failed with code {ending.code}, see above")
-        reached = last_checkpoint(stage.folder)
+        reached = last_checkpoint(stage)
         deaths = 1 if reached > before else deaths + 1
         _require_progress(deaths, reached, cause)
         stage = _with_less_memory(stage, deaths, cause, console)

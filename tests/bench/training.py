@@ -21,12 +21,15 @@ from typing import Any
 import yaml
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
+from mlx_ft.recipe import TrainRecipe
+from mlx_ft.train.batches import total_iterations
 from tests.bench.docstrings import write_rows
 
 MODEL = "smollm2-135m-instruct"
 RANK, SCALE, LEARNING_RATE, BATCH_SIZE = 8, 8.0, 2e-4, 4
 MAX_SEQ_LENGTH = 1024
 VALIDATIONS = 4
+MICRO_BATCH_TOKENS = TrainRecipe().micro_batch_tokens
 # mlx_ft preloads OpenBLAS before mlx is imported, so that both have the same.
 THEIRS = "import mlx_ft; from mlx_lm.lora import main; main()"
 
@@ -69,12 +72,8 @@ def write_float32_model(folder: Path) -> None:
     write_model_folder(folder, base, model, {**plain, "torch_dtype": "float32"}, "benchmark\n")
 
 
-def mini_batches(rows: int, epochs: int) -> int:
-    return -(-rows // BATCH_SIZE) * epochs
-
-
 def theirs(work: Path, arguments: argparse.Namespace, seed: int, name: str) -> Run:
-    iters = mini_batches(arguments.rows, arguments.epochs)
+    iters = total_iterations(arguments.rows, BATCH_SIZE, arguments.epochs, None)
     adapter = work / name
     config = {
         "model": str(work / "model"),
@@ -102,7 +101,7 @@ def theirs(work: Path, arguments: argparse.Namespace, seed: int, name: str) -> R
 
 
 def ours(work: Path, arguments: argparse.Namespace, seed: int, name: str) -> Run:
-    iters = mini_batches(arguments.rows, arguments.epochs)
+    iters = total_iterations(arguments.rows, BATCH_SIZE, arguments.epochs, None)
     recipe = {
         "name": name,
         "model": str(work / "model"),
@@ -160,6 +159,7 @@ def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
 
     from mlx_ft.chat import ChatRenderer
     from mlx_ft.train.batches import plan_epoch
+    from mlx_ft.train.steps import micro_batches
 
     chat = ChatRenderer.from_folder(work / "model", enable_thinking=False, date="2025-01-01")
     lines = (work / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -181,7 +181,11 @@ def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
     return {
         "real": sum(lengths),
         "mlx_lm.lora": sum(int(batch.size) - batch.shape[0] for batch, _ in batches),
-        "mlx-ft": sum(max(lengths[row] for row in batch) * len(batch) for batch in plan),
+        "mlx-ft": sum(
+            max(lengths[row] for row in rows_together) * len(rows_together)
+            for batch in plan
+            for rows_together in micro_batches(np.array(lengths), batch, MICRO_BATCH_TOKENS)
+        ),
     }
 
 

@@ -79,7 +79,6 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             validation_rows=validation_rows or random_rows(5, seed=2),
             recipe=train,
             iterations=iterations,
-            segment_steps=train.segment_steps,
             folder=target,
             inputs="inputs",
             prefix_limit_bytes=1 << 20,

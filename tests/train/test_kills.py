@@ -40,5 +40,5 @@ def test_200_kills_change_nothing(tmp_path: Path) -> None:
     killer.done.set()
     assert killer.left == 0, "the run was over too soon"
     assert said.getvalue().count("the training process died") == KILLS
-    assert last_checkpoint(stage.folder) == 4000
+    assert last_checkpoint(stage) == 4000
     assert learned(stage) == learned(quiet)

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
 from mlx_ft.train.batches import plan_run
-from mlx_ft.train.checkpoints import complete_checkpoints
+from mlx_ft.train.checkpoint_folder import complete_checkpoints
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric

@@ -23,7 +23,7 @@ from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation
-from mlx_ft.train.checkpoints import complete_checkpoints
+from mlx_ft.train.checkpoint_folder import complete_checkpoints
 from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import Metric

@@ -3,6 +3,7 @@
 The processes are real ones, killed with real signals at random moments.
 """
 
+import fcntl
 import io
 import os
 import random
@@ -87,7 +88,7 @@ def arrays(file: Path) -> dict[str, bytes]:
 
 def learned(stage: TrainStage) -> tuple[dict[str, bytes], dict[str, bytes], list[dict[str, Any]]]:
     """Return adapter, last optimizer state and metrics of a finished stage."""
-    newest = stage.folder / "checkpoints" / f"{last_checkpoint(stage.folder):07d}"
+    newest = stage.folder / "checkpoints" / f"{last_checkpoint(stage):07d}"
     metrics = read_json_lines(stage.folder / "metrics.jsonl")
     return (
         arrays(stage.folder / "adapter" / "adapters.safetensors"),
@@ -119,8 +120,8 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while self.left and not self.done.is_set():
-            before = last_checkpoint(self.stage.folder)
-            while not self.done.is_set() and last_checkpoint(self.stage.folder) == before:
+            before = last_checkpoint(self.stage)
+            while not self.done.is_set() and last_checkpoint(self.stage) == before:
                 time.sleep(0.01)
             self.wait_for_a_moment()
             for pid in children():
@@ -164,66 +165,61 @@ def test_segments_have_the_bits_of_one_process(
     assert learned(stage) == undisturbed
 
 
-def test_an_interruption_reaches_the_training_and_leaves_a_checkpoint(
-    base: Path, tmp_path: Path
-) -> None:
-    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
-    control = tmp_path / "train.control"
+SUPERVISE = """
+import sys
+from pathlib import Path
+from mlx_ft.console import Console
+from mlx_ft.errors import Interrupted
+from mlx_ft.interrupts import interruptible
+from mlx_ft.train.handover import read_stage
+from mlx_ft.train.supervisor import supervise
+place = Path(sys.argv[1])
+try:
+    with interruptible():
+        supervise(read_stage(place / "train.control"), place, Console())
+except Interrupted as error:
+    print(error)
+    sys.exit(130)
+"""
+
+
+def supervised(stage: TrainStage, place: Path) -> "subprocess.Popen[str]":
+    """Start a supervisor in a process of its own; return it once its training has begun."""
+    control = place / "train.control"
     control.mkdir()
     write_stage(control, stage)
-    code = (
-        "import sys; from pathlib import Path; from mlx_ft.console import Console; "
-        "from mlx_ft.errors import Interrupted; from mlx_ft.interrupts import interruptible; "
-        "from mlx_ft.train.handover import read_stage; "
-        "from mlx_ft.train.supervisor import supervise\n"
-        "place = Path(sys.argv[1])\n"
-        "try:\n"
-        "    with interruptible():\n"
-        "        supervise(read_stage(place / 'train.control'), place, Console())\n"
-        "except Interrupted as error: print(error); sys.exit(130)"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", SUPERVISE, str(place)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stderr is not None and process.stdout is not None
-    for line in process.stderr:
-        if "update 3 of" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    process.stderr.read()
-    with process:  # closes its pipes
-        assert process.wait(timeout=60) == 130
-        assert "checkpoint written" in process.stdout.read()
-    assert last_checkpoint(stage.folder) > 0
-
-
-def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_path: Path) -> None:
-    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
-    control = tmp_path / "train.control"
-    control.mkdir()
-    write_stage(control, stage)
-    code = (
-        "import sys; from pathlib import Path; from mlx_ft.console import Console; "
-        "from mlx_ft.train.handover import read_stage; "
-        "from mlx_ft.train.supervisor import supervise; place = Path(sys.argv[1]); "
-        "supervise(read_stage(place / 'train.control'), place, Console())"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     for line in process.stderr:
         if "update 3 of" in line:
             break
-    process.kill()
-    process.wait()
-    process.stderr.close()
-    with (control / "lock").open("w") as lock:
-        import fcntl
+    return process
 
+
+def test_an_interruption_reaches_the_training_and_leaves_a_checkpoint(
+    base: Path, tmp_path: Path
+) -> None:
+    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
+    process = supervised(stage, tmp_path)
+    assert process.stderr is not None and process.stdout is not None
+    process.send_signal(signal.SIGINT)
+    process.stderr.read()
+    with process:  # closes its pipes
+        assert process.wait(timeout=60) == 130
+        assert "checkpoint written" in process.stdout.read()
+    assert last_checkpoint(stage) > 0
+
+
+def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_path: Path) -> None:
+    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
+    with supervised(stage, tmp_path) as process:  # closes its pipes
+        process.kill()
+    with (tmp_path / "train.control" / "lock").open("w") as lock:
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -232,7 +228,7 @@ def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_
             except BlockingIOError:
                 assert time.monotonic() < deadline, "the training goes on without anybody"
                 time.sleep(0.1)
-    assert last_checkpoint(stage.folder) > 0, "it wrote a checkpoint before it went"
+    assert last_checkpoint(stage) > 0, "it wrote a checkpoint before it went"
 
 
 def test_what_a_user_can_act_on_arrives_as_it_is(base: Path, tmp_path: Path) -> None:
