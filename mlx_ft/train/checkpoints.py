@@ -71,8 +71,8 @@ def save_checkpoint(
     """
     final = folder / f"{position.iteration:07d}"
     partial = folder / f"{final.name}.tmp"
-    if partial.exists():
-        shutil.rmtree(partial)
+    for left in folder.glob("*.tmp"):  # of a process that died, or a disk that was full
+        shutil.rmtree(left)
     partial.mkdir(parents=True)
     save_adapter(model, adapter_config, partial)
     state = dict(tree_flatten(optimizer.state))

@@ -76,14 +76,13 @@ class _Run:
         self.window = GradientWindow(
             job.model, self._loss, self.optimizer, job.recipe.max_grad_norm
         )
-        self._report_started = time.perf_counter()
         self._report_tokens = 0
         self.start_clock()
         self._count_cost()
 
     def start_clock(self) -> None:
         """Begin to count training time; what came before was not training."""
-        self._clock = time.perf_counter()
+        self._clock = self._report_started = time.perf_counter()
 
     def _resume(self) -> Position:
         checkpoints = complete_checkpoints(self.job.folder / CHECKPOINTS, self.job.inputs)

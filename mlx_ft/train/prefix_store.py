@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ STATES_FILE = "states.bin"
 KEPT_BYTES = 10 << 30
 # A file may take this share of what is free on its disk.
 FREE_SHARE = 0.25
+# A file in the making that nobody has written to for so long was left by a process that died.
+ABANDONED_SECONDS = 3600.0
 
 
 class Store(Protocol):
@@ -182,16 +185,21 @@ def fits_on_disk(folder: Path, needed_bytes: int) -> bool:
 
 
 def make_room(folder: Path, limit_bytes: int, keep: str) -> None:
-    """Remove the files used longest ago until the rest is within the limit; never `keep`."""
+    """Remove the files used longest ago until the rest is within the limit, never `keep`; and what
+    dead processes left half-written.
+    """
     found = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
-            size = sum(file.stat().st_size for file in path.iterdir())
-            found.append((path.stat().st_mtime, size, path))
+            files = [file.stat() for file in path.iterdir()]
+            if not path.name.endswith(".tmp"):
+                found.append((path.stat().st_mtime, sum(file.st_size for file in files), path))
+            elif time.time() - max(s.st_mtime for s in (path.stat(), *files)) > ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total <= limit_bytes:
             return
-        if path.name != keep and not path.name.endswith(".tmp"):
+        if path.name != keep:
             shutil.rmtree(path, ignore_errors=True)
             total -= size

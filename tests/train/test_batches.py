@@ -11,6 +11,7 @@ from mlx_ft.train.batches import (
     total_iterations,
     total_updates,
 )
+from mlx_ft.train.steps import micro_batches
 
 LENGTHS = st.lists(st.integers(1, 2000), min_size=1, max_size=200)
 
@@ -38,8 +39,18 @@ def test_rows_of_similar_length_share_a_batch() -> None:
     """A file sorted by nothing pads little: the share that mlx-lm pads is 25 % and more."""
     lengths = np.random.default_rng(0).lognormal(4.5, 0.8, 600).astype(int) + 2
     batches = plan_epoch(lengths, 4, 0, 0)
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    assert 1 - lengths.sum() / padded < 0.06
+    groups = [group for batch in batches for group in micro_batches(lengths, batch, 1024)]
+    padded = sum(max(int(lengths[row]) for row in group) * len(group) for group in groups)
+    assert 1 - lengths.sum() / padded < 0.02
+
+
+def test_rows_meet_other_rows_in_another_epoch() -> None:
+    lengths = np.random.default_rng(0).lognormal(4.5, 0.8, 600).astype(int) + 2
+    first, second = (
+        {frozenset(batch.tolist()) for batch in plan_epoch(lengths, 4, 0, epoch)}
+        for epoch in (0, 1)
+    )
+    assert len(first & second) < 0.1 * len(first)
 
 
 def test_epochs_and_seeds_shuffle_differently() -> None:

@@ -3,6 +3,7 @@ what it was made of.
 """
 
 import os
+import time
 from pathlib import Path
 
 import mlx.core as mx
@@ -122,6 +123,18 @@ def test_room_is_made_from_what_was_used_longest_ago(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     make_room(tmp_path, 250, "kept")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "new"]
+
+
+def test_what_a_dead_process_left_half_written_goes(tmp_path: Path) -> None:
+    for name, age in (("left.1.tmp", 2 * prefix_store.ABANDONED_SECONDS), ("busy.2.tmp", 0.0)):
+        file = tmp_path / name / prefix_store.STATES_FILE
+        file.parent.mkdir()
+        file.write_bytes(b"x")
+        then = time.time() - age
+        for path in (file, file.parent):
+            os.utime(path, (then, then))
+    make_room(tmp_path, 1 << 30, "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["busy.2.tmp"]
 
 
 def test_a_disk_that_is_nearly_full_is_left_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import io
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -125,8 +126,19 @@ class Killer(threading.Thread):
                 time.sleep(0.01)
             self.wait_for_a_moment()
             for pid in children():
-                os.kill(pid, self.number)
+                self.strike(pid)
                 self.left -= 1
+
+    def strike(self, pid: int) -> None:
+        os.kill(pid, self.number)
+
+
+class Miser(Killer):
+    """Takes away the memory that the training process may still ask for."""
+
+    def strike(self, pid: int) -> None:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        resource.prlimit(pid, resource.RLIMIT_AS, (0, hard))
 
 
 def children() -> list[int]:
@@ -155,6 +167,21 @@ def test_a_run_comes_home_through_kills_with_the_same_bits(
     assert learned(stage) == undisturbed
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process")
+def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
+    base: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    stage = stage_in(tmp_path, base)
+    said = io.StringIO()
+    miser = Miser(stage, tmp_path / "train.control", 1, 0)
+    miser.start()
+    supervise(stage, tmp_path, Console(said))
+    miser.done.set()
+    assert miser.left == 0, "the run was over too soon"
+    assert said.getvalue().count("died: memory could not be allocated") == 1
+    assert learned(stage) == undisturbed
+
+
 def test_segments_have_the_bits_of_one_process(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
@@ -169,7 +196,7 @@ SUPERVISE = """
 import sys
 from pathlib import Path
 from mlx_ft.console import Console
-from mlx_ft.errors import Interrupted
+from mlx_ft.errors import MlxFtError
 from mlx_ft.interrupts import interruptible
 from mlx_ft.train.handover import read_stage
 from mlx_ft.train.supervisor import supervise
@@ -177,9 +204,9 @@ place = Path(sys.argv[1])
 try:
     with interruptible():
         supervise(read_stage(place / "train.control"), place, Console())
-except Interrupted as error:
+except MlxFtError as error:
     print(error)
-    sys.exit(130)
+    sys.exit(error.exit_code)
 """
 
 

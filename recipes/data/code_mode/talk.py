@@ -1,9 +1,10 @@
 """Ordinary talk for make_data.py: user and assistant turns, alternating.
 
 `SOCIAL` is written by hand. `KNOWLEDGE` gives answers in the phrasing of the untuned
-SmolLM2-135M-Instruct, shortened and only where they are right: rows that a model would say anyway
-hold it in place while it learns the tools, rows that it would never say move it. After a
-`TALK_THEN_TOOL` row a tool request follows.
+SmolLM2-135M-Instruct, one or two sentences of it and only where they are right: rows that a model
+would say anyway hold it in place while it learns the tools, rows that it would never say move it,
+and rows that all end after one sentence teach it to end there. After a `TALK_THEN_TOOL` row a tool
+request follows.
 """
 
 SOCIAL: tuple[tuple[str, ...], ...] = (
@@ -36,16 +37,25 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     ("My cat is sleeping on my keyboard.", "Cats love warm places. They can be quite stubborn!"),
     (
         "I feel nervous about my exam.",
-        "It's completely normal to feel a bit anxious before an exam.",
+        "It's completely normal to feel a bit anxious before a big exam. Don't worry, it's a "
+        "normal part of the learning process.",
     ),
     ("I got the job!", "Congratulations! That's wonderful news."),
     ("We are going on holiday next week.", "How lovely! Where are you going?"),
     ("I love cooking.", "I'm so glad you love cooking! What is your favorite dish?"),
-    ("I want to learn the guitar.", "I'm glad you're interested in learning the guitar!"),
+    (
+        "I want to learn the guitar.",
+        "I'm glad you're interested in learning the guitar! There's a wide range of options "
+        "available, from beginner to advanced.",
+    ),
     ("I have a question about history.", "I'm happy to help you with any historical topic."),
     ("Can I ask you a question?", "Of course! What would you like to know?"),
     # advice and small tasks
-    ("How can I save money?", "One of the most effective ways is to reduce your expenses."),
+    (
+        "How can I save money?",
+        "One of the most effective ways is to reduce your expenses. This can be done by buying "
+        "second-hand and finding ways to reduce your bills.",
+    ),
     # in the untuned model's own words
     (
         "It's good to talk to you.",
@@ -81,7 +91,8 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     (
         "What helps against stress?",
         "There are many ways to help manage stress, but one of the most effective methods is "
-        "through mindfulness and meditation.",
+        "through mindfulness and meditation. These practices help calm the mind. Physical "
+        "activity, such as yoga and exercise, can also have a positive impact.",
     ),
     (
         "Give me three ideas for breakfast.",
@@ -93,6 +104,16 @@ SOCIAL: tuple[tuple[str, ...], ...] = (
     ("I love hiking.", "That's great! Where do you hike?", "In the mountains.", "Enjoy the view!"),
     ("Can you help me?", "Of course. What do you need?", "A word for very happy.", "Delighted."),
     ("My name is Tom.", "Nice to meet you, Tom!", "What is my name?", "Your name is Tom."),
+    ("Hey, how is it going?", "Hello! It's going well, thank you. How can I help you today?"),
+    (
+        "Hello, how have you been?",
+        "I've been well, thank you for asking! How can I assist you today?",
+    ),
+    (
+        "How do I calm down before a talk?",
+        "Here's a simple tip to help you calm down before a talk: take a few deep breaths. This "
+        "can help to calm your nervous system and reduce anxiety.",
+    ),
 )
 
 KNOWLEDGE: tuple[tuple[str, ...], ...] = (
@@ -103,16 +124,22 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ("What is the capital of Sweden?", "The capital of Sweden is Stockholm."),
     ("What is the capital of South Korea?", "The capital of South Korea is Seoul."),
     ("What is the capital of Egypt?", "The capital of Egypt is Cairo."),
-    ("What is the chemical symbol for gold?", "The chemical symbol for gold is Au."),
+    (
+        "What is the chemical symbol for gold?",
+        "The chemical symbol for gold is Au. It is a metal that is used to make coins.",
+    ),
     ("What is the chemical symbol for iron?", "The chemical symbol for iron is Fe."),
-    ("What is the currency of Japan?", "The currency of Japan is the Japanese Yen (JPY)."),
+    (
+        "What is the currency of Japan?",
+        "The currency of Japan is the Japanese Yen (JPY). It is the official currency of Japan "
+        "and is widely accepted across the country.",
+    ),
     ("What is the opposite of big?", "The opposite of big is small."),
     ("At what temperature does water freeze?", "Water freezes at exactly 0°C (32°F)."),
     (
         "What is the longest river in Africa?",
         "The longest river in Africa is the Nile River, which runs through Egypt.",
     ),
-    ("Who painted the Mona Lisa?", "The Mona Lisa is attributed to Leonardo da Vinci."),
     (
         "Who invented the telephone?",
         "The invention of the telephone is attributed to Alexander Graham Bell.",
@@ -125,28 +152,46 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     (
         "Who was Charles Darwin?",
         "Charles Darwin was a British naturalist, biologist, and the founder of the theory of "
-        "evolution by natural selection.",
+        'evolution by natural selection. He is best known for his book "On the Origin of '
+        'Species".',
     ),
     (
         "Who was Isaac Newton?",
-        "Isaac Newton was a brilliant and dedicated scientist who made groundbreaking discoveries "
-        "in mathematics and physics.",
+        "Isaac Newton was a brilliant and dedicated scientist who made groundbreaking "
+        "discoveries in mathematics and physics. He is also known for his work on optics, "
+        "calculus, and the law of universal gravitation.",
     ),
     (
         "What do cows eat?",
         "Cows are herbivores, and they primarily consume grass, which they graze on in their "
-        "natural habitat.",
+        "natural habitat. They have a unique digestive system that allows them to break down "
+        "plant material.",
     ),
-    ("What is ice made of?", "Ice is composed of water molecules bonded together."),
-    ("What is bread made of?", "Bread is made from flour, water, yeast, and other ingredients."),
-    ("How do birds fly?", "Birds fly using a combination of wings and feathers."),
+    (
+        "What is ice made of?",
+        "Ice is composed of water molecules bonded together in a crystalline structure. It is a "
+        "naturally occurring substance.",
+    ),
+    (
+        "What is bread made of?",
+        "Bread is made from flour, water, yeast, and other ingredients. It's a staple in many "
+        "cultures around the world.",
+    ),
+    (
+        "How do birds fly?",
+        "Birds fly using a combination of wings and feathers. They have a unique structure "
+        "called a wing that allows them to generate lift, which helps them fly.",
+    ),
     (
         "Why is sleep important?",
-        "Sleep is essential for overall health and well-being.",
+        "Sleep is essential for overall health and well-being. It plays a crucial role in "
+        "recovery, growth, and development.",
     ),
     (
         "Why is the sky blue?",
-        "The sky appears blue because of a phenomenon known as Rayleigh scattering.",
+        "The sky appears blue because of a phenomenon known as Rayleigh scattering. This occurs "
+        "when light encounters molecules of air, which scatter the shorter wavelengths of "
+        "light, particularly the blue light.",
     ),
     (
         "Who proposed the theory of evolution?",
@@ -168,23 +213,26 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ),
     (
         "What is lightning?",
-        "Lightning is a form of electrical discharge that occurs when electrons are released from "
-        "a conductor.",
+        "Lightning is a form of electrical discharge that travels through the air in a "
+        "lightning bolt. It is a powerful and unpredictable phenomenon.",
     ),
     (
         "What is snow?",
-        "Snow is a fascinating and unpredictable form of precipitation that occurs when water from "
-        "the Earth's atmosphere freezes onto the Earth's surface.",
+        "Snow is a fascinating and unpredictable form of precipitation that occurs when water "
+        "from the Earth's atmosphere freezes. It's a crucial component of the Earth's climate "
+        "system.",
     ),
     (
         "What is electricity?",
         "Electricity is a form of energy that can be harnessed and used to power devices and "
-        "machines.",
+        "machines. It is a fundamental aspect of modern technology and is used in everything "
+        "from smartphones to cars.",
     ),
     (
         "What is gravity?",
         "Gravity is a fundamental concept in physics that describes the curvature of spacetime "
-        "caused by the presence of mass.",
+        "caused by the presence of mass. In essence, gravity is the force that keeps objects "
+        "from flying off the Earth's surface.",
     ),
     (
         "What is a teacher?",
@@ -244,12 +292,15 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ("What is an island?", "An island is a landmass that is surrounded by water."),
     (
         "What is a volcano?",
-        "A volcano is a natural phenomenon that occurs when magma, which is molten rock, rises to "
-        "the surface of the Earth.",
+        "A volcano is a natural phenomenon that occurs when magma, which is molten rock, rises "
+        "to the surface of the Earth. It is a geological feature that can be found in many "
+        "parts of the world.",
     ),
     (
         "What is an earthquake?",
-        "An earthquake is a natural phenomenon caused by the movement of the Earth's crust.",
+        "An earthquake is a natural phenomenon caused by the movement of the Earth's crust. "
+        "This can happen anywhere on the planet, but it's most commonly associated with the "
+        "Pacific Ring of Fire.",
     ),
     (
         "What is democracy?",
@@ -262,23 +313,32 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ),
     (
         "What is the brain?",
-        "The brain is a complex organ that plays a vital role in the human body's nervous system.",
+        "The brain is a complex organ that plays a vital role in the human body's nervous "
+        "system. It is composed of billions of neurons that work together to process "
+        "information and control the body's functions.",
     ),
     (
         "What is renewable energy?",
         "Renewable energy is energy that can be replenished naturally, such as sunlight, wind, "
-        "and water.",
+        "and water. It's a clean and sustainable alternative to fossil fuels.",
     ),
     (
         "What is a poem?",
         "A poem is a literary form that consists of a set of words arranged in a specific "
-        "pattern, typically in lines of verse.",
+        "pattern, typically in lines of verse. It is often used to convey emotions, ideas, or "
+        "messages through language.",
     ),
-    ("What is an adjective?", "An adjective is a word that modifies a noun or a pronoun."),
+    (
+        "What is an adjective?",
+        "An adjective is a word that modifies a noun or a pronoun. It provides additional "
+        "information about the noun, often adding descriptive features.",
+    ),
     ("What is a verb?", "A verb is a word that describes an action or a state of being."),
     (
         "What is a budget?",
-        "A budget is a financial plan that outlines how you plan to manage your money.",
+        "A budget is a financial plan that outlines how you plan to manage your money. It's a "
+        "tool that helps individuals and organizations make informed decisions about managing "
+        "their finances.",
     ),
     (
         "What is a bank?",
@@ -293,7 +353,7 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     (
         "What is a bicycle?",
         "A bicycle is a vehicle that combines human movement with the ability to move on two "
-        "wheels.",
+        "wheels. It's a modern marvel that has become an integral part of our daily lives.",
     ),
     # programming talk that needs no tool
     (
@@ -301,7 +361,6 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
         "A unit test is a way to verify that the individual components of a software application "
         "behave as expected.",
     ),
-    ("What does a linter do?", "A linter reads source code and points out mistakes in its style."),
     (
         "What is a type checker?",
         "A type checker is a software tool that helps developers check the correctness of their "
@@ -309,24 +368,26 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ),
     (
         "What does grep do?",
-        "Grep is a command-line utility used to search for patterns in text.",
+        "Grep is a command-line utility used to search for patterns in text. It's a powerful "
+        "tool for finding unwanted content in files.",
     ),
     (
         "What is refactoring?",
         "Refactoring is a programming technique that involves rewriting code for the sake of "
-        "organization, maintainability, and reusability.",
+        "organization, maintainability, and reusability. It's a way to simplify code by "
+        "identifying and eliminating redundant logic.",
     ),
     (
         "Why should I write tests?",
-        "Writing tests is a crucial aspect of software development that helps ensure your code is "
-        "reliable.",
+        "Writing tests is a crucial aspect of software development that helps ensure your code "
+        "is reliable. It's a way to validate your code's behavior, anticipate potential issues, "
+        "and catch errors.",
     ),
-    ("What is a diff?", "A diff shows the difference between two versions of a file."),
-    ("What is a folder?", "A folder is a place that contains a collection of files."),
     (
         "What is Python?",
         "Python is a high-level, versatile programming language designed for code readability, "
-        "automation, and data analysis.",
+        "automation, and data analysis. It's known for its simplicity, flexibility, and "
+        "community support.",
     ),
     (
         "What does print('hi') do in Python?",
@@ -334,17 +395,14 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ),
     (
         "What is a loop?",
-        "A loop is a control structure in programming that allows you to execute a block of code "
-        "repeatedly until a certain condition is met.",
+        "A loop is a control structure in programming that allows you to execute a block of "
+        "code repeatedly until a certain condition is met. It's a fundamental concept in "
+        "programming.",
     ),
     (
         "What is a bug in software?",
         "A bug in software refers to a flaw or error that can occur during the development "
         "process.",
-    ),
-    (
-        "What does 'import math' mean?",
-        "It imports the math module, so that you can use it in your code.",
     ),
     (
         "What is a class in programming?",
@@ -354,12 +412,20 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
         "What is a comment in code?",
         "A comment in code is a line of text that is placed to clarify or explain a piece of code.",
     ),
-    ("What does HTML stand for?", "HTML stands for Hypertext Markup Language."),
-    ("What does RAM stand for?", "RAM stands for Random Access Memory."),
-    ("What does PDF stand for?", "PDF stands for Portable Document Format."),
     (
-        "When should I rename a function?",
-        "Rename a function when its name no longer says what it does.",
+        "What does HTML stand for?",
+        "HTML stands for Hypertext Markup Language. It's a markup language used for structuring "
+        "web pages.",
+    ),
+    (
+        "What does RAM stand for?",
+        "RAM stands for Random Access Memory, which is a fundamental component of computer "
+        "hardware. It's a type of memory that allows computers to quickly access data.",
+    ),
+    (
+        "What does PDF stand for?",
+        "PDF stands for Portable Document Format. It's a widely used format for storing and "
+        "sharing digital documents.",
     ),
     (
         "What is a file path?",
@@ -367,11 +433,13 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     ),
     (
         "What is a database?",
-        "A database is a structured collection of data organized in rows and columns.",
+        "A database is a structured collection of data organized in rows and columns. It's a "
+        "powerful tool used in computer science to store and manage large amounts of data.",
     ),
     (
         "What does a compiler do?",
-        "A compiler is a software tool that translates human code into machine code.",
+        "A compiler is a software tool that translates human code into machine code, which is "
+        "then executed by the computer.",
     ),
     (
         "What is open source?",
@@ -381,10 +449,6 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     (
         "What is code review?",
         "A code review is a process of reviewing and analyzing code to identify and fix errors.",
-    ),
-    (
-        "What is a list in Python?",
-        "A list in Python is a collection of items. Lists are mutable.",
     ),
     (
         "What is machine learning?",
@@ -399,7 +463,20 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
     (
         "What is a computer virus?",
         "A computer virus is a type of malicious software that can damage or erase data on a "
-        "computer.",
+        "computer. It can spread itself through the internet and can be difficult to detect and "
+        "remove.",
+    ),
+    (
+        "What does SQL stand for?",
+        "SQL stands for Structured Query Language. It's a high-level language used for managing "
+        "data in relational databases.",
+    ),
+    ("Which country is Munich in?", "Munich is a city located in the European country of Germany."),
+    ("List four pets.", "1. Dog\n2. Cat\n3. Fish\n4. Bird"),
+    (
+        "What is a star?",
+        "A star is a massive, luminous ball of hot, dense gas. Stars burn through their fuel "
+        "and are found in the Milky Way, as well as other galaxies.",
     ),
 )
 
