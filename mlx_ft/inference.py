@@ -149,33 +149,49 @@ def adapter_faults(
     return faults
 
 
-def load_weights(folder: Path) -> tuple[nn.Module, dict[str, Any], str]:
-    """Return (model, config, compute) of a model folder, held as suits this machine.
+def read_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return (model, config) of a model folder, no weight read before it is used.
 
     Raises ModelError when mlx-lm does not know the architecture or the weights do not fit it.
     """
-    configure_backend()
     try:
-        model, config = mlx_lm_load_model(folder, lazy=on_cpu(), trust_remote_code=False)
+        model, config = mlx_lm_load_model(folder, lazy=True, trust_remote_code=False)
     except (ValueError, FileNotFoundError, RuntimeError, KeyError) as error:
         raise ModelError(
             Fault(str(folder), f"mlx-lm cannot load it ({error})", "use a model that mlx-lm runs")
         ) from error
-    if on_cpu():
+    return model, config
+
+
+def load_weights(folder: Path, low_memory: bool = False) -> tuple[nn.Module, dict[str, Any], str]:
+    """Return (model, config, compute) of a model folder, held as suits this machine, or with
+    `low_memory` as stored and not read yet. Raises ModelError.
+    """
+    configure_backend()
+    model, config = read_lazily(folder)
+    if low_memory:
+        compute = f"{mx.default_device()}, weights as stored, read when they are used"
+    elif on_cpu():
         model = hold_for_cpu(model)
         compute = "float32 on the CPU (quantized weights expanded, value for value)"
     else:
+        mx.eval(model.parameters())
         compute = f"{mx.default_device()}, weights as stored"
     model.eval()
     return model, config, compute
 
 
 def load_model(
-    folder: Path, *, adapter: Path | None, enable_thinking: bool, date: str
+    folder: Path,
+    *,
+    adapter: Path | None,
+    enable_thinking: bool,
+    date: str,
+    low_memory: bool = False,
 ) -> LoadedModel:
     """Load a model folder, with an adapter if one is given, and its renderer. Raises ModelError."""
     renderer = ChatRenderer.from_folder(folder, enable_thinking=enable_thinking, date=date)
-    model, config, compute = load_weights(folder)
+    model, config, compute = load_weights(folder, low_memory)
     if adapter is not None:
         attach_adapter(model, adapter)
     return LoadedModel(model, renderer, config, compute)

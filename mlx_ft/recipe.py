@@ -200,6 +200,11 @@ class TrainRecipe(Section):
     grad_checkpoint: bool = Field(
         False, description="Compute activations of each layer twice instead of keeping them."
     )
+    low_memory: bool = Field(
+        False,
+        description="Read weights of frozen layers from the disk each time they are needed and "
+        "keep none of them; on a CPU, compute with weights as stored, which is slow there.",
+    )
     prefix_cache: Literal["disk", "memory", "off"] = Field(
         "disk",
         description="Where outputs of frozen layers are kept. disk: in a file that later runs find "

@@ -183,7 +183,7 @@ def memory(facts: PreflightInput) -> Finding:
     measured = f"roughly {format_bytes(need)} at the peak of training"
     if need <= there:
         return _ok(check, measured, limit)
-    fix = "lower batch_size and raise grad_accumulation_steps, or lower num_layers, max_seq_length"
+    fix = "set train.low_memory: true, or lower num_layers, micro_batch_tokens, max_seq_length"
     return Finding(check, "warn", measured, limit, fix)
 
 

@@ -20,6 +20,8 @@ FLOAT32_BYTES = 4
 HALF_BYTES = 2
 # Arrays of the adapter's size that each optimizer keeps, in float32 (mlx.optimizers).
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 1, "sgd": 1, "adafactor": 1, "lion": 1}
+# Logits are made in parts of 16 MiB, of which MLX has about twelve at a time (train/losses.py).
+LOGITS_IN_FLIGHT_BYTES = 12 * (16 << 20)
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,42 @@ def disk_forecast(
 def rough_training_memory_bytes(facts: PreflightInput, shape: ModelShape) -> int:
     """Return a rough estimate of the training peak: weights, optimizer, activations and logits.
 
-    Activations of the adapted layers: s b h (34 + 5 a s / h) bytes a layer at 16 bits (Korthikanti
-    et al. 2022, arXiv 2205.05198, section 4.1), twice that in float32. Weights are as in the file
-    on Metal, and float32 on a CPU.
+    Weights are as in the file on Metal and with low_memory, which holds no frozen layer; float32 on
+    a CPU otherwise.
     """
     train = facts.recipe.train
-    on_metal = facts.machine.system == "Darwin"
-    length = int(facts.train_stats["longest_kept"])
-    tokens = min(train.batch_size, facts.rows) * length
-    weights = facts.model_bytes if on_metal else shape.parameters * FLOAT32_BYTES
+    as_stored = facts.machine.system == "Darwin" or train.low_memory
+    held = _held_parameters(shape, train)
+    weights = held * facts.model_bytes // shape.parameters if as_stored else held * FLOAT32_BYTES
     states = 2 + OPTIMIZER_STATES[train.optimizer]  # and the adapter itself, and its gradient
     optimizer = trainable_parameters(shape, train) * FLOAT32_BYTES * states
-    layers = len(shape.layers) if train.num_layers < 0 else train.num_layers
-    each = tokens * (34 * shape.hidden_size + 5 * shape.heads * length)
-    activations = each * min(layers, len(shape.layers)) * (1 if on_metal else 2)
-    logits = tokens * shape.vocabulary * FLOAT32_BYTES * 3  # themselves, softmax, gradient
+    length = int(facts.train_stats["longest_kept"])
+    all_rows = min(train.batch_size, facts.rows) * length
+    tokens = min(all_rows, max(length, train.micro_batch_tokens))
+    activations = _activation_bytes(shape, train, tokens, length) * (1 if as_stored else 2)
+    # Themselves, softmax and gradient; they are made in parts.
+    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * 3, LOGITS_IN_FLIGHT_BYTES)
     return weights + optimizer + activations + logits
+
+
+def _held_parameters(shape: ModelShape, train: TrainRecipe) -> int:
+    if not train.low_memory:
+        return shape.parameters
+    top = shape.layers[-_adapted_layers(shape, train) :]
+    return sum(m.parameters for m in (*shape.roots, *(m for layer in top for m in layer)))
+
+
+def _adapted_layers(shape: ModelShape, train: TrainRecipe) -> int:
+    layers = len(shape.layers)
+    return layers if train.num_layers < 0 else min(train.num_layers, layers)
+
+
+def _activation_bytes(shape: ModelShape, train: TrainRecipe, tokens: int, length: int) -> int:
+    """Return bytes at 16 bits: s b h (34 + 5 a s / h) a layer (Korthikanti et al. 2022, arXiv
+    2205.05198, section 4.1); with checkpointing one layer's, and 2 s b h for each layer's input.
+    """
+    layers = _adapted_layers(shape, train)
+    of_layer = tokens * (34 * shape.hidden_size + 5 * shape.heads * length)
+    if not train.grad_checkpoint:
+        return of_layer * layers
+    return of_layer + HALF_BYTES * tokens * shape.hidden_size * layers

@@ -13,12 +13,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_ft.inference import read_lazily
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
 
 # Logits of a long row would take more memory than the training itself.
@@ -34,6 +36,9 @@ class Forward(Protocol):
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
+
+    def evaluate(self, *arrays: Any) -> None:
+        """Evaluate what was computed with the frozen part, alone or not."""
 
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
@@ -99,15 +104,26 @@ class SplitForward:
 
     Each part is the whole inner model with stand-ins for the layers of the other part, so that what
     depends on a layer's number, or happens before the first one, stays as it is.
+
+    With `weights`, the model's folder, frozen layers are streamed from there: a graph that is
+    evaluated after its layers were given other arrays is the only one to hold the old ones, so each
+    is read right before its first use and gone after its last.
     """
 
-    def __init__(self, model: nn.Module, frozen_layers: int, grad_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        frozen_layers: int,
+        grad_checkpoint: bool = False,
+        weights: Path | None = None,
+    ) -> None:
         inner = model.model
         self.note = ""
         self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self.layer_count = len(inner.layers)
         self._grad_checkpoint = grad_checkpoint
+        self.streamed_from = weights
         self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
         if grad_checkpoint:
             tops = [checkpointed(layer) for layer in tops]
@@ -120,6 +136,13 @@ class SplitForward:
         if self.frozen_layers == 0:
             return mx.zeros((*ids.shape, 0))
         return self._prefix(ids)
+
+    def evaluate(self, *arrays: Any) -> None:
+        if self.streamed_from is not None:
+            unread, _ = read_lazily(self.streamed_from)
+            for layer, other in zip(self._frozen, unread.model.layers, strict=False):
+                layer.update(other.parameters())
+        mx.eval(*arrays)
 
     def prefix_after(self, ids: mx.array, caches: Sequence[Any]) -> mx.array:
         """Return the prefix of ids (B, T) that follow what the layers' `caches` hold."""
@@ -158,6 +181,9 @@ class PlainForward:
     def prefix(self, ids: mx.array) -> mx.array:
         return mx.zeros((*ids.shape, 0))
 
+    def evaluate(self, *arrays: Any) -> None:
+        mx.eval(*arrays)
+
     def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
         logits: mx.array = self._model(ids)
         return logits
@@ -194,10 +220,12 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
         ids = mx.array([list(row)])
         few = PROOF_LOGIT_TOKENS
         hidden = split.top(ids, split.prefix(ids))[0]
-        pairs = (
-            (hidden, model.model(ids)[0]),
-            (split.head(hidden[:few]), model(ids[:, :few])[0]),
-        )
+        split.evaluate(hidden)
+        plain_hidden = model.model(ids)[0]
+        split.evaluate(plain_hidden)
+        plain_logits = model(ids[:, :few])[0]
+        split.evaluate(plain_logits)
+        pairs = ((hidden, plain_hidden), (split.head(hidden[:few]), plain_logits))
         for ours, plain in pairs:
             difference = relative_difference(ours, plain)
             if not difference <= worst:  # NaN too
@@ -239,12 +267,14 @@ def choose_forward(
     adapted_layers: int,
     rows: Sequence[Sequence[int]],
     grad_checkpoint: bool = False,
+    weights: Path | None = None,
 ) -> PlainForward | SplitForward:
     """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
     one.
 
     `adapted_layers` counts from the top; `rows` hold one as long as the longest that will be
-    trained or validated. The note of the result says what was chosen and why.
+    trained or validated; with `weights`, the model's folder, frozen layers are read from there when
+    they are needed. The note of the result says what was chosen and why.
     """
     name = type(model).__module__.rsplit(".", 1)[-1]
     inner = getattr(model, "model", None)
@@ -254,7 +284,7 @@ def choose_forward(
         frozen = max(0, len(inner.layers) - adapted_layers)
         if trained_outside_layers(model):
             frozen = 0  # an embedding that is trained moves every layer above it
-        split = SplitForward(model, frozen, grad_checkpoint)
+        split = SplitForward(model, frozen, grad_checkpoint, weights if frozen else None)
         proof = prove_equal(model, split, rows)
     except Exception as error:  # any model's code, called in a way that its author did not plan
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
@@ -268,5 +298,6 @@ def choose_forward(
         f"{frozen} of {len(inner.layers)} layers frozen, computed once a row; logits only at "
         f"trained tokens; equal to the plain forward within {proof.relative_difference:.1e}"
         + ("; activations computed twice" if grad_checkpoint else "")
+        + ("; frozen weights read when needed" if split.streamed_from else "")
     )
     return split

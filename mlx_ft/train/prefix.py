@@ -83,7 +83,7 @@ class PrefixCache:
         together = after(mx.array(pad_rows(contents)))
         # Copies: a slice would hold the padding of its whole group.
         states = [mx.contiguous(together[index, : len(ids)]) for index, ids in enumerate(contents)]
-        mx.eval(states)
+        self._forward.evaluate(states)
         return dict(zip(rows, states, strict=True))
 
     def batch(self, batch: Batch) -> mx.array:

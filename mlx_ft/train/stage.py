@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlx_ft import BLAS
 from mlx_ft.console import Console
 from mlx_ft.hardware import format_bytes, format_seconds
@@ -33,6 +35,8 @@ from mlx_ft.train.metrics import Metric
 
 # Validations in a row above the lowest one before a line says so.
 RISING_VALIDATIONS = 3
+# Freed arrays that MLX may hold on to with train.low_memory.
+LOW_MEMORY_CACHE_BYTES = 256 << 20
 
 
 def run_train_stage(
@@ -48,7 +52,10 @@ def run_train_stage(
     """
     train_rows = read_split(stage.data_folder / "train.safetensors")
     validation_rows = read_split(stage.data_folder / "valid.safetensors")
-    loaded = _load(stage, None)
+    low_memory = stage.recipe.train.low_memory
+    if low_memory:
+        mx.set_cache_limit(LOW_MEMORY_CACHE_BYTES)
+    loaded = _load(stage, None, low_memory)
     console.say(f"computing in {loaded.compute}")
     job = _job(stage, loaded, train_rows, validation_rows)
     console.say(job.forward.note)
@@ -66,10 +73,14 @@ def run_train_stage(
     return info
 
 
-def _load(stage: TrainStage, adapter: Path | None) -> LoadedModel:
+def _load(stage: TrainStage, adapter: Path | None, low_memory: bool = False) -> LoadedModel:
     chat = stage.recipe.chat
     return load_model(
-        stage.model_folder, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
+        stage.model_folder,
+        adapter=adapter,
+        enable_thinking=chat.enable_thinking,
+        date=chat.date,
+        low_memory=low_memory,
     )
 
 
@@ -101,7 +112,13 @@ def _job(
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
     loaded.model.eval()
     proof = [train_rows.row(0)[0].tolist(), *map(_longest_row, (train_rows, validation_rows))]
-    forward = choose_forward(loaded.model, layers, proof, train_recipe.grad_checkpoint)
+    forward = choose_forward(
+        loaded.model,
+        layers,
+        proof,
+        train_recipe.grad_checkpoint,
+        stage.model_folder if train_recipe.low_memory else None,
+    )
     return TrainingJob(
         model=loaded.model,
         forward=forward,

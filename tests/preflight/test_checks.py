@@ -371,5 +371,15 @@ def test_more_of_anything_needs_more_memory() -> None:
         assert rough_training_memory_bytes(more, shape) > least
 
 
+def test_what_saves_memory_is_seen_in_the_estimate() -> None:
+    facts = with_recipe(quickstart(), "train", batch_size=64)
+    shape = model_shape(facts.model_config)
+    assert shape is not None
+    most = rough_training_memory_bytes(facts, shape)
+    for values in ({"low_memory": True}, {"grad_checkpoint": True}, {"micro_batch_tokens": 256}):
+        less = with_recipe(facts, "train", **{"batch_size": 64} | values)
+        assert rough_training_memory_bytes(less, shape) < most
+
+
 def test_the_limit_is_the_documented_one() -> None:
     assert MAX_PARAMETERS_PER_ROW == 50_000

@@ -63,7 +63,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             **(values | changes),
         )
         recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
-        model, _, _ = load_weights(model_folder)
+        model, _, _ = load_weights(model_folder, train.low_memory)
         config = adapter_config(recipe, num_layers)
         shape = put_adapter(model, train, config)
         model.eval()
@@ -72,7 +72,9 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         target.mkdir(exist_ok=True)
         return TrainingJob(
             model=model,
-            forward=choose_forward(model, num_layers, proof),
+            forward=choose_forward(
+                model, num_layers, proof, weights=model_folder if train.low_memory else None
+            ),
             shape=shape,
             adapter_config=config,
             train_rows=rows,

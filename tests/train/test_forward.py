@@ -234,11 +234,9 @@ def test_the_stage_proves_on_its_longest_rows(
 ) -> None:
     proved: list[list[list[int]]] = []
 
-    def remember(
-        model: nn.Module, layers: int, rows: list[list[int]], grad_checkpoint: bool
-    ) -> Forward:
+    def remember(model: nn.Module, layers: int, rows: list[list[int]], *rest: Any) -> Forward:
         proved.append(rows)
-        return choose_forward(model, layers, rows, grad_checkpoint)
+        return choose_forward(model, layers, rows, *rest)
 
     monkeypatch.setattr(stage, "choose_forward", remember)
     recipe = Recipe(

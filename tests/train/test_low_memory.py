@@ -1,0 +1,85 @@
+"""Frozen layers that are read when they are needed: the same training, and they are not held."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+from safetensors.numpy import load_file
+
+from mlx_ft.inference import load_weights, release
+from mlx_ft.train.adapters import save_adapter
+from mlx_ft.train.forward import SplitForward, choose_forward
+from mlx_ft.train.loop import train
+from mlx_ft.train.prefix import PrefixCache
+from tests.tiny import TINY_CONFIGS, write_tiny_model
+from tests.train.conftest import MakeJob, listener, random_rows
+
+ROWS = random_rows(13, seed=1)
+LAYERS, TRAINED = 12, 2
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not quantized: on a CPU too, both ways then compute with the same numbers."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"), bits=None, layers=4)
+
+
+@pytest.mark.parametrize("cache", ["memory", "off"])
+def test_the_adapter_has_the_same_bits(make_job: MakeJob, tmp_path: Path, cache: str) -> None:
+    adapters = []
+    for low_memory in (False, True):
+        job = make_job(ROWS, folder=f"{low_memory}", low_memory=low_memory, prefix_cache=cache)
+        assert isinstance(job.forward, SplitForward) and job.forward.frozen_layers == 2
+        assert (job.forward.streamed_from is not None) == low_memory
+        train(job, listener())
+        save_adapter(job.model, job.adapter_config, tmp_path / f"adapter-{low_memory}")
+        adapters.append(load_file(tmp_path / f"adapter-{low_memory}" / "adapters.safetensors"))
+    held, streamed = adapters
+    assert held.keys() == streamed.keys()
+    assert all(held[name].tobytes() == streamed[name].tobytes() for name in held)
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve layers of 4 MB each, and nearly nothing else."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("wide"), bits=None)
+    config = TINY_CONFIGS["llama"] | {
+        "num_hidden_layers": LAYERS,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+    }
+    model_class, arguments_class = _get_classes(config)
+    model: nn.Module = model_class(arguments_class.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def peak_of_start_and_prefix(folder: Path, low_memory: bool) -> int:
+    """Return the peak bytes of load, proof and frozen layers, beyond what was there before."""
+    release()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model, _, _ = load_weights(folder, low_memory)
+    model.freeze()
+    proof = [ROWS.row(0)[0].tolist()]
+    forward = choose_forward(model, TRAINED, proof, weights=folder if low_memory else None)
+    assert isinstance(forward, SplitForward)
+    cache = PrefixCache(forward, ROWS, 1 << 20)
+    cache.fill(lambda done, of: None)
+    assert cache.is_complete
+    forward.release_frozen()
+    return int(mx.get_peak_memory()) - before
+
+
+def test_frozen_layers_are_never_held_together(wide_folder: Path) -> None:
+    size = (wide_folder / "model.safetensors").stat().st_size
+    assert peak_of_start_and_prefix(wide_folder, low_memory=False) > size
+    # MLX begins to read some ten tensors before they are needed.
+    in_flight = 4
+    limit = size * (TRAINED + in_flight) // LAYERS
+    assert peak_of_start_and_prefix(wide_folder, low_memory=True) < limit
