@@ -17,7 +17,7 @@ from mlx_ft.inference import LoadedModel, load_model, release
 from mlx_ft.interrupts import deferred
 from mlx_ft.recipe import TrainRecipe
 from mlx_ft.runs import hash_of
-from mlx_ft.tokens import TokenizedSplit, read_split
+from mlx_ft.tokens import Ids, TokenizedSplit, read_split
 from mlx_ft.train.adapters import (
     adapter_config,
     load_adapter_weights,
@@ -111,7 +111,8 @@ def _job(
     if train_recipe.resume_adapter_file is not None:
         load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
     loaded.model.eval()
-    proof = [train_rows.row(0)[0].tolist(), *map(_longest_row, (train_rows, validation_rows))]
+    rows = (train_rows.row(0)[0], *map(_longest_row, (train_rows, validation_rows)))
+    proof = list(dict.fromkeys(tuple(row.tolist()) for row in rows))
     forward = choose_forward(
         loaded.model,
         layers,
@@ -138,9 +139,8 @@ def _job(
     )
 
 
-def _longest_row(split: TokenizedSplit) -> list[int]:
-    row: list[int] = split.row(int(split.lengths.argmax()))[0].tolist()
-    return row
+def _longest_row(split: TokenizedSplit) -> Ids:
+    return split.row(int(split.lengths.argmax()))[0]
 
 
 def _strength(recipe: TrainRecipe) -> str:

@@ -341,15 +341,16 @@ KNOWLEDGE: tuple[tuple[str, ...], ...] = (
         "their finances.",
     ),
     (
-        "What is a bank?",
-        "A bank is a financial institution that provides a wide range of services to individuals "
-        "and businesses.",
+        "What should I do when I am tired?",
+        "When you're tired, it's about taking care of yourself. Take a few moments to breathe, and "
+        "remember that it's okay to take a break.",
     ),
     (
-        "What is cheese?",
-        "Cheese is a dairy product that is made from milk, typically from cows, sheep, or goats.",
+        "What is the formula for table salt?",
+        "The formula for table salt is NaCl, which is a chemical compound composed of sodium and "
+        "chlorine.",
     ),
-    ("What is sushi?", "Sushi is a Japanese dish made with raw fish, typically tuna or salmon."),
+    ("How many hours are in a day?", "A day is made up of 24 hours."),
     (
         "What is a bicycle?",
         "A bicycle is a vehicle that combines human movement with the ability to move on two "

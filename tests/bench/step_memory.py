@@ -1,0 +1,165 @@
+"""Peak memory of one training step of a 3B-shaped model by mlx_lm's loss and by mlx-ft.
+
+A random Llama-3.2-3B-shaped model in 4 bits, its top layers adapted, one row. mlx_lm.lora's step is
+made of its own parts (linear_to_lora_layers, default_loss, Adam); mlx-ft's is a run of one
+iteration with `train.low_memory`, start-up proofs, frozen layers and validation of the same row
+included.
+
+Usage: python -m tests.bench.step_memory [--layers 12] [--tokens 128] [--engine mlx_lm|mlx-ft]
+"""
+
+import argparse
+import io
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
+from tests.tiny import write_tiny_tokenizer
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 3072,
+    "num_hidden_layers": 28,
+    "intermediate_size": 8192,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 128256,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+    "quantization": {"group_size": 64, "bits": 4},
+}
+RANK, SCALE, LEARNING_RATE = 8, 8.0, 1e-4
+
+
+def write_model(folder: Path) -> None:
+    """Write random 4-bit weights of the shape, a layer at a time so that little is in memory."""
+    from mlx_lm.utils import _get_classes
+
+    write_tiny_tokenizer(folder)
+    mx.random.seed(0)
+    model_class, arguments_class = _get_classes(CONFIG)
+    model = model_class(arguments_class.from_dict(CONFIG))
+    model.set_dtype(mx.bfloat16)
+    nn.quantize(model, group_size=64, bits=4)
+    names: dict[str, str] = {}
+    parts = [*((f"model.layers.{i}.", layer) for i, layer in enumerate(model.model.layers))]
+    parts += [("model.embed_tokens.", model.model.embed_tokens), ("model.norm.", model.model.norm)]
+    for number, (prefix, part) in enumerate(parts):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        weights = {prefix + name: array for name, array in tree_flatten(part.parameters())}
+        mx.save_safetensors(str(folder / file), weights, metadata={"format": "mlx"})
+        names |= dict.fromkeys(weights, file)
+        part.update(nn.utils.tree_map(lambda array: mx.zeros((0,), array.dtype), part.parameters()))
+    index = {"metadata": {}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+
+
+def one_row(tokens: int) -> list[int]:
+    """Return ids of a row with so many positions that predict."""
+    return [int(token) for token in np.random.default_rng(0).integers(3, 300, tokens + 1)]
+
+
+def theirs(folder: Path, layers: int, tokens: int) -> None:
+    """One step as mlx_lm.lora makes it, validation and saving left out."""
+    import mlx.optimizers as optimizers
+    from mlx_lm.tuner.trainer import default_loss
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder)
+    model.freeze()
+    linear_to_lora_layers(model, layers, {"rank": RANK, "scale": SCALE, "dropout": 0.0})
+    model.train()
+    optimizer = optimizers.Adam(learning_rate=LEARNING_RATE)
+    batch = mx.array([one_row(tokens)])
+    lengths = mx.array([[tokens // 2, tokens + 1]])
+    loss_and_gradient = nn.value_and_grad(model, default_loss)
+    (loss, count), gradient = loss_and_gradient(model, batch, lengths)
+    optimizer.update(model, gradient)
+    mx.eval(model.state, optimizer.state, loss, count)
+    print(f"loss {loss.item():.4f}")
+
+
+def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -> None:
+    """One iteration of mlx-ft's loop, from load to result."""
+    from mlx_ft.console import Console
+    from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+    from mlx_ft.tokens import pack_rows, read_split, write_split
+    from mlx_ft.train import stage as room
+    from mlx_ft.train.handover import TrainStage
+
+    trained = np.zeros(tokens + 1, np.uint8)
+    trained[tokens // 2 :] = 1
+    rows = pack_rows([(np.array(one_row(tokens), np.int32), trained)], [1])
+    data, target = work / "data", work / f"train-{time.time_ns()}"
+    data.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True)
+    for name in ("train", "valid"):
+        write_split(data / f"{name}.safetensors", rows)
+    train = TrainRecipe(
+        num_layers=layers,
+        lora_parameters=LoraParameters(rank=RANK, scale=SCALE),
+        batch_size=1,
+        iters=1,
+        learning_rate=LEARNING_RATE,
+        low_memory=True,
+        grad_checkpoint=checkpoint,
+        prefix_cache="memory",
+    )
+    recipe = Recipe(name="step", model="random", data=DataRecipe(path="."), train=train)
+    stage = TrainStage(recipe, folder, data, target, "i", "random", 1 << 30, target, ())
+    mx.set_cache_limit(room.LOW_MEMORY_CACHE_BYTES)
+    loaded = room._load(stage, None, low_memory=True)
+    split = read_split(data / "train.safetensors")
+    job = room._job(stage, loaded, split, split)
+    print(job.forward.note)
+    console = Console(io.StringIO())
+    result = room._train(job, console, lambda doing: None, lambda: False)
+    print(
+        f"validation loss before {result.first_validation_loss:.4f}, after "
+        f"{result.final_validation_loss:.4f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--engine", choices=["mlx_lm", "mlx-ft"], required=True)
+    parser.add_argument("--grad-checkpoint", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("bench-memory"))
+    arguments = parser.parse_args()
+    folder = arguments.work / "model-3b"
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True)
+        write_model(folder)
+        sys.exit("the model is written; run again, so that writing it is not measured")
+    started = time.perf_counter()
+    mx.reset_peak_memory()
+    if arguments.engine == "mlx_lm":
+        theirs(folder, arguments.layers, arguments.tokens)
+    else:
+        ours(folder, arguments.layers, arguments.tokens, arguments.work, arguments.grad_checkpoint)
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(
+        f"{arguments.engine}: peak {mx.get_peak_memory() / 1e9:.3f} GB of arrays, "
+        f"{resident / 1e9:.3f} GB resident, {time.perf_counter() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
