@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import scalar
 
 # Float32 round-off of a deep model, relative to the largest value; a wrong split is off by far
@@ -70,7 +71,8 @@ class Part:
         part that begins with the first layer does not need.
         """
         self._held = hidden
-        outputs: mx.array = self._inner(ids, list(caches or [None] * self.layer_count))
+        with fast_math(self._inner):
+            outputs: mx.array = self._inner(ids, list(caches or [None] * self.layer_count))
         self._held = None
         return outputs
 

@@ -13,8 +13,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_ft.cpu_math import exp_of_differences
 from mlx_ft.tokens import TokenizedSplit, pad_rows
-from mlx_ft.train.exponential import exp_of_differences
 from mlx_ft.train.forward import Forward
 
 # Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they

@@ -79,8 +79,9 @@ def choose_start(
 ) -> SharedStart | None:
     """Return the shared start of some splits, or None when there is none, or it does not hold.
 
-    It holds when the model keeps plain keys and values and the longest row, continued from the
-    start, has the states that it has as a whole.
+    It holds when the model keeps plain keys and values and a row, continued from the start, has the
+    states that it has as a whole. Plain keys do not change with the length of what follows, so that
+    the row need not be a long one.
     """
     if not isinstance(forward, SplitForward) or forward.frozen_layers == 0:
         return None
@@ -93,13 +94,13 @@ def choose_start(
     if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
         return None
     start = SharedStart(forward, ids, first_predicting(splits))
-    longest_of_each = [split.row(int(np.argmax(split.lengths)))[0] for split in splits]
-    row = max(longest_of_each, key=len)[:-1].tolist()
-    longest = mx.array([row, row])
-    whole = forward.prefix(longest)
-    continued = start.rows(longest)
+    median = int(np.argsort(splits[0].lengths)[len(splits[0]) // 2])
+    row = splits[0].row(median)[0][:-1].tolist()
+    rows = mx.array([row, row])
+    whole = forward.prefix(rows)
+    continued = start.rows(rows)
     shared = start.unpredicting_tokens
-    finals = (forward.top(longest, whole, tokens)[:, shared:] for tokens in (0, shared))
+    finals = (forward.top(rows, whole, tokens)[:, shared:] for tokens in (0, shared))
     differences = (relative_difference(continued, whole), relative_difference(*finals))
     # Written so that NaN fails.
     return start if all(each <= EQUAL_TOLERANCE for each in differences) else None

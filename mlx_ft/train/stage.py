@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_ft import BLAS
 from mlx_ft.console import Console
+from mlx_ft.cpu_math import CPU_MATH_VERSION, exp_is_slow
 from mlx_ft.hardware import format_bytes, format_seconds
 from mlx_ft.inference import LoadedModel, load_model, release
 from mlx_ft.interrupts import deferred
@@ -94,6 +95,7 @@ def _computed_by(stage: TrainStage, loaded: LoadedModel, frozen_layers: int) -> 
             {package: version(package) for package in ("mlx", "mlx-lm")},
             # The order of sums, and so the last bits, depends on how many threads share them.
             [BLAS.name, BLAS.detail, os.cpu_count(), os.environ.get("OPENBLAS_NUM_THREADS")],
+            CPU_MATH_VERSION if exp_is_slow() else None,
         ]
     )
 
