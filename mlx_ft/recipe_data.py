@@ -12,6 +12,22 @@ from pydantic import Field
 
 from mlx_ft.recipe_values import Conflict, Day, Real, Section, Text, Whole
 
+# The rules of data/lint.py, which says what each looks for.
+LintRule = Literal[
+    "cut-answers",
+    "one-length",
+    "copied-questions",
+    "constant-answers",
+    "duplicates",
+    "near-duplicates",
+    "contradictions",
+    "some-think",
+    "template-marks",
+    "secrets",
+    "mojibake",
+    "refusals",
+]
+
 
 class LossWeight(Section):
     """What some of the trained text weighs in the loss."""
@@ -47,6 +63,12 @@ class DataRecipe(Section):
     )
     weight_field: Text | None = Field(
         None, description="Key of the rows whose number all weights of a row are multiplied by."
+    )
+
+    lint_off: dict[LintRule, Text] = Field(
+        default_factory=dict,
+        description="Rules that are not to look at the training rows, each with the reason why: "
+        "`{duplicates: 'rows are repeated on purpose'}`.",
     )
 
     def conflicts(self) -> list[Conflict]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.formats import FileRows, read_rows
+from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
@@ -25,7 +26,7 @@ from mlx_ft.tokens import write_split
 
 SPLITS = ("train", "valid")
 # Raise the number whenever the same rows would be written differently: older runs are then redone.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MISSING_FIX = MappingProxyType(
     {
         "train": "write the training rows there, one JSON object a line",
@@ -121,6 +122,7 @@ def prepare_data(
         },
         "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
         **shared,
+        "lint": hits_json(lint(rendered["train"].kept, data.lint_off)),
     }
     for split, result in rendered.items():
         write_split(out / f"{split}.safetensors", result.tokens)

@@ -7,7 +7,7 @@ Does not: load weights, change the recipe, or stop anything (`raise_on_fail` doe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mlx_ft.hardware import format_bytes
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput
@@ -247,6 +247,23 @@ def thinking(facts: PreflightInput) -> Finding:
     return Finding(check, "warn", measured, limit, fix)
 
 
+def lint(facts: PreflightInput) -> Finding:
+    """Training rows that are valid and look wrong."""
+    check, hits = "lint", facts.data_stats["lint"]
+    off = facts.recipe.data.lint_off
+    limit = "no rule hit" + "".join(f"; {name} off: {reason}" for name, reason in off.items())
+    if not hits:
+        return _ok(check, f"nothing in {facts.rows:,} rows looks wrong", limit)
+    measured = "; ".join(f"{hit['rule']}: {hit['count']:,} {hit['found']}" for hit in hits)
+    fix = "; ".join(f"{hit['rule']} (line {_some(hit['lines'])}): {hit['fix']}" for hit in hits)
+    level: Level = "fail" if any(hit["severity"] == "fail" for hit in hits) else "warn"
+    return Finding(check, level, measured, limit, f"{fix}; or name it in data.lint_off with why")
+
+
+def _some(lines: Sequence[int]) -> str:
+    return ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+
+
 def tools(facts: PreflightInput) -> Finding:
     """Rows with tools and a chat template that leaves them out: the model never sees its tools."""
     check, rows = "tools", int(facts.train_stats["toolless_rows"])
@@ -271,6 +288,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     validation,
     overlap,
     thinking,
+    lint,
     tools,
 )
 

@@ -84,6 +84,7 @@ def stats_of(rows: int = 425, **train: Any) -> dict[str, Any]:
         "coverage": {"256": 1.0, "512": 1.0, "1024": 1.0, "2048": 1.0, "4096": 1.0},
         "overlap_rows": 0,
         "overlap_lines": [],
+        "lint": [],
     }
 
 
@@ -369,6 +370,26 @@ def test_more_of_anything_needs_more_memory() -> None:
     for values in ({"batch_size": 8}, {"num_layers": 12}, {"lora_parameters": {"rank": 64}}):
         more = with_recipe(facts, "train", **values)
         assert rough_training_memory_bytes(more, shape) > least
+
+
+def hit(rule: str, severity: str) -> dict[str, Any]:
+    lines = list(range(3, 12))
+    text = {"found": f"{rule} found", "fix": f"mend {rule}"}
+    return {"rule": rule, "severity": severity, "count": 9, "rows": 425, "lines": lines, **text}
+
+
+def test_lint_is_told_with_lines_and_stops_when_it_is_serious() -> None:
+    facts = quickstart(data_stats=stats_of() | {"lint": [hit("cut-answers", "warn")]})
+    found = finding_of("lint", facts)
+    assert found.level == "warn" and "cut-answers: 9 cut-answers found" in found.measured
+    assert "cut-answers (line 3, 4, 5, 6, 7, ...): mend cut-answers" in found.fix
+    both = [hit("cut-answers", "warn"), hit("secrets", "fail")]
+    assert finding_of("lint", quickstart(data_stats=stats_of() | {"lint": both})).level == "fail"
+
+
+def test_a_rule_that_is_off_is_named_with_its_reason() -> None:
+    facts = with_recipe(quickstart(), "data", lint_off={"duplicates": "repeated on purpose"})
+    assert "duplicates off: repeated on purpose" in finding_of("lint", facts).limit
 
 
 def test_what_saves_memory_is_seen_in_the_estimate() -> None:
