@@ -65,6 +65,12 @@ class DataRecipe(Section):
         None, description="Key of the rows whose number all weights of a row are multiplied by."
     )
 
+    tool_api: Text | None = Field(
+        None,
+        description="File with the functions that rows may call: a YAML or JSON list of `{name, "
+        "arguments: {path: string, deep: optional boolean}, returns: [valid]}`, or of tools with "
+        "JSON schema parameters.",
+    )
     lint_off: dict[LintRule, Text] = Field(
         default_factory=dict,
         description="Rules that are not to look at the training rows, each with the reason why: "

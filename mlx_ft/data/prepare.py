@@ -7,7 +7,7 @@ Does not: write a manifest (the pipeline seals the folder), split rows by itself
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
+from mlx_ft.data.tool_api import check_rows, read_api
 from mlx_ft.errors import DataError, Fault, RunError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.runs import file_sha256, write_json
@@ -78,7 +79,10 @@ def data_inputs(data: DataRecipe) -> dict[str, Any]:
 
     Raises DataError when one is missing or cannot be read.
     """
-    sources = {split: _sha256(path) for split, path in source_files(data).items()}
+    files = dict(source_files(data))
+    if data.tool_api is not None:
+        files["tool_api"] = Path(data.tool_api)
+    sources = {name: _sha256(path) for name, path in files.items()}
     return {"format": FORMAT_VERSION, "sources": sources}
 
 
@@ -104,6 +108,8 @@ def prepare_data(
         say(f"{unused}: not used, the recipe's suites are the test")
     read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
     raise_problems(problem for file in read.values() for problem in file.problems)
+    if data.tool_api is not None:
+        raise_problems(_api_problems(read, Path(data.tool_api)))
     rendered = {
         split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
     }
@@ -136,6 +142,13 @@ def _write_statistics(path: Path, stats: Mapping[str, Any]) -> None:
     except OSError as error:
         found = f"cannot be written ({error.strerror or error})"
         raise RunError(Fault(str(path), found, "free some space on that disk")) from error
+
+
+def _api_problems(read: Mapping[str, FileRows], path: Path) -> Iterator[Problem]:
+    api = read_api(path)
+    for file in read.values():
+        for fault in check_rows(file.rows, api):
+            yield Problem(file.path, fault.line, "not in the API", fault.found, fault.fix)
 
 
 def _split_problems(file: FileRows, split: RenderedSplit) -> list[Problem]:

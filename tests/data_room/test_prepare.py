@@ -176,3 +176,41 @@ def test_hostile_rows_end_in_a_data_error_or_a_valid_folder(
         str(error).encode()
     else:
         assert len(read_split(out / "train.safetensors")) >= 1
+
+
+def test_calls_of_what_the_api_has_not_are_told_with_their_lines(
+    write_file: WriteFile, renderer: ChatRenderer, tmp_path: Path, out: Path
+) -> None:
+    code = 'result = validate("a")\nsend(result.valid_component)'
+    write_file([chat("a", "b"), chat("check it", code)])
+    write_file([chat("c", "sned('x')")], "valid.jsonl")
+    api = tmp_path / "api.yaml"
+    api.write_text(
+        "- {name: validate, arguments: {name: string}, returns: [valid]}\n"
+        "- {name: send, arguments: {text: string}}\n"
+    )
+    recipe = DataRecipe(path=str(tmp_path), max_seq_length=128, tool_api=str(api))
+    with pytest.raises(DataError) as caught:
+        prepare_data(recipe, renderer, out, lambda line: None)
+    first, second = faults_of(caught)
+    assert "train.jsonl:2: attribute result.valid_component" in first
+    assert "did you mean result.valid?" in first
+    assert "valid.jsonl:1: function sned" in second and "did you mean send?" in second
+    assert list(out.iterdir()) == []
+    before = data_inputs(recipe)
+    api.write_text("- {name: sned, arguments: {text: string}}\n")
+    assert data_inputs(recipe) != before, "another API is another input"
+
+
+def test_what_lint_finds_is_in_the_statistics(
+    write_file: WriteFile, renderer: ChatRenderer, tmp_path: Path, out: Path
+) -> None:
+    write_file([chat(f"question {i}", f"answer {i}") for i in range(6)] + [chat("what", "so...")])
+    write_file([chat("another", "one...")], "valid.jsonl")
+    recipe = DataRecipe(path=str(tmp_path), max_seq_length=64)
+    prepare_data(recipe, renderer, out, lambda line: None)
+    (hit,) = json.loads((out / "stats.json").read_text())["lint"]
+    assert (hit["rule"], hit["lines"], hit["rows"]) == ("cut-answers", [7], 7)
+    off = recipe.model_copy(update={"lint_off": {"cut-answers": "they trail off on purpose"}})
+    prepare_data(off, renderer, out, lambda line: None)
+    assert json.loads((out / "stats.json").read_text())["lint"] == []
