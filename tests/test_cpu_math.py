@@ -24,9 +24,9 @@ from mlx_ft.inference import load_weights
 from tests.tiny import write_tiny_model
 
 
-@given(hnp.arrays(np.float32, st.integers(1, 64), elements=st.floats(-87, 0, width=32)))
+@given(hnp.arrays(np.float32, st.integers(1, 64), elements=st.floats(-44, 0, width=32)))
 def test_it_is_exp(values: np.ndarray) -> None:
-    """exp magnifies the rounding of its argument: 87 * 2^-24 is 5e-6, as for any float32 exp."""
+    """exp magnifies the rounding of its argument: 44 * 2^-24 is 3e-6, as for any float32 exp."""
     wanted = np.exp(values.astype(np.float64))
     ours = np.array(exp_by_polynomial(mx.array(values)))
     allowed = 1e-6 + np.abs(values) * 2.0**-23
@@ -37,10 +37,10 @@ def test_zero_is_one_within_round_off() -> None:
     assert abs(exp_by_polynomial(mx.zeros(1)).item() - 1) < 2e-7
 
 
-@pytest.mark.parametrize("value", [-88.0, -1e4, -3e38, float("-inf")])
+@pytest.mark.parametrize("value", [-45.0, -1e4, -3e38, float("-inf")])
 def test_what_is_too_small_is_next_to_nothing_and_never_negative(value: float) -> None:
     result = exp_by_polynomial(mx.array([value])).item()
-    assert 0 <= result <= 2.0**-125
+    assert 0 <= result <= 2.0**-63
 
 
 def test_a_value_that_is_no_number_stays_none() -> None:

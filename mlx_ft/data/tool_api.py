@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mlx_ft.data.formats import Row
 from mlx_ft.errors import DataError, Fault
+from mlx_ft.strict_yaml import label_of, read_text, read_yaml
 
 # JSON schema's types and what they are in Python; bool is an int there, and must not pass as one.
 TYPES: Mapping[str, tuple[type, ...]] = {
@@ -76,25 +75,25 @@ def read_api(path: Path) -> Api:
     type`, or `any`), or a tool as chat templates take it, `{type: function, function: {name,
     parameters}}`, with JSON schema parameters and perhaps `returns`.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(Fault(str(path), f"cannot be read ({reason})", "check it")) from error
+    label = label_of(path)
+    text, unreadable = read_text(path)
+    reading = read_yaml(text, label)
+    if unreadable or reading.faults:
+        raise DataError(unreadable or reading.faults)
+    value = reading.value
     if isinstance(value, Mapping):
         value = value.get("tools", value.get("functions"))
     if not isinstance(value, list) or not value:
-        raise DataError(Fault(str(path), "not a list of functions", "write `- name: ...` items"))
+        raise DataError(Fault(label, "not a list of functions", "write `- name: ...` items"))
     functions, faults = [], []
     for number, item in enumerate(value, 1):
         try:
             functions.append(_function(item))
         except (TypeError, ValueError) as error:
-            faults.append(
-                Fault(f"{path}, item {number}", str(error), "write name, arguments, returns")
-            )
+            where = f"{label}, function {number}"
+            faults.append(Fault(where, str(error), "write name, arguments, returns"))
     twice = sorted({f.name for f in functions if sum(f.name == g.name for g in functions) > 1})
-    faults += [Fault(str(path), f"{name} is there twice", "keep one") for name in twice]
+    faults += [Fault(label, f"{name} is there twice", "keep one") for name in twice]
     if faults:
         raise DataError(faults)
     return {function.name: function for function in functions}

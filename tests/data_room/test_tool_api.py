@@ -150,7 +150,7 @@ def test_a_name_that_may_be_of_two_functions_is_not_judged(api: Any) -> None:
     ("text", "found"),
     [
         ("", "not a list of functions"),
-        ("a: [", "cannot be read"),
+        ("a: [", "is not YAML"),
         ("- arguments: {}", "without a name"),
         ("- {name: a, arguments: {x: text}}", "is of type 'text'"),
         ("- {name: a, arguments: 3}", "neither a mapping nor a list"),
@@ -164,7 +164,7 @@ def test_a_broken_list_is_a_message(tmp_path: Path, text: str, found: str) -> No
     path.write_text(text)
     with pytest.raises(DataError, match=found):
         read_api(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         read_api(tmp_path / "nowhere.yaml")
 
 
