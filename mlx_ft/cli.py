@@ -188,6 +188,35 @@ def chat(run: Path, column: str, max_tokens: int) -> None:
         click.echo(answer)
 
 
+@cli.group("data")
+def data_group() -> None:
+    """Look at a recipe's rows."""
+
+
+@data_group.command("show")
+@RECIPE
+@SETS
+@click.option("--split", type=click.Choice(["train", "valid"]), default="train", show_default=True)
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="How many.")
+@click.option("--line", "lines", type=int, multiple=True, help="This line; may be repeated.")
+def data_show(
+    recipe: Path, sets: tuple[str, ...], split: str, rows: int, lines: tuple[int, ...]
+) -> None:
+    """Print rows as the model sees them.
+
+    What is trained is green, or stands between guillemets where there is no colour.
+    """
+    from mlx_ft.console import colored
+    from mlx_ft.data.show import row_text
+    from mlx_ft.recipe_loading import load_recipe
+    from mlx_ft.stages import show_rows
+
+    loaded, in_color = load_recipe(recipe, sets), colored(sys.stdout)
+    for row in show_rows(loaded.recipe, _console(), split, rows, lines):
+        click.echo(row_text(row, in_color), color=in_color)
+    click.echo(f"next     mlx-ft check {recipe}")
+
+
 @cli.group("recipe")
 def recipe_group() -> None:
     """Work with recipe files."""

@@ -6,6 +6,7 @@ control characters from text that a model wrote. Does not: print results (those 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import unicodedata
@@ -29,6 +30,11 @@ def printable(text: str, limit: int | None = None) -> str:
         c if c in "\n\t" or unicodedata.category(c) not in STEERING else REPLACEMENT for c in text
     )
     return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def colored(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that colour is wanted on (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 class ProgressLine:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlx_ft.backend import configure_backend, on_cpu
 from mlx_ft.chat import ChatRenderer
+from mlx_ft.cpu_math import fast_math
 from mlx_ft.errors import Fault, ModelError
 
 
@@ -53,21 +56,6 @@ def scalar(array: mx.array) -> float:
     value = array.item()
     assert not isinstance(value, complex)
     return float(value)
-
-
-def on_cpu() -> bool:
-    """Return whether MLX computes on the CPU here (Metal and CUDA do not)."""
-    return bool(mx.default_device() == mx.Device(mx.cpu))
-
-
-def configure_backend() -> None:
-    """Prepare MLX for this machine: on a CPU, no run-time compiling of kernels.
-
-    MLX on Linux compiles fused CPU kernels with g++ when it meets them: it needs a compiler that a
-    user may not have, half a second a kernel, and saves about 8 % of a training step.
-    """
-    if on_cpu():
-        mx.disable_compile()
 
 
 def hold_for_cpu(model: nn.Module) -> nn.Module:
@@ -227,7 +215,7 @@ def generate(
         completion_batch_size=batch_size,
         prefill_batch_size=batch_size,
     )
-    try:
+    with closing(generator), fast_math(loaded.model):
         uids = generator.insert([list(prompts[index]) for index in order])
         index_of = dict(zip(uids, order, strict=True))
         tokens: dict[int, list[int]] = {index: [] for index in order}
@@ -242,6 +230,4 @@ def generate(
                     results[index] = Generation(text, ids, response.finish_reason)
                     if on_done is not None:
                         on_done(index, results[index])
-    finally:
-        generator.close()
     return [results[index] for index in range(len(prompts))]

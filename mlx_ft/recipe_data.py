@@ -42,8 +42,17 @@ class DataRecipe(Section):
     """Rows to learn from."""
 
     path: Text = Field(
-        description="Folder with `train.jsonl` and `valid.jsonl`, relative to the current folder."
+        description="Folder with `train.jsonl` and `valid.jsonl` (or `.json`, `.csv`, `.parquet`), "
+        "relative to the current folder."
     )
+    holdout: Real | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the training rows that are held out for validation, when there is no "
+        "file for it; what a row says decides, and rows that are nearly equal stay together.",
+    )
+    holdout_seed: Whole = Field(0, ge=0, description="Another number holds out other rows.")
     max_seq_length: Whole = Field(2048, ge=8, description="Longest row in tokens.")
     overlong: Literal["drop", "refuse"] = Field(
         "drop", description="What happens to longer rows; nothing is ever cut."

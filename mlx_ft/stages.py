@@ -23,11 +23,12 @@ from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, wri
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
+    from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
     from mlx_ft.inference import LoadedModel
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 4, "export": 3, "eval": 1}
+STAGE_VERSIONS = {"data": 2, "train": 4, "export": 3, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
@@ -110,12 +111,26 @@ def _stage_inputs(
 
 def renderer(job: Job) -> ChatRenderer:
     """Return the renderer of the job's base model."""
+    return _renderer_of(job.recipe, job.model)
+
+
+def _renderer_of(recipe: Recipe, model: ResolvedModel) -> ChatRenderer:
     from mlx_ft.chat import ChatRenderer
 
-    chat = job.recipe.chat
+    chat = recipe.chat
     return ChatRenderer.from_folder(
-        job.model.path, enable_thinking=chat.enable_thinking, date=chat.date
+        model.path, enable_thinking=chat.enable_thinking, date=chat.date
     )
+
+
+def show_rows(
+    recipe: Recipe, console: Console, split: str, count: int, lines: Sequence[int]
+) -> Iterator[ShownRow]:
+    """Yield rows of a recipe as they would be trained; no run is begun."""
+    from mlx_ft.data.show import shown_rows
+
+    model = resolve_model(recipe.model, recipe.revision, console.say)
+    yield from shown_rows(recipe.data, _renderer_of(recipe, model), split, count, lines)
 
 
 def prepare_data(job: Job) -> None:
@@ -130,7 +145,15 @@ def prepare_data(job: Job) -> None:
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
+    from mlx_ft.data.contamination import contaminated_prompts
+    from mlx_ft.data.sources import read_splits
 
+    asked = {
+        f"{suite.name}/{sample.id}": str(sample.messages[-1]["content"])
+        for suite in job.suites
+        for sample in suite.samples
+    }
+    rows = read_splits(job.recipe.data)["train"].rows if asked else ()
     facts = preflight.PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
@@ -138,6 +161,9 @@ def check(job: Job) -> None:
         model_bytes=job.model.size_bytes,
         machine=machine(),
         free_disk_bytes=free_disk_bytes(job.run),
+        contaminated=tuple(
+            (found.prompt, found.line, found.whole) for found in contaminated_prompts(rows, asked)
+        ),
     )
     findings = preflight.run_checks(facts)
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
@@ -150,13 +176,12 @@ def check(job: Job) -> None:
 
 def train(job: Job) -> None:
     """Train the adapter into `train/`, and look at what it says before it is called done."""
-    from mlx_ft.data.formats import read_rows
-    from mlx_ft.data.prepare import source_files
+    from mlx_ft.data.sources import read_splits
     from mlx_ft.train.handover import TrainStage
     from mlx_ft.train.prompts import Prompt, choose_prompts
     from mlx_ft.train.supervisor import supervise
 
-    rows = read_rows(source_files(job.recipe.data)["valid"]).rows
+    rows = read_splits(job.recipe.data)["valid"].rows
     prompts = choose_prompts(
         [(r.category, Prompt(r.messages[:-1], r.tools)) for r in rows if r.messages is not None]
     )

@@ -167,3 +167,14 @@ def test_recipe_upgrade_prints_a_recipe_that_loads(tmp_path: Path) -> None:
     loaded = load_recipe(tmp_path / "new.yaml", ())
     assert loaded.form == "recipe"
     assert json.loads(loaded.recipe.model_dump_json())["train"]["iters"] == 240
+
+
+def test_data_show_prints_rows_as_they_are_trained(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    write_rows(tmp_path / "data")
+    (tmp_path / "r.yaml").write_text("name: r\nmodel: ./model\ndata: {path: data}\n")
+    done = mlx_ft("data", "show", "r.yaml", "--rows", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of them trained") == 2 and "\u00ab" in done.stdout
+    assert "next     mlx-ft check r.yaml" in done.stdout
+    assert not (tmp_path / "runs").exists(), "it only looks"

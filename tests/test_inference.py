@@ -8,6 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_lm import generate as mlx_lm_generate
 from mlx_lm import load as mlx_lm_load
 
+from mlx_ft.backend import on_cpu
 from mlx_ft.errors import ModelError
 from mlx_ft.inference import (
     LoadedModel,
@@ -15,7 +16,6 @@ from mlx_ft.inference import (
     generate,
     load_model,
     load_weights,
-    on_cpu,
 )
 from tests.tiny import write_tiny_model
 

@@ -192,9 +192,9 @@ def test_another_template_in_the_exported_model_is_refused(finished: Path) -> No
         run_pipeline(job_of(finished))
 
 
-def _start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+def _start(place: Path, verb: str = "run") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "mlx_ft", "run", "r.yaml", *arguments],
+        [sys.executable, "-m", "mlx_ft", verb, "r.yaml"],
         cwd=place,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -230,25 +230,23 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "Traceback" not in narration and "run the same command again" in narration
     job = job_of(place)
     assert read_json(job.run / "run.json")["status"] == "interrupted"
-    done = _start(place)
+    done = _start(place, "train")
     out, narration = done.communicate(timeout=120)
     assert done.returncode == 0, narration
-    assert "Done" in out and "iteration 0 of" not in narration, "it continued"
+    assert "adapter" in out and "iteration 0 of" not in narration, "it continued"
 
 
 def test_kill_9_then_the_same_result_as_if_nothing_happened(
-    long_run: tuple[Path, subprocess.Popen[str]],
+    long_run: tuple[Path, subprocess.Popen[str]], finished_once: Path
 ) -> None:
     place, process = long_run
     process.kill()
     process.communicate()
     job = job_of(place)
-    run_pipeline(job)
+    run_pipeline(job, "train")
     killed = (job.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
-    untouched = open_run(load_recipe(place / "r.yaml", ()), place / "other-runs", Console())
-    run_pipeline(untouched, "train")
-    whole = (untouched.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
-    assert killed == whole
+    (untouched,) = finished_once.glob("runs/*/train/adapter/adapters.safetensors")
+    assert killed == untouched.read_bytes(), "checkpoints more often change nothing either"
 
 
 def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:

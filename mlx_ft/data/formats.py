@@ -1,24 +1,25 @@
-"""A file of JSON lines to typed rows, every line checked before anything else happens.
+"""The rows of a file, typed, every one checked before anything else happens.
 
-Does: read `train.jsonl` and `valid.jsonl` line by line, recognise each row's form, collect all that
-is wrong with its line number. Does not: render, tokenize, repair, or fetch anything.
+Does: recognise each row's form, collect all that is wrong with its line number. Does not: parse
+files (`files.py`), render, tokenize, repair, or fetch anything.
 
-The forms: `messages` (with `tools`), `prompt` and `completion`, `instruction`, `input` and
-`output`, and plain `text`. Of the other keys only `category` is read, and the one that a recipe
-names as a row's weight. Blank lines are ignored.
+The forms: `messages` (with `tools`), ShareGPT's `conversations`, `prompt` and `completion`,
+`instruction`, `input` and `output`, and plain `text`. Of the other keys only `category` is read,
+and the one that a recipe names as a row's weight. Blank lines are ignored.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+from mlx_ft.data.files import read_items
 from mlx_ft.data.messages import (
     Complaint,
+    conversation_messages,
     message_complaints,
     normal_messages,
     text_complaints,
@@ -26,18 +27,16 @@ from mlx_ft.data.messages import (
 )
 from mlx_ft.data.problems import Problem, shown
 
-Form = Literal["messages", "prompt/completion", "instruction/output", "text"]
-MAX_LINE_BYTES = 16 * 1024 * 1024
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-FORMS = "messages, prompt and completion, instruction and output, or text"
+Form = Literal["messages", "conversations", "prompt/completion", "instruction/output", "text"]
+FORMS = "messages, conversations, prompt and completion, instruction and output, or text"
 
 
 @dataclass(frozen=True)
 class Row:
     """One training row: `messages` to be rendered, or plain `text`, never both.
 
-    `line` is 1-based. `form` is how the file had it; prompt/completion and instruction/output are
-    already messages here.
+    `line` is 1-based; in a file without lines, the row's number. `form` is how the file had it;
+    whatever is a conversation is already messages here.
     """
 
     line: int
@@ -59,79 +58,39 @@ class FileRows:
 
 
 def read_rows(path: Path, weight_field: str | None = None) -> FileRows:
-    """Read a file of JSON lines; whatever is in it, this raises nothing and lists problems.
+    """Read a file of rows; whatever is in it, this raises nothing and lists problems.
 
     `weight_field` is the key of a row's weight in the loss; a row without it weighs 1.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
     try:
-        with path.open("rb") as stream:
-            for line, raw in _lines(stream):
-                complaints, row = _read_line(line, raw, weight_field)
-                problems.extend(Problem(path, line, c.kind, c.found, c.fix) for c in complaints)
-                if row is not None:
-                    rows.append(row)
+        for line, complaint, value in read_items(path):
+            if complaint is None:
+                complaints, row = _read_row(line, value, weight_field)
+            else:
+                complaints, row = [complaint], None
+            problems.extend(Problem(path, line, c.kind, c.found, c.fix) for c in complaints)
+            if row is not None:
+                rows.append(row)
     except OSError as error:
         found = f"cannot be read ({error.strerror or error})"
         problems.append(Problem(path, None, "cannot be read", found, "check the file"))
         return FileRows(path, (), tuple(problems))
     if not rows and not problems:
-        fix = "write one JSON object a line"
+        fix = "write one row a line"
         problems.append(Problem(path, None, "empty", "there are no rows in it", fix))
     problems.extend(_mixed_forms(path, rows))
     problems.sort(key=lambda problem: problem.line or 0)
     return FileRows(path, tuple(rows), tuple(problems))
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Yield (number, line) of all lines that are not blank; None for one that is far too long."""
-    line = 0
-    while raw := stream.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        if len(raw) > MAX_LINE_BYTES:
-            while raw and not raw.endswith(b"\n"):
-                raw = stream.readline(MAX_LINE_BYTES)
-            yield line, None
-        elif raw.strip():
-            yield line, raw
-
-
-def _read_line(
-    line: int, raw: bytes | None, weight_field: str | None
+def _read_row(
+    line: int, value: Any, weight_field: str | None
 ) -> tuple[list[Complaint], Row | None]:
-    fix = "fix or remove the line"
-    if raw is None:
-        found = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-        return [Complaint("line too long", found, fix)], None
-    if line == 1 and raw.startswith(BYTE_ORDER_MARK):
-        found = "starts with a byte order mark"
-        return [Complaint("byte order mark", found, "save the file as UTF-8 without BOM")], None
-    try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
-        return [Complaint("not UTF-8", found, "save the file as UTF-8")], None
-    except json.JSONDecodeError as error:
-        found = f"not valid JSON ({error.msg}, column {error.colno})"
-        return [Complaint("not valid JSON", found, fix)], None
-    except ValueError as error:  # NaN, or a number of thousands of digits
-        return [Complaint("not valid JSON", f"not valid JSON ({error})", fix)], None
-    except RecursionError:
-        return [Complaint("not valid JSON", "not valid JSON (nested too deeply)", fix)], None
     if not isinstance(value, dict):
         found = f"not a JSON object but {shown(value)}"
         return [Complaint("not an object", found, f"write an object with {FORMS}")], None
-    return _read_row(line, value, weight_field)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_row(
-    line: int, value: Mapping[str, Any], weight_field: str | None
-) -> tuple[list[Complaint], Row | None]:
     forms = _conversation_forms(value)
     if len(forms) > 1:
         found = f"has both {forms[0]} and {forms[1]}"
@@ -171,6 +130,8 @@ def _conversation_forms(value: Mapping[str, Any]) -> list[Form]:
     forms: list[Form] = []
     if "messages" in value:
         forms.append("messages")
+    if "conversations" in value:
+        forms.append("conversations")
     if "prompt" in value and "completion" in value:
         forms.append("prompt/completion")
     if "instruction" in value and "output" in value:
@@ -181,6 +142,8 @@ def _conversation_forms(value: Mapping[str, Any]) -> list[Form]:
 def _form_complaints(form: Form, value: Mapping[str, Any]) -> list[Complaint]:
     if form == "messages":
         return message_complaints(value["messages"])
+    if form == "conversations":
+        return message_complaints(conversation_messages(value["conversations"]))
     question, answer = {
         "prompt/completion": ("prompt", "completion"),
         "instruction/output": ("instruction", "output"),
@@ -205,6 +168,8 @@ def _form_complaints(form: Form, value: Mapping[str, Any]) -> list[Complaint]:
 def _messages(form: Form, value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     if form == "messages":
         return normal_messages(value["messages"])
+    if form == "conversations":
+        return normal_messages(conversation_messages(value["conversations"]))
     if form == "prompt/completion":
         question, answer = value["prompt"], value["completion"]
     else:

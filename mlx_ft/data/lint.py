@@ -10,17 +10,14 @@ Every rule is a small pure function from the rows to the lines it hits, and all 
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from mlx_ft.data.formats import Row
+from mlx_ft.data.sketch import earlier_twins, words_of
 
 Severity = Literal["warn", "fail"]
 LISTED_LINES = 20
@@ -32,16 +29,6 @@ CONSTANT_ROWS, CONSTANT_SHARE = 10, 0.5
 NEARLY_EQUAL = 0.9
 # Shorter texts are equal too easily.
 COMPARED_CHARACTERS = 20
-SHINGLE_WORDS = 5
-# Rows that share such a part of their word runs are near duplicates (Jaccard similarity; Lee et
-# al., arXiv 2107.06499, appendix A, use 0.8 as well).
-NEAR_DUPLICATE = 0.8
-SKETCH_BANDS, SKETCH_ROWS = 12, 4
-# Odd, so that multiplying by one permutes the numbers of 64 bits; half of their bits are set.
-MULTIPLIERS = np.random.default_rng(0).integers(
-    1 << 62, 1 << 63, SKETCH_BANDS * SKETCH_ROWS, dtype=np.uint64
-) | np.uint64(1)
-Shingles = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -92,12 +79,8 @@ def _lines_where(rows: Iterable[Row], holds: Callable[[Row], bool]) -> list[int]
     return [row.line for row in rows if holds(row)]
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
 def _plain(text: str) -> str:
-    return " ".join(_words(text))
+    return " ".join(words_of(text))
 
 
 CUT_END = re.compile(r"(\.\.\.|\u2026|\[truncated\]|\[\.\.\.\])\s*$")
@@ -160,49 +143,11 @@ def _calls(row: Row) -> str:
 
 
 def near_duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows that share most runs of five words with a row further up but are not equal to it.
-
-    Candidates share a band of a MinHash sketch (Broder 1997), and are compared exactly.
-    """
-    buckets: dict[bytes, list[int]] = defaultdict(list)
-    shingles: list[Shingles] = []
+    """Rows that share most runs of five words with a row further up but are not equal to it."""
     exact = set(duplicates(rows))
-    lines = []
-    for index, row in enumerate(rows):
-        mine = _shingles(" ".join((question(row), *answers(row))))
-        shingles.append(mine)
-        if not len(mine) or row.line in exact:
-            continue
-        bands = _bands(mine)
-        near = {other for band in bands for other in buckets[band]}
-        if any(_similarity(mine, shingles[other]) >= NEAR_DUPLICATE for other in near):
-            lines.append(row.line)
-            continue  # the first of a family stands for it
-        for band in bands:
-            buckets[band].append(index)
-    return lines
-
-
-def _shingles(text: str) -> Shingles:
-    """Return checksums of the text's word runs, each once, in order."""
-    words = _words(text)
-    runs = range(len(words) - SHINGLE_WORDS + 1)
-    sums = [zlib.crc32(" ".join(words[i : i + SHINGLE_WORDS]).encode()) for i in runs]
-    return np.unique(np.array(sums, dtype=np.uint64))
-
-
-def _bands(shingles: Shingles) -> list[bytes]:
-    """Return the bands of the MinHash sketch, each with its number."""
-    with np.errstate(over="ignore"):  # modulo 2 ** 64 is what is wanted
-        sketch = (shingles[:, None] * MULTIPLIERS[None, :]).min(axis=0)
-    bands = sketch.reshape(SKETCH_BANDS, SKETCH_ROWS)
-    return [bytes([number]) + band.tobytes() for number, band in enumerate(bands)]
-
-
-def _similarity(one: Shingles, other: Shingles) -> float:
-    """Return the Jaccard similarity of two sets of checksums."""
-    common = len(np.intersect1d(one, other, assume_unique=True))
-    return common / (len(one) + len(other) - common)
+    others = [row for row in rows if row.line not in exact]
+    twins = earlier_twins([" ".join((question(row), *answers(row))) for row in others])
+    return [row.line for row, twin in zip(others, twins, strict=True) if twin is not None]
 
 
 def contradictions(rows: Sequence[Row]) -> list[int]:

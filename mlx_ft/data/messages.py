@@ -188,6 +188,44 @@ def tools_complaints(tools: Any) -> list[Complaint]:
     return [Complaint("broken tools", f"tool {n} is not an object", fix) for n in wrong]
 
 
+# ShareGPT's names of speakers, as its many descendants write them.
+SPEAKERS: Mapping[str, str] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+def conversation_messages(conversations: Any) -> Any:
+    """Return ShareGPT's `[{from, value}, ...]` as messages; what is not of that form stays as it
+    is, for `message_complaints` to name.
+    """
+    if not isinstance(conversations, list):
+        return conversations
+    return [
+        _spoken_by(turn) if isinstance(turn, dict) and "from" in turn else turn
+        for turn in conversations
+    ]
+
+
+def _spoken_by(turn: Mapping[str, Any]) -> dict[str, Any]:
+    speaker, value = turn["from"], turn.get("value")
+    role = SPEAKERS.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
+    if speaker == "function_call" and isinstance(value, str):
+        call = _parsed_arguments(value)
+        if isinstance(call, dict) and "name" in call:
+            return {"role": role, "content": "", "tool_calls": [{"function": call}]}
+    return {"role": role, "content": value}
+
+
 def normal_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """Return checked messages with the arguments of every tool call as an object.
 

@@ -1,39 +1,28 @@
 """The data stage: a folder of rows in, tokenized splits and their statistics out.
 
 Does: read both splits, stop with all faults if there are any, render, count, write.
-Does not: write a manifest (the pipeline seals the folder), split rows by itself, or use test.jsonl.
+Does not: write a manifest (the pipeline seals the folder), or use test.jsonl.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.data.formats import FileRows, read_rows
+from mlx_ft.data.formats import FileRows
 from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.sources import SPLITS, files_of, folder_of, read_splits, sha256_of
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import check_rows, read_api
-from mlx_ft.errors import DataError, Fault, RunError
+from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
-from mlx_ft.runs import file_sha256, write_json
+from mlx_ft.runs import write_json
 from mlx_ft.tokens import write_split
-
-SPLITS = ("train", "valid")
-# Raise the number whenever the same rows would be written differently: older runs are then redone.
-FORMAT_VERSION = 2
-MISSING_FIX = MappingProxyType(
-    {
-        "train": "write the training rows there, one JSON object a line",
-        "valid": "hold out about one in ten rows of train.jsonl into valid.jsonl",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -56,44 +45,6 @@ class DataSummary:
         }
 
 
-def source_files(data: DataRecipe) -> dict[str, Path]:
-    """Return the file of each split; DataError when the folder or one of them is missing."""
-    folder = Path(os.path.expanduser(data.path))  # leaves an unknown ~user alone, pathlib raises
-    if not folder.is_dir():
-        found = "is a file, not a folder" if folder.is_file() else "there is no such folder"
-        fix = "set data.path to a folder with train.jsonl and valid.jsonl"
-        raise DataError(Fault(str(folder), found, fix))
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    faults = [
-        Fault(str(path), "there is no such file", MISSING_FIX[split])
-        for split, path in files.items()
-        if not path.is_file()
-    ]
-    if faults:
-        raise DataError(faults)
-    return files
-
-
-def data_inputs(data: DataRecipe) -> dict[str, Any]:
-    """Return what the data stage depends on beside recipe and model: its source files' sha256.
-
-    Raises DataError when one is missing or cannot be read.
-    """
-    files = dict(source_files(data))
-    if data.tool_api is not None:
-        files["tool_api"] = Path(data.tool_api)
-    sources = {name: _sha256(path) for name, path in files.items()}
-    return {"format": FORMAT_VERSION, "sources": sources}
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        found = f"cannot be read ({error.strerror or error})"
-        raise DataError(Fault(str(path), found, "check the file")) from error
-
-
 def prepare_data(
     data: DataRecipe, renderer: ChatRenderer, out: Path, say: Callable[[str], None]
 ) -> DataSummary:
@@ -102,11 +53,9 @@ def prepare_data(
     `say` gets a line for whatever the user should know. Raises DataError with the faults of both
     files, before anything is written, and RunError when the disk refuses.
     """
-    files = source_files(data)
-    unused = files["train"].with_name("test.jsonl")
-    if unused.exists():
+    for unused in files_of(folder_of(data), "test"):
         say(f"{unused}: not used, the recipe's suites are the test")
-    read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
+    read = read_splits(data)
     raise_problems(problem for file in read.values() for problem in file.problems)
     if data.tool_api is not None:
         raise_problems(_api_problems(read, Path(data.tool_api)))
@@ -114,7 +63,9 @@ def prepare_data(
         split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
     }
     raise_problems(
-        problem for split in SPLITS for problem in _split_problems(read[split], rendered[split])
+        problem
+        for split in SPLITS
+        for problem in _split_problems(split, read[split], rendered[split])
     )
     _say_what_happens(read, rendered, data, say)
     shared = overlap(rendered["train"].tokens, rendered["valid"].tokens)
@@ -123,8 +74,8 @@ def prepare_data(
         "max_seq_length": data.max_seq_length,
         "splits": {
             split: split_statistics(rendered[split], renderer.stop_ids)
-            | {"sources": [{"path": str(path), "sha256": _sha256(path)}]}
-            for split, path in files.items()
+            | {"sources": [{"path": str(file.path), "sha256": sha256_of(file.path)}]}
+            for split, file in read.items()
         },
         "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
         **shared,
@@ -151,10 +102,13 @@ def _api_problems(read: Mapping[str, FileRows], path: Path) -> Iterator[Problem]
             yield Problem(file.path, fault.line, "not in the API", fault.found, fault.fix)
 
 
-def _split_problems(file: FileRows, split: RenderedSplit) -> list[Problem]:
+def _split_problems(side: str, file: FileRows, split: RenderedSplit) -> list[Problem]:
     """Return why a split cannot be used: the refused rows, or that no row is left."""
     if split.problems or len(split.tokens):
         return list(split.problems)
+    if not file.rows:
+        found = "no row of it is held out" if side == "valid" else "every row of it is held out"
+        return [Problem(file.path, None, "empty split", found, "change data.holdout or its seed")]
     found = f"all {len(file.rows):,} rows are longer than max_seq_length"
     fix = f"raise data.max_seq_length (the shortest row has {min(split.all_lengths):,} tokens)"
     return [Problem(file.path, None, "too long", found, fix)]

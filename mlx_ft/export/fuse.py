@@ -18,8 +18,9 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlx_ft.backend import configure_backend
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.inference import attach_adapter, configure_backend, scalar
+from mlx_ft.inference import attach_adapter, scalar
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import scipy.linalg
 from mlx.utils import tree_unflatten
 
+from mlx_ft.backend import on_cpu
 from mlx_ft.export.calibration import (
     Batch,
     Inputs,
@@ -32,7 +33,6 @@ from mlx_ft.export.calibration import (
     see_inputs,
     watching,
 )
-from mlx_ft.inference import on_cpu
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
 
 Floats = npt.NDArray[np.float32]

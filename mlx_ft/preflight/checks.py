@@ -235,6 +235,19 @@ def overlap(facts: PreflightInput) -> Finding:
     return Finding(check, "warn", measured, limit, f"remove these lines of valid.jsonl: {lines}")
 
 
+def contamination(facts: PreflightInput) -> Finding:
+    """Prompts of the evaluation that the training rows hold measure memory as well."""
+    check, found = "contamination", facts.contaminated
+    whole = sum(is_whole for _, _, is_whole in found)
+    measured = f"{len(found):,} prompts of the suites are in train.jsonl, {whole:,} of them whole"
+    limit = "none, nor 13 words of one in a row"
+    if not found:
+        return _ok(check, measured, limit)
+    named = ", ".join(f"{name} (line {line})" for name, line, _ in found[:5])
+    more = ", ..." if len(found) > 5 else ""
+    return Finding(check, "warn", measured, limit, f"remove the rows or the prompts: {named}{more}")
+
+
 def thinking(facts: PreflightInput) -> Finding:
     """Thinking mode and rows that disagree teach the wrong mode."""
     check, wanted = "thinking", facts.recipe.chat.enable_thinking
@@ -287,6 +300,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     coverage,
     validation,
     overlap,
+    contamination,
     thinking,
     lint,
     tools,

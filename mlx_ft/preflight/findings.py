@@ -24,6 +24,8 @@ class PreflightInput:
 
     `data_stats` is the data stage's stats.json, `model_config` the model's config.json,
     `model_bytes` the size of its safetensors, `free_disk_bytes` that of the disk under the runs.
+    `contaminated` are prompts of the suites that training rows hold: name, line of train.jsonl,
+    and whether the whole prompt is there.
     """
 
     recipe: Recipe
@@ -32,6 +34,7 @@ class PreflightInput:
     model_bytes: int
     machine: Machine
     free_disk_bytes: int
+    contaminated: tuple[tuple[str, int, bool], ...] = ()
 
     @property
     def rows(self) -> int:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.data.formats import MAX_LINE_BYTES, read_rows
+from mlx_ft.data.files import MAX_LINE_BYTES
+from mlx_ft.data.formats import read_rows
 from mlx_ft.data.problems import LISTED_FAULTS, raise_problems
 from mlx_ft.errors import DataError
 from tests.data_room.conftest import WriteFile

@@ -15,12 +15,10 @@ from mlx_ft.data.formats import Row, read_rows
 from mlx_ft.data.lint import (
     LISTED_LINES,
     RULES,
-    _bands,
-    _shingles,
-    _similarity,
     hits_json,
     lint,
 )
+from mlx_ft.data.sketch import bands_of, shingles_of, similarity
 from mlx_ft.recipe_data import LintRule
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "data" / "code_mode"
@@ -135,7 +133,7 @@ def test_families_are_found_whatever_the_words(seed: int, changed: int) -> None:
     words = sentence(seed, 100).split()
     other = " ".join(words[: len(words) - changed] + ["boat"] * changed) + " moon"
     rows = [row(1, " ".join(words), "a"), row(2, other, "b")]
-    one, two = _shingles(" ".join(words)), _shingles(other)
-    assert _similarity(one, two) > 0.9
-    share = np.mean([x == y for x, y in zip(_bands(one), _bands(two), strict=True)])
+    one, two = shingles_of(" ".join(words)), shingles_of(other)
+    assert similarity(one, two) > 0.9
+    share = np.mean([x == y for x, y in zip(bands_of(one), bands_of(two), strict=True)])
     assert share > 0 and hits(rows, "near-duplicates") == [2]

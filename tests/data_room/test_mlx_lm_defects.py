@@ -17,8 +17,8 @@ from mlx_lm.utils import load_tokenizer
 
 from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.data.formats import read_rows
-from mlx_ft.data.prepare import source_files
 from mlx_ft.data.render import render_split
+from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
 from mlx_ft.recipe import DataRecipe
 from tests.tiny import CHATML_TEMPLATE, write_tiny_model

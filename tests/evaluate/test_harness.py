@@ -17,6 +17,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models import llama
 
+from mlx_ft.backend import configure_backend
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import DataError, ModelError
 from mlx_ft.evaluate.harness import (
@@ -29,7 +30,7 @@ from mlx_ft.evaluate.harness import (
 )
 from mlx_ft.evaluate.scorers import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
-from mlx_ft.inference import Generation, LoadedModel, configure_backend, generate
+from mlx_ft.inference import Generation, LoadedModel, generate
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
 
 MODEL = "0" * 64

@@ -387,6 +387,14 @@ def test_lint_is_told_with_lines_and_stops_when_it_is_serious() -> None:
     assert finding_of("lint", quickstart(data_stats=stats_of() | {"lint": both})).level == "fail"
 
 
+def test_prompts_that_are_trained_are_named() -> None:
+    found = (("talk/greeting-01", 3, True), ("code/7", 9, False))
+    finding = finding_of("contamination", quickstart(contaminated=found))
+    assert finding.level == "warn" and "2 prompts" in finding.measured
+    assert "1 of them whole" in finding.measured
+    assert "talk/greeting-01 (line 3), code/7 (line 9)" in finding.fix
+
+
 def test_a_rule_that_is_off_is_named_with_its_reason() -> None:
     facts = with_recipe(quickstart(), "data", lint_off={"duplicates": "repeated on purpose"})
     assert "duplicates off: repeated on purpose" in finding_of("lint", facts).limit

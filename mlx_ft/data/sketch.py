@@ -1,0 +1,79 @@
+"""Which rows are nearly the same: sketches of their word runs, compared.
+
+Does: find, for each row, the first earlier one that shares most of its runs of five words. Does
+not: say what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+SHINGLE_WORDS = 5
+# Rows that share such a part of their word runs are near duplicates (Jaccard similarity; Lee et
+# al., arXiv 2107.06499, appendix A, use 0.8 as well).
+NEAR_DUPLICATE = 0.8
+# A pair of similarity 0.8 shares a band with probability 1 - (1 - 0.8 ** 4) ** 12 = 0.998.
+SKETCH_BANDS, SKETCH_ROWS = 12, 4
+# Odd, so that multiplying by one permutes the numbers of 64 bits.
+MULTIPLIERS = np.random.default_rng(0).integers(
+    1 << 62, 1 << 63, SKETCH_BANDS * SKETCH_ROWS, dtype=np.uint64
+) | np.uint64(1)
+Shingles = npt.NDArray[np.uint64]
+
+
+def words_of(text: str) -> list[str]:
+    """Return a text's words, small, without anything between them."""
+    return re.findall(r"\w+", text.lower())
+
+
+def shingles_of(text: str) -> Shingles:
+    """Return checksums of the text's word runs, each once, in order."""
+    words = words_of(text)
+    runs = range(len(words) - SHINGLE_WORDS + 1)
+    sums = [zlib.crc32(" ".join(words[i : i + SHINGLE_WORDS]).encode()) for i in runs]
+    return np.unique(np.array(sums, dtype=np.uint64))
+
+
+def bands_of(shingles: Shingles) -> list[bytes]:
+    """Return the bands of the MinHash sketch (Broder 1997), each with its number."""
+    with np.errstate(over="ignore"):  # modulo 2 ** 64 is what is wanted
+        sketch = (shingles[:, None] * MULTIPLIERS[None, :]).min(axis=0)
+    bands = sketch.reshape(SKETCH_BANDS, SKETCH_ROWS)
+    return [bytes([number]) + band.tobytes() for number, band in enumerate(bands)]
+
+
+def similarity(one: Shingles, other: Shingles) -> float:
+    """Return the Jaccard similarity of two sets of checksums."""
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / (len(one) + len(other) - common)
+
+
+def earlier_twins(texts: Sequence[str]) -> list[int | None]:
+    """Return, for each text, the index of the first earlier one that it nearly equals, or None.
+
+    Texts of fewer than five words nearly equal nothing. The first of a family stands for it: later
+    ones are compared with it alone, so that chains do not grow.
+    """
+    buckets: dict[bytes, list[int]] = defaultdict(list)
+    shingles: list[Shingles] = []
+    twins: list[int | None] = []
+    for index, text in enumerate(texts):
+        mine = shingles_of(text)
+        shingles.append(mine)
+        twins.append(None)
+        if not len(mine):
+            continue
+        bands = bands_of(mine)
+        near = sorted({other for band in bands for other in buckets[band]})
+        twin = next((o for o in near if similarity(mine, shingles[o]) >= NEAR_DUPLICATE), None)
+        twins[index] = twin
+        if twin is None:
+            for band in bands:
+                buckets[band].append(index)
+    return twins

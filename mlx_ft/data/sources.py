@@ -1,0 +1,140 @@
+"""Where a recipe's rows come from: a file for each split, or one whose rows are held out.
+
+Does: find the files, hash them, read them, hold rows out of the training file by what they say.
+Does not: render, or judge rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mlx_ft.data.files import READERS
+from mlx_ft.data.formats import FileRows, Row, read_rows
+from mlx_ft.data.sketch import earlier_twins
+from mlx_ft.errors import DataError, Fault
+from mlx_ft.recipe import DataRecipe
+from mlx_ft.runs import file_sha256
+
+SPLITS = ("train", "valid")
+# Raise the number whenever the same rows would be written differently: older runs are then redone.
+FORMAT_VERSION = 2
+MISSING_FIX = MappingProxyType(
+    {
+        "train": "write the training rows there, one JSON object a line",
+        "valid": "hold out about one in ten rows into it, or set data.holdout: 0.1",
+    }
+)
+
+
+def folder_of(data: DataRecipe) -> Path:
+    """Return the recipe's folder, which may begin with `~`."""
+    return Path(os.path.expanduser(data.path))  # leaves an unknown ~user alone, pathlib raises
+
+
+def files_of(folder: Path, split: str) -> list[Path]:
+    """Return the files that a split's rows may be in; more than one is a mistake."""
+    return [path for ending in READERS if (path := folder / f"{split}{ending}").is_file()]
+
+
+def source_files(data: DataRecipe) -> dict[str, Path]:
+    """Return the file of each split that has one; DataError when the folder or one is missing, or
+    a file is there that `data.holdout` would take the place of.
+    """
+    folder = folder_of(data)
+    if not folder.is_dir():
+        found = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        fix = "set data.path to a folder with train.jsonl and valid.jsonl"
+        raise DataError(Fault(str(folder), found, fix))
+    there = {split: files_of(folder, split) for split in SPLITS}
+    needed = SPLITS if data.holdout is None else ("train",)
+    faults = [
+        Fault(str(folder / f"{split}.jsonl"), "there is no such file", MISSING_FIX[split])
+        for split in needed
+        if not there[split]
+    ]
+    faults += [
+        Fault(str(files[0]), f"{files[1].name} is there as well", "keep one of them")
+        for files in there.values()
+        if len(files) > 1
+    ]
+    if data.holdout is not None and there["valid"]:
+        fix = "remove it, or data.holdout"
+        faults.append(Fault(str(there["valid"][0]), "is there beside data.holdout", fix))
+    if faults:
+        raise DataError(faults)
+    return {split: files[0] for split, files in there.items() if files}
+
+
+def data_inputs(data: DataRecipe) -> dict[str, Any]:
+    """Return what the data stage depends on beside recipe and model: its source files' sha256.
+
+    Raises DataError when one is missing or cannot be read.
+    """
+    files = dict(source_files(data))
+    if data.tool_api is not None:
+        files["tool_api"] = Path(data.tool_api)
+    sources = {name: sha256_of(path) for name, path in files.items()}
+    return {"format": FORMAT_VERSION, "sources": sources}
+
+
+def sha256_of(path: Path) -> str:
+    """Return a source file's sha256; DataError when it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror or error})"
+        raise DataError(Fault(str(path), found, "check the file")) from error
+
+
+def read_splits(data: DataRecipe) -> dict[str, FileRows]:
+    """Return the rows of both splits, with all that is wrong with them. Raises DataError when a
+    file is missing.
+    """
+    files = source_files(data)
+    read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
+    if data.holdout is not None and "valid" not in read:
+        rest, held = hold_out(read["train"].rows, data.holdout, data.holdout_seed)
+        whole = read["train"]
+        read = {
+            "train": replace(whole, rows=tuple(rest)),
+            "valid": FileRows(whole.path, tuple(held), ()),
+        }
+    return read
+
+
+def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Return (rows to train, rows held out), each in file order.
+
+    A row's side depends on what it says and on the seed, not on its place or on the other rows, so
+    that a file may grow; rows that are equal or nearly so are on one side.
+    """
+    texts = [_content(row) for row in rows]
+    first_of: dict[str, int] = {}
+    family: list[int] = []
+    for index, twin in enumerate(earlier_twins(texts)):
+        first = family[twin] if twin is not None else first_of.setdefault(texts[index], index)
+        family.append(first)
+    held = [_draw(texts[first], seed) < share for first in family]
+    return (
+        [row for row, is_held in zip(rows, held, strict=True) if not is_held],
+        [row for row, is_held in zip(rows, held, strict=True) if is_held],
+    )
+
+
+def _content(row: Row) -> str:
+    if row.messages is None:
+        return row.text or ""
+    return "\n".join(json.dumps(message, sort_keys=True, default=str) for message in row.messages)
+
+
+def _draw(text: str, seed: int) -> float:
+    """Return a number from 0 to 1 that depends on the text and the seed alone."""
+    digest = hashlib.blake2b(f"{seed}\n{text}".encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,62 @@
+"""What is shown as trained is what is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from mlx_ft.chat import ChatRenderer
+from mlx_ft.data.show import row_text, shown_rows
+from mlx_ft.errors import DataError
+from mlx_ft.recipe import DataRecipe
+from tests.data_room.conftest import WriteFile
+from tests.data_room.rows import chat
+
+
+@pytest.fixture
+def recipe(write_file: WriteFile, tmp_path: Path) -> DataRecipe:
+    two = {"messages": chat("one", "two")["messages"] + chat("three", "four")["messages"]}
+    write_file([chat("hello", "a fox"), two, chat("c", "d")])
+    write_file([chat("e", "f")], "valid.jsonl")
+    return DataRecipe(path=str(tmp_path))
+
+
+def test_pieces_are_the_row_cut_where_training_begins_and_ends(
+    recipe: DataRecipe, renderer: ChatRenderer
+) -> None:
+    first, second = shown_rows(recipe, renderer, "train", 2)
+    assert [text for text, trained in first.pieces if trained] == ["a fox<|im_end|>"]
+    assert [text for text, trained in second.pieces if trained] == [
+        "two<|im_end|>",
+        "four<|im_end|>",
+    ]
+    for row in (first, second):
+        flags = [trained for _, trained in row.pieces]
+        assert flags == [bool(index % 2) for index in range(len(flags))], "they alternate"
+    whole = "".join(text for text, _ in first.pieces)
+    assert whole.startswith("<|im_start|>user\nhello<|im_end|>")
+    assert first.tokens > first.trained_tokens > 0
+
+
+def test_lines_and_splits_are_chosen(recipe: DataRecipe, renderer: ChatRenderer) -> None:
+    assert [row.line for row in shown_rows(recipe, renderer, "train", 1, [3, 2])] == [2, 3]
+    assert [row.line for row in shown_rows(recipe, renderer, "valid", 9)] == [1]
+
+
+def test_a_broken_split_is_a_message(
+    write_file: WriteFile, recipe: DataRecipe, renderer: ChatRenderer
+) -> None:
+    write_file([b"{broken"])
+    with pytest.raises(DataError, match=r"train\.jsonl:1"):
+        list(shown_rows(recipe, renderer, "train", 1))
+
+
+def test_text_shows_what_is_trained_with_and_without_colour(
+    write_file: WriteFile, recipe: DataRecipe, renderer: ChatRenderer
+) -> None:
+    write_file([chat("hel\x1b[31mlo", "a fox")])
+    (row,) = shown_rows(recipe, renderer, "train", 1)
+    plain, colored = row_text(row, False), row_text(row, True)
+    assert "\u00aba fox<|im_end|>\u00bb" in plain and "\x1b" not in plain
+    assert "\x1b[1;32ma fox<|im_end|>\x1b[0m" in colored
+    assert "\x1b[31m" not in colored, "a row cannot steer the terminal"
+    assert plain.startswith(f"line 1: {row.tokens} tokens, {row.trained_tokens} of them trained\n")
