@@ -14,6 +14,7 @@ import builtins
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,9 @@ def _parsed(text: str) -> ast.Module | None:
     if "(" not in text or len(text) > MAX_CODE_CHARACTERS:
         return None
     try:
-        tree = ast.parse(text.strip())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the row's code, such as an unknown escape
+            tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return tree if any(isinstance(node, ast.Call) for node in ast.walk(tree)) else None
@@ -209,7 +212,7 @@ Said = tuple[str, str]
 
 def _tool_call_faults(calls: Sequence[Any], api: Api) -> Iterator[Said]:
     for call in calls:
-        function = call["function"]
+        function = call.get("function", call)
         name, arguments = str(function["name"]), function.get("arguments") or {}
         if isinstance(arguments, str):
             arguments = json.loads(arguments)

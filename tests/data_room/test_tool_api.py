@@ -60,6 +60,7 @@ GOOD = [
     "import os\nos.remove('a')\nsend(text='gone')",
     "Call it (with care) when you like.",
     "print('hi')",
+    "send('a\\d')",
     "",
 ]
 
@@ -128,6 +129,8 @@ def test_json_tool_calls_are_checked(api: Any) -> None:
 
     assert said("", api, tool_calls=[call("send", {"text": "a", "note": None})]) == []
     assert said("", api, tool_calls=[call("send", json.dumps({"text": "a"}))]) == []
+    bare = {"name": "send", "arguments": {"text": "a"}}
+    assert said("", api, tool_calls=[bare]) == []
     wrong = [call("send", {"text": 1}), call("sent", {"text": "a"}), call("send", {})]
     assert [found for found, _ in said("", api, tool_calls=wrong)] == [
         "argument text of send is an integer",
