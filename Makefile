@@ -27,8 +27,8 @@ run: $(RUN_READY)  ## Run the recipe given as recipe=FILE (options for mlx-ft as
 install: $(RUN_READY)  ## Make .venv and install mlx-ft into it.
 
 $(RUN_READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "$(PYTHON) is older than 3.10: use make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than 3.11: use make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "installing mlx-ft into $(VENV) (once; about a minute)" >&2
 	@$(MAKE_VENV)
 	@$(INSTALL) -e .
