@@ -42,7 +42,7 @@ def split_statistics(split: RenderedSplit, stop_ids: Collection[int]) -> dict[st
         "tokens": total,
         "trained_tokens": trained,
         "trained_share": trained / total if total else 0.0,
-        "longest_kept": int(tokens.lengths.max(initial=0)),
+        "longest_kept": max(tokens.lengths.tolist(), default=0),
         "length_quantiles": length_quantiles(split.all_lengths),
         "histogram": length_histogram(split.all_lengths),
         "turns": sum(turns),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_ft import BLAS
 from mlx_ft.console import Console
@@ -141,7 +142,7 @@ def _job(
 
 
 def _longest_row(split: TokenizedSplit) -> Ids:
-    return split.row(int(split.lengths.argmax()))[0]
+    return split.row(int(np.argmax(split.lengths)))[0]
 
 
 def _strength(recipe: TrainRecipe) -> str:
