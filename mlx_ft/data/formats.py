@@ -10,6 +10,7 @@ and the one that a recipe names as a row's weight. Blank lines are ignored.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +56,30 @@ class FileRows:
     path: Path
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
+
+
+def calls_text(message: Mapping[str, Any]) -> str:
+    """Return a message's tool calls as text: names and arguments, without ids, which are chance."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return "".join(
+        f" {function['name']}"
+        + json.dumps(function.get("arguments"), ensure_ascii=False, sort_keys=True)
+        for function in functions
+    )
+
+
+def said(row: Row) -> str:
+    """Return what a row says, by which rows are compared.
+
+    Not what the system says: many rows share that, and would all be nearly equal if it is long.
+    """
+    if row.messages is None:
+        return row.text or ""
+    return "\n".join(
+        f"{message['role']}: {message['content']}{calls_text(message)}"
+        for message in row.messages
+        if message["role"] != "system"
+    )
 
 
 def read_rows(path: Path, weight_field: str | None = None) -> FileRows:

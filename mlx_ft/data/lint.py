@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from mlx_ft.data.formats import Row
+from mlx_ft.data.formats import Row, said
 from mlx_ft.data.sketch import earlier_twins, words_of
 
 Severity = Literal["warn", "fail"]
@@ -143,10 +143,12 @@ def _calls(row: Row) -> str:
 
 
 def near_duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows that share most runs of five words with a row further up but are not equal to it."""
+    """Rows that share most runs of five words with a row further up but are not equal to it, the
+    system's words left aside.
+    """
     exact = set(duplicates(rows))
     others = [row for row in rows if row.line not in exact]
-    twins = earlier_twins([" ".join((question(row), *answers(row))) for row in others])
+    twins = earlier_twins([said(row) for row in others])
     return [row.line for row, twin in zip(others, twins, strict=True) if twin is not None]
 
 

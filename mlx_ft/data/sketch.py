@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +20,9 @@ SHINGLE_WORDS = 5
 NEAR_DUPLICATE = 0.8
 # A pair of similarity 0.8 shares a band with probability 1 - (1 - 0.8 ** 4) ** 12 = 0.998.
 SKETCH_BANDS, SKETCH_ROWS = 12, 4
+# Rows of one template share a band with thousands of others. A band that so many have tells the
+# template and no more: further rows are not filed under it. And so many candidates are compared.
+MOST_FILED, MOST_COMPARED = 256, 32
 # Odd, so that multiplying by one permutes the numbers of 64 bits.
 MULTIPLIERS = np.random.default_rng(0).integers(
     1 << 62, 1 << 63, SKETCH_BANDS * SKETCH_ROWS, dtype=np.uint64
@@ -58,7 +61,9 @@ def earlier_twins(texts: Sequence[str]) -> list[int | None]:
     """Return, for each text, the index of the first earlier one that it nearly equals, or None.
 
     Texts of fewer than five words nearly equal nothing. The first of a family stands for it: later
-    ones are compared with it alone, so that chains do not grow.
+    ones are compared with it alone, so that chains do not grow. Of many that may be near, the 32
+    that share most bands are compared, and a band is looked up among its first 256 texts: among
+    thousands of one template, one that is hardly near enough can be missed.
     """
     buckets: dict[bytes, list[int]] = defaultdict(list)
     shingles: list[Shingles] = []
@@ -70,10 +75,14 @@ def earlier_twins(texts: Sequence[str]) -> list[int | None]:
         if not len(mine):
             continue
         bands = bands_of(mine)
-        near = sorted({other for band in bands for other in buckets[band]})
+        shared = Counter[int]()
+        for band in bands:
+            shared.update(buckets[band])
+        near = sorted(other for other, _ in shared.most_common(MOST_COMPARED))
         twin = next((o for o in near if similarity(mine, shingles[o]) >= NEAR_DUPLICATE), None)
         twins[index] = twin
         if twin is None:
             for band in bands:
-                buckets[band].append(index)
+                if len(buckets[band]) < MOST_FILED:
+                    buckets[band].append(index)
     return twins

@@ -7,7 +7,6 @@ Does not: render, or judge rows.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlx_ft.data.files import READERS
-from mlx_ft.data.formats import FileRows, Row, read_rows
+from mlx_ft.data.formats import FileRows, Row, read_rows, said
 from mlx_ft.data.sketch import earlier_twins
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
@@ -24,7 +23,7 @@ from mlx_ft.runs import file_sha256
 
 SPLITS = ("train", "valid")
 # Raise the number whenever the same rows would be written differently: older runs are then redone.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MISSING_FIX = MappingProxyType(
     {
         "train": "write the training rows there, one JSON object a line",
@@ -112,10 +111,10 @@ def read_splits(data: DataRecipe) -> dict[str, FileRows]:
 def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Return (rows to train, rows held out), each in file order.
 
-    A row's side depends on what it says and on the seed, not on its place or on the other rows, so
-    that a file may grow; rows that are equal or nearly so are on one side.
+    A row's side depends on what the first of its family says and on the seed: rows that are equal
+    or nearly so are a family, and on one side. Rows that are added at the end change no side.
     """
-    texts = [_content(row) for row in rows]
+    texts = [said(row) for row in rows]
     first_of: dict[str, int] = {}
     family: list[int] = []
     for index, twin in enumerate(earlier_twins(texts)):
@@ -126,12 +125,6 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
         [row for row, is_held in zip(rows, held, strict=True) if not is_held],
         [row for row, is_held in zip(rows, held, strict=True) if is_held],
     )
-
-
-def _content(row: Row) -> str:
-    if row.messages is None:
-        return row.text or ""
-    return "\n".join(json.dumps(message, sort_keys=True, default=str) for message in row.messages)
 
 
 def _draw(text: str, seed: int) -> float:

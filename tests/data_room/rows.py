@@ -1,9 +1,12 @@
 """Good rows, and generators of bad ones."""
 
 import json
+import random
 from typing import Any
 
 from hypothesis import strategies as st
+
+from mlx_ft.data.formats import Row
 
 
 def chat(question: str = "hello", answer: str = "I am fine", **extra: Any) -> dict[str, Any]:
@@ -111,3 +114,29 @@ hostile_lines = (
         ]
     )
 )
+
+VOCABULARY = (
+    "river mountain window garden letter number picture island morning evening school bridge "
+    "market coffee teacher doctor summer winter engine planet forest village station library"
+).split()
+
+
+def row(line: int, question: str, answer: str, **message: Any) -> Row:
+    messages = (
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer, **message},
+    )
+    return Row(line, "messages", messages, None, None, None)
+
+
+def sentence(seed: int, words: int = 30) -> str:
+    return " ".join(random.Random(seed).choices(VOCABULARY, k=words))
+
+
+def answer_of(line: int) -> str:
+    return sentence(1000 + line, 10 + random.Random(line).randrange(30))
+
+
+def good(count: int) -> list[Row]:
+    """Rows that differ from each other in question and answer, in length too."""
+    return [row(n + 1, sentence(n, 12), answer_of(n)) for n in range(count)]

@@ -1,10 +1,10 @@
 """Every rule finds its failing rows, by line, and nothing in good ones."""
 
 import json
-import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,33 +20,9 @@ from mlx_ft.data.lint import (
 )
 from mlx_ft.data.sketch import bands_of, shingles_of, similarity
 from mlx_ft.recipe_data import LintRule
+from tests.data_room.rows import answer_of, good, row, sentence
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "data" / "code_mode"
-WORDS = (
-    "river mountain window garden letter number picture island morning evening school bridge "
-    "market coffee teacher doctor summer winter engine planet forest village station library"
-).split()
-
-
-def row(line: int, question: str, answer: str, **message: Any) -> Row:
-    messages = (
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer, **message},
-    )
-    return Row(line, "messages", messages, None, None, None)
-
-
-def sentence(seed: int, words: int = 30) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=words))
-
-
-def answer_of(line: int) -> str:
-    return sentence(1000 + line, 10 + random.Random(line).randrange(30))
-
-
-def good(count: int) -> list[Row]:
-    """Rows that differ from each other in question and answer, in length too."""
-    return [row(n + 1, sentence(n, 12), answer_of(n)) for n in range(count)]
 
 
 def hits(rows: Sequence[Row], name: str) -> list[int]:
@@ -125,6 +101,12 @@ def test_one_answer_of_the_longest_length_is_no_limit() -> None:
 def test_a_doubled_row_is_no_near_duplicate_as_well() -> None:
     rows = [*good(40), *BAD["duplicates"]]
     assert hits(rows, "near-duplicates") == []
+
+
+def test_a_shared_system_prompt_makes_no_near_duplicates() -> None:
+    system = {"role": "system", "content": sentence(99, 400)}
+    rows = [replace(one, messages=(system, *(one.messages or ()))) for one in good(60)]
+    assert lint(rows) == []
 
 
 @given(st.integers(0, 10_000), st.integers(0, 3))

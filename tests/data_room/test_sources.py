@@ -1,6 +1,7 @@
 """Rows that are held out are never trained, whatever happens around them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from mlx_ft.data.sources import hold_out, read_splits
 from mlx_ft.errors import DataError
 from mlx_ft.recipe import DataRecipe
 from tests.data_room.conftest import WriteFile
-from tests.data_room.rows import chat
-from tests.data_room.test_lint import good, row, sentence
+from tests.data_room.rows import chat, good, row, sentence
 
 
 def lines(rows: list[Row]) -> list[int]:
@@ -54,6 +54,29 @@ def test_rows_that_are_equal_or_nearly_so_stay_together() -> None:
             rows.append(row(3 * number + copy + 1, text + ending, "the same answer"))
     rest, held = hold_out(rows, 0.5, 0)
     families = [{(line - 1) // 3 for line in lines(side)} for side in (rest, held)]
+    assert families[0] and families[1] and not families[0] & families[1]
+
+
+def test_a_long_system_prompt_that_all_rows_share_makes_no_family() -> None:
+    system = {"role": "system", "content": sentence(99, 400)}
+    rows = [replace(one, messages=(system, *(one.messages or ()))) for one in good(400)]
+    rest, held = hold_out(rows, 0.25, 0)
+    assert 60 < len(held) < 140 and len(rest) + len(held) == 400
+    assert lines(held) == lines(hold_out(good(400), 0.25, 0)[1])
+
+
+def test_what_is_not_said_parts_no_equal_rows() -> None:
+    """Ids of messages and of calls, and names, are other in every row of a log."""
+
+    def logged(line: int, question: str) -> Row:
+        call = {"id": f"call_{line}", "function": {"name": "f", "arguments": {"x": question}}}
+        asked = {"role": "user", "content": question, "id": f"m{line}", "name": f"user{line}"}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return Row(line, "messages", (asked, answer), None, None, None)
+
+    rows = [logged(2 * n + copy + 1, f"q {n}") for n in range(60) for copy in (0, 1)]
+    rest, held = hold_out(rows, 0.5, 0)
+    families = [{(line - 1) // 2 for line in lines(side)} for side in (rest, held)]
     assert families[0] and families[1] and not families[0] & families[1]
 
 

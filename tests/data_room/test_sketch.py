@@ -1,0 +1,38 @@
+"""Twins are found among rows of one template too, without a look at every pair."""
+
+import random
+
+import pytest
+
+from mlx_ft.data import sketch
+from mlx_ft.data.sketch import MOST_COMPARED, earlier_twins
+
+TEMPLATE = [f"shared{number}" for number in range(120)]
+
+
+def templated(seed: int) -> str:
+    """A text of 200 words of which the first 120 are in every other one."""
+    draw = random.Random(seed)
+    return " ".join(TEMPLATE + [f"own{draw.randrange(5000)}" for _ in range(80)])
+
+
+def test_rows_of_one_template_are_compared_with_few_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs: list[int] = []
+    monkeypatch.setattr(sketch, "similarity", lambda one, other: pairs.append(1) or 0.0)
+    texts = [templated(seed) for seed in range(600)]
+    earlier_twins(texts)
+    assert 0 < len(pairs) <= MOST_COMPARED * len(texts)
+
+
+@pytest.mark.parametrize("filed", [8, sketch.MOST_FILED])
+def test_twins_among_rows_of_one_template_are_found(
+    filed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few texts a band is looked up among: the words of their own are in other bands."""
+    monkeypatch.setattr(sketch, "MOST_FILED", filed)
+    texts = [templated(seed) for seed in range(500)]
+    twins = earlier_twins([*texts, *(f"{text} boat moon" for text in texts)])
+    assert twins[:500] == [None] * 500
+    assert twins[500:] == list(range(500))
