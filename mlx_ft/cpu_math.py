@@ -20,7 +20,7 @@ from mlx_lm.models import activations, base, switch_layers
 from mlx_ft.backend import on_cpu
 
 # Raised when the functions here give other bits: stored outputs of frozen layers depend on them.
-CPU_MATH_VERSION = 1
+CPU_MATH_VERSION = 2
 LOG2_E = 1.4426950408889634
 # What is smaller is as good as nothing beside 1, where float32 resolves 2 ** -24; and its products
 # stay clear of denormal numbers, which processors are slow with.
@@ -41,6 +41,8 @@ TO_WHOLE = float(3 << 22)
 # A quarter of a MiB: a chain of fifteen operations is then not bound by the memory.
 PART_ELEMENTS = 1 << 16
 FORBIDDEN = -1e30
+# Queries that are computed together under a causal mask.
+BLOCK_QUERIES = 128
 
 
 def exp_is_slow() -> bool:
@@ -72,7 +74,16 @@ def exp_by_polynomial(values: mx.array) -> mx.array:
 
 
 def _exp(values: mx.array) -> mx.array:
-    return _power_of_two(mx.maximum(values * LOG2_E, SMALLEST_EXPONENT))
+    return _two_to_the(values * LOG2_E)
+
+
+def two_to_the(values: mx.array) -> mx.array:
+    """Return 2 ** values of float32 values <= 0, within 2e-6 of the result."""
+    return _in_parts(_two_to_the, values)
+
+
+def _two_to_the(values: mx.array) -> mx.array:
+    return _power_of_two(mx.maximum(values, SMALLEST_EXPONENT))
 
 
 def _power_of_two(exponent: mx.array) -> mx.array:
@@ -124,21 +135,6 @@ def swiglu(gate: mx.array, values: mx.array) -> mx.array:
     return gated
 
 
-@mx.custom_function
-def softmax_by_polynomial(scores: mx.array) -> mx.array:
-    """Return the softmax over the last axis of float32 scores."""
-    exponentials = exp_by_polynomial(scores - mx.max(scores, axis=-1, keepdims=True))
-    shares: mx.array = exponentials / mx.sum(exponentials, axis=-1, keepdims=True)
-    return shares
-
-
-@softmax_by_polynomial.vjp
-def _softmax_gradient(primals: Any, cotangents: Any, outputs: Any) -> mx.array:
-    weighted = cotangents * outputs
-    gradient: mx.array = weighted - outputs * mx.sum(weighted, axis=-1, keepdims=True)
-    return gradient
-
-
 def attention(
     queries: mx.array,
     keys: mx.array,
@@ -158,34 +154,101 @@ def attention(
         )
         return theirs
     batch, heads, tokens, width = queries.shape
-    groups = keys.shape[1]
-    grouped = (queries * scale).reshape(batch, groups, heads // groups, tokens, width)
-    scores = _masked(grouped @ keys[:, :, None].swapaxes(-1, -2), mask)
-    shares: Any = softmax_by_polynomial(scores)
-    outputs: mx.array = shares @ values[:, :, None]
+    grouped = queries.reshape(batch, keys.shape[1], heads // keys.shape[1], tokens, width)
+    blocks = [
+        _attend_block(
+            grouped[..., first:end, :],
+            keys[:, :, :seen],
+            values[:, :, :seen],
+            scale,
+            _added(mask, grouped.shape, keys.shape[2], first, end)[..., :seen],
+        )
+        for first, end, seen in _query_blocks(tokens, keys.shape[2], mask)
+    ]
+    outputs = mx.concatenate(blocks, axis=3) if len(blocks) > 1 else blocks[0]
     return outputs.reshape(batch, heads, tokens, values.shape[-1])
 
 
-def _masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
-    """Return scores (B, groups, heads a group, T, S), far below all others where forbidden.
+def _query_blocks(
+    tokens: int, seen: int, mask: mx.array | str | None
+) -> list[tuple[int, int, int]]:
+    """Return (first, end, keys that any of them sees) of neighbouring queries: under a causal mask
+    a few together, so that little is computed that the mask would then forbid.
+    """
+    if not isinstance(mask, str):
+        return [(0, tokens, seen)]
+    assert mask == "causal", mask
+    ends = [*range(BLOCK_QUERIES, tokens, BLOCK_QUERIES), tokens]
+    return [(first, end, seen - tokens + end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def _attend_block(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, added: mx.array
+) -> mx.array:
+    """Return attention of queries (B, groups, heads a group, t, width) to keys and values
+    (B, groups, n, width), with `added` to the scores.
+
+    The exponentials are kept for the gradient and never divided by their sums, since the much
+    smaller outputs can be (as in FlashAttention, Dao et al., arXiv 2205.14135, section 3.1 and
+    appendix B.2, without its tiles).
+    """
+    *outer, heads, tokens, width = queries.shape
+    together = (*outer, heads * tokens)
+
+    @mx.custom_function
+    def attend(
+        queries: mx.array, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        asked = (queries * (scale * LOG2_E)).reshape(*together, width)
+        scores = (asked @ keys.swapaxes(-1, -2)).reshape(*outer, heads, tokens, -1) + added
+        powers = two_to_the(scores - mx.max(scores, axis=-1, keepdims=True))
+        powers = powers.reshape(*together, -1)
+        total = mx.sum(powers, axis=-1, keepdims=True)
+        return (powers @ values) / total, powers, total
+
+    @attend.vjp
+    def gradients(
+        primals: Any, cotangents: Any, outputs: Any
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        queries, keys, values = primals
+        output, powers, total = outputs
+        slope = cotangents[0] / total
+        along = mx.sum(slope * output, axis=-1, keepdims=True)
+        of_scores = powers * (slope @ values.swapaxes(-1, -2) - along)
+        asked = (queries * scale).reshape(*together, width)
+        return (
+            (of_scores @ (keys * scale)).reshape(queries.shape),
+            of_scores.swapaxes(-1, -2) @ asked,
+            powers.swapaxes(-1, -2) @ slope,
+        )
+
+    result: Any = attend(queries, keys, values)
+    output: mx.array = result[0].reshape(*outer, heads, tokens, values.shape[-1])
+    return output
+
+
+def _added(
+    mask: mx.array | str | None, queries: tuple[int, ...], seen: int, first: int, end: int
+) -> mx.array:
+    """Return what a mask adds to the scores of queries `first` to `end`, broadcastable to
+    (B, groups, heads a group, t, S): far below all others where forbidden.
 
     Adding costs a tenth of what choosing does (`where`, 5 ns an element here).
     """
+    tokens = queries[3]
     if mask is None:
-        return scores
+        return mx.zeros((1, seen))
     if isinstance(mask, str):
-        assert mask == "causal", mask
-        tokens, seen = scores.shape[-2:]
-        mask = mx.arange(seen - tokens, seen)[:, None] >= mx.arange(seen)[None]
+        before = seen - tokens
+        mask = mx.arange(before + first, before + end)[:, None] >= mx.arange(seen)[None]
     elif mask.ndim == 4:  # (B, heads or 1, T, S)
         if mask.shape[1] == 1:
             mask = mask[:, :, None]
         else:
-            mask = mask.reshape(mask.shape[0], *scores.shape[1:3], *mask.shape[2:])
+            mask = mask.reshape(mask.shape[0], *queries[1:3], *mask.shape[2:])
     if mask.dtype == mx.bool_:
-        mask = mx.where(mask, 0.0, FORBIDDEN)
-    masked: mx.array = scores + mask
-    return masked
+        return mx.where(mask, 0.0, FORBIDDEN)
+    return mask * LOG2_E
 
 
 REPLACED: Mapping[str, tuple[Any, Any]] = {
