@@ -144,7 +144,7 @@ def read_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     try:
         model, config = mlx_lm_load_model(folder, lazy=True, trust_remote_code=False)
-    except (ValueError, FileNotFoundError, RuntimeError, KeyError) as error:
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError, KeyError) as error:
         raise ModelError(
             Fault(str(folder), f"mlx-lm cannot load it ({error})", "use a model that mlx-lm runs")
         ) from error

@@ -1,5 +1,6 @@
 """Generation in batches says what generation one by one says, and adapters fit entirely or not."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -113,6 +114,15 @@ def test_an_unknown_architecture_is_the_users_to_change(tmp_path: Path) -> None:
     config = (folder / "config.json").read_text().replace('"llama"', '"no_such_model"')
     (folder / "config.json").write_text(config)
     with pytest.raises(ModelError, match="mlx-lm cannot load it"):
+        load_weights(folder)
+
+
+def test_a_config_without_a_size_is_the_users_to_change(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="hidden_size"):
         load_weights(folder)
 
 

@@ -20,6 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import read_lazily
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
 
@@ -250,7 +251,8 @@ def checkpointed(layer: nn.Module) -> nn.Module:
     def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
         def compute(parameters: Any, *arguments: Any) -> mx.array:
             layer.update(parameters)
-            outputs: mx.array = layer(*arguments, **named)
+            with fast_math(layer):  # the second time nobody else is around it
+                outputs: mx.array = layer(*arguments, **named)
             return outputs
 
         result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), *arguments)

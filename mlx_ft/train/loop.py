@@ -35,6 +35,8 @@ from mlx_ft.train.steps import GradientWindow, Update, build_optimizer, micro_ba
 
 # A trained token costs about three forward passes of it (forward, and twice that backward).
 TRAIN_COST, VALIDATION_COST = 3, 1
+# Room for the groups of rows that a mini-batch is cut into.
+SEEDS_PER_ITERATION = 1 << 12
 # Updates in a row whose loss or gradient is not finite: one may be a row's fault, more are not.
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -131,6 +133,7 @@ class _Run:
                 total += scalar(self._loss(batch, prefix.batch(batch), prefix.shared_tokens))
                 weight += batch.weight
                 tokens += batch.trained_tokens
+                self.show_progress("validation after iteration")
         loss = total / (weight or 1.0)
         place = self.position
         is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
@@ -163,12 +166,16 @@ class _Run:
     def step(self, mini_batch: MiniBatch) -> None:
         """Train one mini-batch; update the weights when it completes its accumulation window."""
         self.job.model.train()
-        # Dropout depends on (seed, iteration) alone, so a resumed run draws the same masks.
-        mx.random.seed(self.job.recipe.seed * 1_000_003 + mini_batch.iteration)
+        first_seed = self.job.recipe.seed * 1_000_003 + mini_batch.iteration
         prefix = self.train_prefix
-        for rows in self._micro_batches(self.job.train_rows, mini_batch.rows):
+        groups = self._micro_batches(self.job.train_rows, mini_batch.rows)
+        for index, rows in enumerate(groups):
             batch = make_batch(self.job.train_rows, rows)
-            loss = self.window.add(batch, prefix.batch(batch), prefix.shared_tokens)
+            before = prefix.batch(batch)
+            # Dropout depends on (seed, iteration, group) alone: a resumed run draws the same masks,
+            # and so does one whose frozen layers, read again, drew first weights just now.
+            mx.random.seed(first_seed * SEEDS_PER_ITERATION + index)
+            loss = self.window.add(batch, before, prefix.shared_tokens)
             self._count(batch, loss)
         now = time.perf_counter()
         self.position = replace(
@@ -285,9 +292,10 @@ class _Run:
             job.recipe.keep_checkpoints,
         )
 
-    def show_progress(self) -> None:
+    def show_progress(self, doing: str = "iteration") -> None:
+        """Say where the run is; that is its sign of life as well."""
         done, total = self._cost_done_at[self.position.iteration], self._cost_done_at[-1]
-        text = f"iteration {self.position.iteration} of {self.job.iterations}"
+        text = f"{doing} {self.position.iteration} of {self.job.iterations}"
         self.listener.progress(done, total, text)
 
 

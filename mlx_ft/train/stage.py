@@ -70,12 +70,15 @@ def run_train_stage(
     release()
     beat("looking")
     console.say("looking at five answers before anything is merged")
-    look(_load(stage, adapter), stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    # Not held expanded here either: it would need what the training was to do without.
+    tuned = _load(stage, adapter, low_memory)
+    look(tuned, stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    del tuned
     release()
     return info
 
 
-def _load(stage: TrainStage, adapter: Path | None, low_memory: bool = False) -> LoadedModel:
+def _load(stage: TrainStage, adapter: Path | None, low_memory: bool) -> LoadedModel:
     chat = stage.recipe.chat
     return load_model(
         stage.model_folder,

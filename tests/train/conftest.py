@@ -83,7 +83,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             iterations=iterations,
             folder=target,
             inputs="inputs",
-            prefix_limit_bytes=1 << 20,
+            prefix_limit_bytes=0 if train.prefix_cache == "off" else 1 << 20,
             prefix_folder=prefix_folder,
             computed_by="tiny",
         )
