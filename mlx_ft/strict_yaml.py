@@ -117,15 +117,16 @@ def shown(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _not_printable(text: str) -> bool:
-    return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+def _not_printable(text: str, but: str = "") -> bool:
+    return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text if letter not in but)
 
 
 class _Walk:
     """One pass over the parsed nodes: collects values, sources and faults."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, white: str) -> None:
         self.label = label
+        self.white = white
         self.sources: dict[KeyPath, Source] = {}
         self.faults: list[Fault] = []
         self.left = MOST_VALUES
@@ -160,7 +161,7 @@ class _Walk:
         except ValueError:
             self.fault(node, key, f"{shown(node.value)} is not a number", "write a number")
             return None
-        if isinstance(value, str) and _not_printable(value):
+        if isinstance(value, str) and _not_printable(value, but=self.white):
             self.fault(node, key, f"{shown(value)} has a control character", "remove it")
             return None
         return value
@@ -213,9 +214,12 @@ def _syntax_fault(error: yaml.YAMLError, text: str, label: str) -> Fault:
     return Fault(f"{label}:{line}" if line else label, problem, fix)
 
 
-def read_yaml(text: str, label: str) -> Reading:
-    """Return what a YAML text says; `label` names the text in sources and faults."""
-    walk = _Walk(label)
+def read_yaml(text: str, label: str, *, multiline: bool = False) -> Reading:
+    """Return what a YAML text says; `label` names the text in sources and faults.
+
+    Line breaks and tabs in a value are a fault unless `multiline`: names and paths have none.
+    """
+    walk = _Walk(label, "\n\t" if multiline else "")
     loader = None
     value = None
     try:

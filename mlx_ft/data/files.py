@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlx_ft.data.messages import Complaint
+from mlx_ft.data.messages import Complaint, refuse_constant
 from mlx_ft.data.problems import shown
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -53,7 +53,7 @@ def _json_value(raw: bytes | None, line: int = 1) -> tuple[Complaint | None, Any
         found = "starts with a byte order mark"
         return Complaint("byte order mark", found, "save the file as UTF-8 without BOM"), None
     try:
-        return None, json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        return None, json.loads(raw.decode("utf-8"), parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         found = f"not UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1})"
         return Complaint("not UTF-8", found, "save the file as UTF-8"), None
@@ -64,10 +64,6 @@ def _json_value(raw: bytes | None, line: int = 1) -> tuple[Complaint | None, Any
         return Complaint("not valid JSON", f"not valid JSON ({error})", fix), None
     except RecursionError:
         return Complaint("not valid JSON", "not valid JSON (nested too deeply)", fix), None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def json_list(path: Path) -> Iterator[Item]:

@@ -147,13 +147,14 @@ def _call_complaints(calls: Any, place: str) -> Iterator[Complaint]:
             yield from text_complaints(arguments, f"{spot} arguments")
 
 
-def _refuse_constant(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """Raise ValueError for NaN and the infinities, which Python's parser takes for JSON."""
     raise ValueError(f"{name} is not JSON")
 
 
 def _parsed_arguments(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         return None
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.chat import ChatRenderer
+from mlx_ft.data.api_calls import check_rows
 from mlx_ft.data.formats import FileRows
 from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import SPLITS, files_of, folder_of, read_splits, sha256_of
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
-from mlx_ft.data.tool_api import check_rows, read_api
+from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.runs import write_json
