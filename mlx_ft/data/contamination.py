@@ -7,11 +7,11 @@ files, or judge what to do about it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlx_ft.data.formats import Row
-from mlx_ft.data.sketch import words_of
+from mlx_ft.data.formats import Row, texts_of
+from mlx_ft.data.sketch import word_runs, words_of
 
 # Brown et al., arXiv 2005.14165, appendix C, call a test example dirty at 13 words in common.
 RUN_WORDS = 13
@@ -26,11 +26,6 @@ class Contamination:
     whole: bool
 
 
-def _runs(words: Sequence[str]) -> Iterator[str]:
-    for start in range(len(words) - RUN_WORDS + 1):
-        yield " ".join(words[start : start + RUN_WORDS])
-
-
 def contaminated_prompts(rows: Sequence[Row], prompts: Mapping[str, str]) -> list[Contamination]:
     """Return, for each prompt (name to text) that some row holds, the first such row."""
     whole: dict[str, list[str]] = defaultdict(list)
@@ -39,19 +34,18 @@ def contaminated_prompts(rows: Sequence[Row], prompts: Mapping[str, str]) -> lis
         words = words_of(text)
         if words:
             whole[" ".join(words)].append(name)
-        for run in _runs(words):
+        for run in word_runs(words, RUN_WORDS):
             by_run[run].add(name)
     found: dict[str, Contamination] = {}
     for row in rows:
-        messages = row.messages or ()
-        for message in messages:
+        for message in row.messages or ():
             if message["role"] == "user":
                 for name in whole.get(" ".join(words_of(str(message["content"]))), ()):
                     if name not in found or not found[name].whole:
                         found[name] = Contamination(name, row.line, whole=True)
         if by_run:
-            texts = [row.text or "", *(str(message["content"] or "") for message in messages)]
-            for run in (run for text in texts for run in _runs(words_of(text))):
+            words_of_texts = map(words_of, texts_of(row))
+            for run in (run for words in words_of_texts for run in word_runs(words, RUN_WORDS)):
                 for name in by_run.get(run, ()):
                     found.setdefault(name, Contamination(name, row.line, whole=False))
     return [found[name] for name in prompts if name in found]

@@ -29,6 +29,7 @@ from mlx_ft.data.messages import (
 from mlx_ft.data.problems import Problem, shown
 
 Form = Literal["messages", "conversations", "prompt/completion", "instruction/output", "text"]
+THINKING_MARK = "<think>"
 FORMS = "messages, conversations, prompt and completion, instruction and output, or text"
 
 
@@ -65,6 +66,22 @@ def calls_text(message: Mapping[str, Any]) -> str:
         f" {function['name']}"
         + json.dumps(function.get("arguments"), ensure_ascii=False, sort_keys=True)
         for function in functions
+    )
+
+
+def texts_of(row: Row) -> list[str]:
+    """Return all texts of a row, whoever says them."""
+    return [row.text or ""] if row.messages is None else [m["content"] for m in row.messages]
+
+
+def thinks(row: Row) -> bool:
+    """Return whether an answer of the row shows its reasoning."""
+    if row.messages is None:
+        return THINKING_MARK in (row.text or "")
+    return any(
+        message["role"] == "assistant"
+        and (THINKING_MARK in message["content"] or bool(message.get("reasoning_content")))
+        for message in row.messages
     )
 
 

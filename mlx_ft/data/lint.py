@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from mlx_ft.data.formats import Row, said
-from mlx_ft.data.sketch import earlier_twins, words_of
+from mlx_ft.data.formats import Row, calls_text, said, texts_of, thinks
+from mlx_ft.data.sketch import earlier_twins
 
 Severity = Literal["warn", "fail"]
 LISTED_LINES = 20
@@ -62,17 +62,24 @@ def answers(row: Row) -> list[str]:
     return [str(m["content"]) for m in row.messages if m["role"] == "assistant" and m["content"]]
 
 
+def _last(row: Row) -> Mapping[str, Any]:
+    """Return the message of a row's last answer; of plain text, the text as one."""
+    if row.messages is None:
+        return {"content": row.text or ""}
+    answers = [message for message in row.messages if message["role"] == "assistant"]
+    return answers[-1] if answers else {"content": ""}
+
+
+def _last_answer(row: Row) -> str:
+    return str(_last(row)["content"])
+
+
 def question(row: Row) -> str:
     """Return what a row's last answer answers: everything before it."""
     messages = list(row.messages or ())
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages[:-1])
-
-
-def _last_answer(row: Row) -> str:
-    texts = answers(row)
-    return texts[-1] if texts else ""
+    return "\n".join(f"{m['role']}: {m['content']}{calls_text(m)}" for m in messages[:-1])
 
 
 def _lines_where(rows: Iterable[Row], holds: Callable[[Row], bool]) -> list[int]:
@@ -80,7 +87,8 @@ def _lines_where(rows: Iterable[Row], holds: Callable[[Row], bool]) -> list[int]
 
 
 def _plain(text: str) -> str:
-    return " ".join(words_of(text))
+    """Return a text without what does not change its meaning; `3 + 4` is not `3 * 4`."""
+    return " ".join(text.casefold().split()).rstrip(".?! ")
 
 
 CUT_END = re.compile(r"(\.\.\.|\u2026|\[truncated\]|\[\.\.\.\])\s*$")
@@ -90,14 +98,24 @@ def cut_answers(rows: Sequence[Row]) -> list[int]:
     return _lines_where(rows, lambda row: bool(CUT_END.search(_last_answer(row))))
 
 
+# What whole answers end in: a sentence's mark, or what closes a bracket, a quotation or code.
+WHOLE_END = tuple(".!?:;\u2026\u3002\uff01\uff1f)]}>\"'`\u2019\u201d\u00bb*|")
+
+
 def one_length(rows: Sequence[Row]) -> list[int]:
-    """Rows whose answers all have the longest length that occurs, character for character."""
-    lengths = Counter(len(_last_answer(row)) for row in rows)
-    longest = max(lengths, default=0)
-    count = lengths[longest]
+    """Rows whose answers all have the longest length that occurs, character for character, and end
+    in the middle of a sentence. Equal answers count once: they have one length for another reason.
+    """
+    longest = max((len(_last_answer(row)) for row in rows), default=0)
+
+    def cut(row: Row) -> bool:
+        answer = _last_answer(row)
+        return len(answer) == longest and not answer.rstrip().endswith(WHOLE_END)
+
+    count = len({_last_answer(row) for row in rows if cut(row)})
     if longest < LIMIT_CHARACTERS or count < max(LIMIT_ROWS, LIMIT_SHARE * len(rows)):
         return []
-    return _lines_where(rows, lambda row: len(_last_answer(row)) == longest)
+    return _lines_where(rows, cut)
 
 
 def copied_questions(rows: Sequence[Row]) -> list[int]:
@@ -112,34 +130,35 @@ def copied_questions(rows: Sequence[Row]) -> list[int]:
             return True
         if min(len(one), len(other)) < NEARLY_EQUAL * max(len(one), len(other)):
             return False
-        matcher = SequenceMatcher(None, one, other, autojunk=False)
+        matcher = SequenceMatcher(None, one.split(), other.split(), autojunk=False)
         return matcher.quick_ratio() > NEARLY_EQUAL and matcher.ratio() > NEARLY_EQUAL
 
     return _lines_where(rows, copied)
 
 
 def constant_answers(rows: Sequence[Row]) -> list[int]:
-    counts = Counter(_plain(_last_answer(row)) for row in rows)
+    counts = Counter(map(_given, rows))
     answer, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     if count < max(CONSTANT_ROWS, CONSTANT_SHARE * len(rows)):
         return []
-    return _lines_where(rows, lambda row: _plain(_last_answer(row)) == answer)
+    return _lines_where(rows, lambda row: _given(row) == answer)
+
+
+def _given(row: Row) -> str:
+    """Return a row's last answer with the tools that it calls."""
+    return _plain(_last_answer(row)) + calls_text(_last(row))
 
 
 def duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows whose words another row, further up, has in the same order."""
+    """Rows that say what another row, further up, says."""
     seen: set[tuple[str, ...]] = set()
     lines = []
     for row in rows:
-        key = (_plain(question(row)), *(_plain(text) for text in answers(row)), _calls(row))
+        key = (_plain(question(row)), _given(row))
         if key in seen:
             lines.append(row.line)
         seen.add(key)
     return lines
-
-
-def _calls(row: Row) -> str:
-    return repr([m.get("tool_calls") for m in row.messages or () if m.get("tool_calls")])
 
 
 def near_duplicates(rows: Sequence[Row]) -> list[int]:
@@ -153,42 +172,37 @@ def near_duplicates(rows: Sequence[Row]) -> list[int]:
 
 
 def contradictions(rows: Sequence[Row]) -> list[int]:
-    """Rows that ask what another row asks and answer otherwise."""
-    given: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if row.messages is not None:
-            given[_plain(question(row))].add(_plain(_last_answer(row)) + _calls(row))
-    return _lines_where(
-        rows, lambda row: row.messages is not None and len(given[_plain(question(row))]) > 1
-    )
+    """Rows that ask what another row asks, with the same tools, and answer otherwise."""
 
+    def asked(row: Row) -> tuple[str, str]:
+        return _plain(question(row)), repr(row.tools)
 
-THINKING = "<think>"
+    given: dict[tuple[str, str], set[str]] = defaultdict(set)
+    talks = [row for row in rows if row.messages is not None]
+    for row in talks:
+        given[asked(row)].add(_given(row))
+    return _lines_where(talks, lambda row: len(given[asked(row)]) > 1)
 
 
 def some_think(rows: Sequence[Row]) -> list[int]:
     """Rows that think, when others do not."""
-
-    def thinks(row: Row) -> bool:
-        reasons = any(m.get("reasoning_content") for m in row.messages or ())
-        return reasons or any(THINKING in text for text in answers(row))
-
     lines = _lines_where(rows, thinks)
     return lines if 0 < len(lines) < len(rows) else []
 
 
 TEMPLATE_MARKS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|start_header_id|end_header_id|begin_of_text)\|>"
-    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</?s>"
+    # <s> inside a text is HTML.
+    r"|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|^\s*<s>|</s>\s*$"
 )
 
 
 def template_marks(rows: Sequence[Row]) -> list[int]:
-    def marked(row: Row) -> bool:
-        texts = [row.text or ""] + [str(m.get("content") or "") for m in row.messages or ()]
-        return any(TEMPLATE_MARKS.search(text) for text in texts)
-
-    return _lines_where(rows, marked)
+    """Messages with marks, which the template adds once more; plain text is trained as it is."""
+    return _lines_where(
+        rows,
+        lambda row: row.messages is not None and any(map(TEMPLATE_MARKS.search, texts_of(row))),
+    )
 
 
 SECRETS = re.compile(
@@ -204,8 +218,8 @@ SECRETS = re.compile(
 
 def secrets(rows: Sequence[Row]) -> list[int]:
     def leaks(row: Row) -> bool:
-        texts = [row.text or ""] + [str(m.get("content") or "") for m in row.messages or ()]
-        return any(SECRETS.search(text) for text in [*texts, _calls(row)])
+        texts = [*texts_of(row), *map(calls_text, row.messages or ())]
+        return any(map(SECRETS.search, texts))
 
     return _lines_where(rows, leaks)
 
@@ -218,10 +232,24 @@ def mojibake(rows: Sequence[Row]) -> list[int]:
     return _lines_where(rows, lambda row: any(MOJIBAKE.search(text) for text in answers(row)))
 
 
+SORRY = (
+    r"(?:(?:(?:i'?m|i am)(?: \w+)? sorry|sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
+    r"\W+(?:but |however,? )?)"
+)
+UNABLE = (
+    r"i(?: can'?t|(?: simply)? cannot| can not| won'?t(?: be able to)?| will not"
+    r"|(?:'?m| am) (?:unable|not able|not allowed) to| (?:must|have to) decline to) (?:\w+ly )?"
+)
+# After an apology, verbs refuse that need not do so without one.
+SORRY_UNABLE = (
+    r"(?:(?:do|answer) (?:that|this)|discuss|engage|participate|share|continue|support"
+    r"|(?:create|generate|write|produce) (?:content|such|that|this))"
+)
 REFUSAL = re.compile(
-    r"^\W*(?:i'?m sorry,? but|i am sorry,? but|sorry,? (?:but )?i (?:can'?t|cannot)|"
-    r"i (?:can'?t|cannot|am unable to|'m unable to) (?:help|assist|comply|fulfil|provide)|"
-    r"as an ai (?:language )?model)",
+    rf"^\W*(?:{SORRY}?{UNABLE}(?:help(?! but| \w+ing)|assist|comply|fulfil|provide)"
+    rf"|{SORRY}{UNABLE}{SORRY_UNABLE}"
+    rf"|{SORRY}?as an?(?: ai| large)? language model\b"
+    rf"|{SORRY}?as an ai(?: model| assistant)?,? i\b)",
     re.IGNORECASE,
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,15 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
+def word_runs(words: Sequence[str], count: int) -> Iterator[str]:
+    """Yield every run of `count` words."""
+    for start in range(len(words) - count + 1):
+        yield " ".join(words[start : start + count])
+
+
 def shingles_of(text: str) -> Shingles:
     """Return checksums of the text's word runs, each once, in order."""
-    words = words_of(text)
-    runs = range(len(words) - SHINGLE_WORDS + 1)
-    sums = [zlib.crc32(" ".join(words[i : i + SHINGLE_WORDS]).encode()) for i in runs]
+    sums = [zlib.crc32(run.encode()) for run in word_runs(words_of(text), SHINGLE_WORDS)]
     return np.unique(np.array(sums, dtype=np.uint64))
 
 

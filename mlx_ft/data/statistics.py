@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_ft.data.formats import Row
+from mlx_ft.data.formats import Row, thinks
 from mlx_ft.data.render import RenderedSplit
 from mlx_ft.tokens import TokenizedSplit
 
@@ -20,7 +20,6 @@ ROUND_LENGTHS = (256, 512, 1024, 2048, 4096)
 HISTOGRAM_BINS = 20
 QUANTILES = {"p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
 LISTED_OVERLAPS = 20
-THINKING_MARK = "<think>"
 NO_CATEGORY = "(none)"
 Name = TypeVar("Name", str, int)
 
@@ -50,7 +49,7 @@ def split_statistics(split: RenderedSplit, stop_ids: Collection[int]) -> dict[st
         "categories": _categories(kept),
         "stop_trained_rows": _rows_that_train(tokens, stop_ids),
         "toolless_rows": len(split.toolless_lines),
-        "thinking_rows": sum(_thinks(row) for row in kept),
+        "thinking_rows": sum(map(thinks, kept)),
     }
 
 
@@ -115,17 +114,6 @@ def _categories(rows: Sequence[Row]) -> dict[str, int]:
 
 def _assistant_turns(row: Row) -> int:
     return sum(message["role"] == "assistant" for message in row.messages or ())
-
-
-def _thinks(row: Row) -> bool:
-    """Return whether an answer of the row shows its reasoning."""
-    if row.text is not None:
-        return THINKING_MARK in row.text
-    return any(
-        message["role"] == "assistant"
-        and (THINKING_MARK in message["content"] or bool(message.get("reasoning_content")))
-        for message in row.messages or ()
-    )
 
 
 def _rows_that_train(tokens: TokenizedSplit, wanted: Collection[int]) -> int:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -107,6 +107,117 @@ def test_a_shared_system_prompt_makes_no_near_duplicates() -> None:
     system = {"role": "system", "content": sentence(99, 400)}
     rows = [replace(one, messages=(system, *(one.messages or ()))) for one in good(60)]
     assert lint(rows) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, I can't assist with that.",
+        "I\u2019m sorry, but I can\u2019t help with that.",
+        "I am so sorry, but I cannot fulfill this request.",
+        "I'm unable to help with that.",
+        "I am not able to assist you with this.",
+        "Sorry, I can't do that.",
+        "Sorry, but I cannot discuss this topic.",
+        "Unfortunately, I won't be able to help you here.",
+        "I apologize, but I cannot provide instructions for that.",
+        "My apologies. I can't generate content of that kind.",
+        "I simply cannot comply.",
+        "As an AI language model, I have no feelings.",
+        "As an AI, I have no opinion.",
+        "I'm sorry, but as an AI assistant, I have no body.",
+    ],
+)
+def test_a_refusal_is_one_in_any_words(answer: str) -> None:
+    assert hits([*good(5), row(41, "a", answer)], "refusals") == [41]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry to hear that. Here is what helps.",
+        "I can't say which is better without the figures.",
+        "I'm sorry, but there is no file of that name.",
+        "Sorry, I can't find app.py; is it in another folder?",
+        "Sorry, I misread it: the answer is 4.",
+        "I can help with that.",
+        "I can't help but notice a missing comma.",
+        "As an AI engineer, you write tests.",
+        "Unfortunately, it rains.",
+        "She said: I'm sorry, I can't assist with that.",
+    ],
+)
+def test_what_only_sounds_like_a_refusal_is_none(answer: str) -> None:
+    assert hits([*good(5), row(41, "a", answer)], "refusals") == []
+
+
+@pytest.mark.parametrize("end", [".", "?", "!", ")", "]", "}", "`", '"', "\u201d", ";"])
+def test_whole_answers_of_one_length_are_not_cut(end: str) -> None:
+    rows = [row(41 + n, f"q {n}", sentence(n, 80)[:399] + end) for n in range(20)]
+    assert hits([*good(40), *rows], "one-length") == []
+
+
+def test_one_answer_that_many_rows_share_is_not_cut() -> None:
+    rows = [row(41 + n, f"q {n}", sentence(0, 80)[:400]) for n in range(8)]
+    assert hits([*good(40), *rows], "one-length") == []
+
+
+def test_marks_are_sought_in_messages_and_those_of_html_at_the_ends_alone() -> None:
+    raw = Row(41, "text", None, "<s>[INST] hi [/INST] ho</s>", None, None)
+    html = row(42, "How is text struck out?", "Write <s>old</s> in HTML.")
+    assert hits([*good(5), raw, html], "template-marks") == []
+    ends = [row(43, "a", "so it is.</s>\n"), row(44, "<s> b", "c")]
+    assert hits([*good(5), *ends], "template-marks") == [43, 44]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("What is 3 + 4?", "What is 3 * 4?"), ("c -> d", "c <- d"), ("x = -1", "x = 1")],
+)
+def test_signs_are_part_of_a_question(one: str, other: str) -> None:
+    assert hits([row(1, one, "7"), row(2, other, "12")], "contradictions") == []
+    assert hits([row(1, one, "7"), row(2, other, "7")], "duplicates") == []
+
+
+def test_other_tools_or_earlier_results_make_another_question() -> None:
+    tools = ({"name": "f"},)
+    plain = row(1, "what is the time?", "I do not know.")
+    assert (
+        hits([plain, replace(row(2, "what is the time?", "f()"), tools=tools)], "contradictions")
+        == []
+    )
+
+    def called(line: int, argument: int, answer: str) -> Row:
+        call = {"role": "assistant", "content": "", "tool_calls": [called_with(argument)]}
+        result = {"role": "tool", "content": "ok"}
+        one, last = row(line, "go on", answer).messages or ()
+        return replace(plain, line=line, messages=(one, call, result, last))
+
+    assert hits([called(1, 1, "a"), called(2, 2, "b")], "contradictions") == []
+    assert hits([called(1, 1, "a"), called(2, 1, "b")], "contradictions") == [1, 2]
+
+
+def called_with(argument: int) -> dict[str, Any]:
+    return {"id": str(argument), "function": {"name": "f", "arguments": {"x": argument}}}
+
+
+def test_calls_without_words_are_no_constant_answer() -> None:
+    """The answer that counts is the last message: here a call of its own in every row."""
+    rows = []
+    for line in range(1, 61):
+        asked = {"role": "user", "content": f"question {line}"}
+        ready = {"role": "assistant", "content": "Ready."}
+        call = {"role": "assistant", "content": "", "tool_calls": [called_with(line)]}
+        rows.append(Row(line, "messages", (asked, ready, asked, call), None, None, None))
+    assert hits(rows, "constant-answers") == []
+
+
+def test_equal_rows_with_other_ids_of_calls_are_duplicates() -> None:
+    def called(line: int) -> Row:
+        call = {"id": f"call_{line}", "function": {"name": "f", "arguments": {}}}
+        return row(line, "a", "", tool_calls=[call])
+
+    assert hits([called(1), called(2)], "duplicates") == [2]
 
 
 @given(st.integers(0, 10_000), st.integers(0, 3))
