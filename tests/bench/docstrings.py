@@ -9,6 +9,7 @@ import json
 import random
 import sysconfig
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 SHORTEST, LONGEST = 40, 3500  # characters of a docstring
@@ -33,11 +34,14 @@ def docstrings() -> Iterator[tuple[str, str]]:
                 yield f"the {kind} {module}.{node.name}", text
 
 
-def write_rows(folder: Path, train_rows: int, valid_rows: int, seed: int = 0) -> None:
-    """Write train.jsonl and valid.jsonl, drawn without repetition."""
-    chosen = random.Random(seed).sample(sorted(set(docstrings())), train_rows + valid_rows)
+def write_rows(
+    folder: Path, train_rows: int, valid_rows: int, test_rows: int = 0, seed: int = 0
+) -> None:
+    """Write train.jsonl, valid.jsonl and, if asked for, test.jsonl, drawn without repetition."""
+    wanted = {"train": train_rows, "valid": valid_rows, "test": test_rows}
+    chosen = iter(random.Random(seed).sample(sorted(set(docstrings())), sum(wanted.values())))
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {"train": chosen[:train_rows], "valid": chosen[train_rows:]}
+    parts = {name: list(islice(chosen, rows)) for name, rows in wanted.items() if rows}
     for name, rows in parts.items():
         lines = [
             json.dumps(
