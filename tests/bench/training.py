@@ -240,7 +240,7 @@ def step_gflops(work: Path, run: Run, layers: int) -> float:
     groups = config["num_key_value_heads"] / config["num_attention_heads"]
     weights = layers * (hidden * hidden * (2 + 2 * groups) + 3 * hidden * inner)
     weights += rows["trained_tokens"] / rows["tokens"] * hidden * config["vocab_size"]
-    return float(median(paces) * 2 * 2 * weights / 1e9)
+    return float(median(paces) * 2 * 2 * weights / 1e9) if paces else float("nan")
 
 
 def summary(runs: list[Run], repeats: int) -> dict[str, Any]:
