@@ -20,6 +20,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # (place from 1, what is wrong, the value where nothing is)
 Item = tuple[int, Complaint | None, Any]
+LIST_FIX = "write a list of rows, or name it .jsonl"
 PARQUET_FIX = "install it with: pip install 'mlx-ft[parquet]'"
 
 
@@ -68,10 +69,12 @@ def _json_value(raw: bytes | None, line: int = 1) -> tuple[Complaint | None, Any
 
 def json_list(path: Path) -> Iterator[Item]:
     """Yield the items of a file that is one JSON list, numbered from 1."""
-    complaint, value = _json_value(path.read_bytes())
+    raw = path.read_bytes()
+    complaint, value = _json_value(raw)
     if complaint is None and not isinstance(value, list):
-        found = f"not a JSON list but {shown(value)}"
-        complaint = Complaint("not a list", found, "write a list of rows, or name it .jsonl")
+        complaint = Complaint("not a list", f"not a JSON list but {shown(value)}", LIST_FIX)
+    elif complaint is not None and isinstance(_json_value(raw.lstrip().split(b"\n")[0])[1], dict):
+        complaint = Complaint("not a list", "not a JSON list but JSON lines", LIST_FIX)
     if complaint is not None:
         yield 1, complaint, None
         return
@@ -90,6 +93,7 @@ def csv_rows(path: Path) -> Iterator[Item]:
         found = f"not UTF-8 (byte {error.start + 1} of the file)"
         yield 1, Complaint("not UTF-8", found, "save the file as UTF-8"), None
         return
+    csv.field_size_limit(MAX_LINE_BYTES)  # of 131,072 characters, which a long answer may pass
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
     while True:
@@ -134,7 +138,8 @@ def parquet_rows(path: Path) -> Iterator[Item]:
                 number += 1
                 yield number, None, _without_nulls(value)
     except (ArrowException, ValueError) as error:
-        found = f"not valid Parquet ({str(error).splitlines()[0]})"
+        (said, *_) = str(error).splitlines() or [type(error).__name__]
+        found = f"not valid Parquet ({said})"
         yield number + 1, Complaint("not valid Parquet", found, "write the file again"), None
 
 

@@ -27,6 +27,7 @@ from mlx_ft.data.messages import (
     tools_complaints,
 )
 from mlx_ft.data.problems import Problem, shown
+from mlx_ft.recipe_values import number_from_text
 
 Form = Literal["messages", "conversations", "prompt/completion", "instruction/output", "text"]
 THINKING_MARK = "<think>"
@@ -142,6 +143,8 @@ def _read_row(
         keys = ", ".join(shown(key) for key in list(value)[:6]) or "no keys"
         found = f"not a known form of row ({keys})"
         return [Complaint("unknown form", found, f"write {FORMS}")], None
+    if form == "conversations":
+        value = {**value, "messages": conversation_messages(value["conversations"])}
     complaints = _form_complaints(form, value) + tools_complaints(value.get("tools"))
     category = value.get("category")
     if not isinstance(category, str | int | float | None):
@@ -151,7 +154,8 @@ def _read_row(
     if form == "text" and value.get("tools"):
         fix = "remove them, or write the row as messages"
         complaints.append(Complaint("tools in plain text", "plain text cannot have tools", fix))
-    weight = 1 if weight_field is None else value.get(weight_field, 1)
+    # A CSV file has texts only.
+    weight = 1 if weight_field is None else number_from_text(value.get(weight_field, 1))
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < 1e6:
         found = f"{weight_field} is {shown(weight)}, not a weight"
         complaints.append(Complaint("weight not a number", found, "write a number from 0 on"))
@@ -182,10 +186,8 @@ def _conversation_forms(value: Mapping[str, Any]) -> list[Form]:
 
 
 def _form_complaints(form: Form, value: Mapping[str, Any]) -> list[Complaint]:
-    if form == "messages":
-        return message_complaints(value["messages"])
-    if form == "conversations":
-        return message_complaints(conversation_messages(value["conversations"]))
+    if form in ("messages", "conversations"):
+        return message_complaints(value["messages"], form)
     question, answer = {
         "prompt/completion": ("prompt", "completion"),
         "instruction/output": ("instruction", "output"),
@@ -208,10 +210,8 @@ def _form_complaints(form: Form, value: Mapping[str, Any]) -> list[Complaint]:
 
 
 def _messages(form: Form, value: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    if form == "messages":
+    if form in ("messages", "conversations"):
         return normal_messages(value["messages"])
-    if form == "conversations":
-        return normal_messages(conversation_messages(value["conversations"]))
     if form == "prompt/completion":
         question, answer = value["prompt"], value["completion"]
     else:

@@ -17,16 +17,25 @@ from typing import Any
 from mlx_ft.data.problems import shown
 
 ROLES = ("system", "user", "assistant", "tool")
-OTHER_NAMES = {
+# What other conventions call them, ShareGPT's and its many descendants' among them.
+OTHER_NAMES: Mapping[str, str] = {
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
     "ai": "assistant",
+    "function_call": "assistant",
     "developer": "system",
     "function": "tool",
     "ipython": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+TURN_EXAMPLES: Mapping[str, str] = {
+    "messages": '{"role": "user", "content": "..."}',
+    "conversations": '{"from": "human", "value": "..."}',
 }
 MAX_DEPTH = 32
 UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
@@ -67,13 +76,15 @@ def text_complaints(value: Any, place: str) -> Iterator[Complaint]:
             pending.extend((part, depth + 1) for part in item)
 
 
-def message_complaints(messages: Any) -> list[Complaint]:
-    """Return all that is certainly wrong with a `messages` value (any JSON value)."""
+def message_complaints(messages: Any, key: str = "messages") -> list[Complaint]:
+    """Return all that is certainly wrong with a row's messages (any JSON value), which it has
+    under `key`.
+    """
     if not isinstance(messages, list) or not messages:
-        found = "messages is empty" if messages == [] else f"messages is {_type_name(messages)}"
-        fix = 'write a list such as [{"role": "user", "content": "..."}, ...]'
-        return [Complaint("messages not a list of turns", found, fix)]
-    if complaints := list(text_complaints(messages, "messages")):
+        found = f"{key} is {'empty' if messages == [] else _type_name(messages)}"
+        fix = f"write a list such as [{TURN_EXAMPLES[key]}, ...]"
+        return [Complaint(f"{key} not a list of turns", found, fix)]
+    if complaints := list(text_complaints(messages, key)):
         return complaints
     for number, message in enumerate(messages, start=1):
         complaints.extend(_one_message(message, f"message {number}"))
@@ -128,6 +139,10 @@ def _content_complaints(message: Mapping[str, Any], role: str, place: str) -> It
 
 def _call_complaints(calls: Any, place: str) -> Iterator[Complaint]:
     fix = 'write [{"type": "function", "function": {"name": "...", "arguments": {...}}}]'
+    if isinstance(calls, str):
+        found = f"{place} calls {shown(calls)}, which is no JSON call"
+        yield Complaint("broken tool call", found, fix)
+        return
     if not isinstance(calls, list):
         yield Complaint("broken tool call", f"{place} has tool_calls as {_type_name(calls)}", fix)
         return
@@ -189,22 +204,6 @@ def tools_complaints(tools: Any) -> list[Complaint]:
     return [Complaint("broken tools", f"tool {n} is not an object", fix) for n in wrong]
 
 
-# ShareGPT's names of speakers, as its many descendants write them.
-SPEAKERS: Mapping[str, str] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-
-
 def conversation_messages(conversations: Any) -> Any:
     """Return ShareGPT's `[{from, value}, ...]` as messages; what is not of that form stays as it
     is, for `message_complaints` to name.
@@ -218,13 +217,29 @@ def conversation_messages(conversations: Any) -> Any:
 
 
 def _spoken_by(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn as a message; keys that both forms may have stay, for the same checks."""
     speaker, value = turn["from"], turn.get("value")
-    role = SPEAKERS.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
-    if speaker == "function_call" and isinstance(value, str):
-        call = _parsed_arguments(value)
-        if isinstance(call, dict) and "name" in call:
-            return {"role": role, "content": "", "tool_calls": [{"function": call}]}
-    return {"role": role, "content": value}
+    name = speaker.lower() if isinstance(speaker, str) else speaker
+    role = OTHER_NAMES.get(name, name) if isinstance(name, str) else name
+    message = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    if name == "function_call":
+        return {**message, "role": role, "content": "", "tool_calls": _calls_of(value)}
+    return {**message, "role": role, "content": value}
+
+
+def _calls_of(value: Any) -> Any:
+    """Return the calls that a function_call's value is, as JSON or already read: one or a list.
+
+    What is none of these stays as it is, for `message_complaints` to name.
+    """
+    calls = _parsed_arguments(value) if isinstance(value, str) else value
+    calls = [calls] if isinstance(calls, dict) else calls
+    if not isinstance(calls, list):
+        return value
+    return [
+        {"function": call} if isinstance(call, dict) and "function" not in call else call
+        for call in calls
+    ]
 
 
 def normal_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -16,6 +16,7 @@ from pyarrow import parquet
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.files import READERS, read_items
 from mlx_ft.data.formats import read_rows
+from mlx_ft.data.messages import OTHER_NAMES, message_complaints
 from mlx_ft.data.render import render_split
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
@@ -97,6 +98,7 @@ def test_a_csv_row_has_the_line_that_it_ends_in(tmp_path: Path) -> None:
     ("name", "content", "line", "found"),
     [
         ("a.json", b'{"text": "a"}', 1, "not a JSON list"),
+        ("a.json", b'{"text": "a"}\n{"text": "b"}\n', 1, "not a JSON list but JSON lines"),
         ("a.json", b'[{"text": "a"},', 1, "not valid JSON"),
         ("a.json", b'[{"text": "a"}, 3]', 2, "not a JSON object"),
         ("a.json", b'[{"text": NaN}]', 1, "not valid JSON"),
@@ -129,6 +131,36 @@ def test_any_bytes_are_rows_or_problems(
     read = read_rows(path)
     assert read.rows or read.problems
     assert all(place >= 1 for place, _, _ in read_items(path))
+
+
+def test_a_long_cell_is_read(tmp_path: Path) -> None:
+    rows = [{"prompt": "count", "completion": "1 " * 100_000}]
+    write_csv(tmp_path / "train.csv", rows)
+    read = read_rows(tmp_path / "train.csv")
+    assert read.problems == () and len(read.rows) == 1
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_the_weight_of_a_row_may_be_text(tmp_path: Path, ending: str) -> None:
+    rows = [pair | {"quality": text} for pair, text in zip(PAIRS, ("2", "0.5", "1e1"), strict=True)]
+    WRITERS[ending](tmp_path / f"train{ending}", rows)
+    read = read_rows(tmp_path / f"train{ending}", "quality")
+    assert read.problems == () and [row.weight for row in read.rows] == [2, 0.5, 10]
+    WRITERS[ending](tmp_path / f"train{ending}", [PAIRS[0] | {"quality": "high"}])
+    (problem,) = read_rows(tmp_path / f"train{ending}", "quality").problems
+    assert problem.found == "quality is 'high', not a weight"
+
+
+def test_an_error_without_a_word_is_told_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise pa.ArrowException
+
+    write_parquet(tmp_path / "train.parquet", PAIRS)
+    monkeypatch.setattr(parquet, "ParquetFile", refuse)
+    (problem,) = read_rows(tmp_path / "train.parquet").problems
+    assert problem.found == "not valid Parquet (ArrowException)"
 
 
 def test_parquet_without_its_package_says_what_to_install(
@@ -181,15 +213,51 @@ def test_sharegpt_conversations_are_messages(tmp_path: Path, renderer: ChatRende
     assert split.problems == () and len(split.tokens) == 1
 
 
+ASKED = {"from": "human", "value": "lint it"}
+LINT = {"name": "lint", "arguments": {"path": "a.py"}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [json.dumps([LINT, LINT]), [LINT, LINT], json.dumps([{"function": LINT}, LINT])],
+)
+@pytest.mark.parametrize("speaker", ["function_call", "Function_Call"])
+def test_every_call_of_a_sharegpt_turn_is_a_call(tmp_path: Path, speaker: str, value: Any) -> None:
+    write_jsonl(
+        tmp_path / "train.jsonl", [{"conversations": [ASKED, {"from": speaker, "value": value}]}]
+    )
+    read = read_rows(tmp_path / "train.jsonl")
+    assert read.problems == () and read.rows[0].messages is not None
+    calls = read.rows[0].messages[1]["tool_calls"]
+    assert [call["function"] for call in calls] == [LINT, LINT]
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_every_other_name_of_a_role_is_read_and_explained(tmp_path: Path, name: str) -> None:
+    turns = [ASKED, {"from": "gpt", "value": "hi"}, {"from": name.upper(), "value": "[]"}]
+    write_jsonl(tmp_path / "train.jsonl", [{"conversations": [*turns, turns[1]]}])
+    assert not any("role" in each.found for each in read_rows(tmp_path / "train.jsonl").problems)
+    (complaint,) = message_complaints([{"role": name, "content": "hi"}])
+    assert complaint.fix == f'write "{OTHER_NAMES[name]}"'
+
+
 @pytest.mark.parametrize(
     ("turns", "found"),
     [
-        ("hello", "messages is text"),
+        ("hello", "conversations is text"),
+        ([], "conversations is empty"),
         ([{"from": "narrator", "value": "once"}], "message 1 has role 'narrator'"),
         ([{"from": "human"}], "message 1"),
         ([{"value": "hi"}], "message 1 has no role"),
         ([{"from": ["human"], "value": "hi"}], "message 1 has role a list"),
         ([{"from": "human", "value": "hi"}], "no answer to learn"),
+        ([ASKED, {"from": "gpt", "value": "hi", "weight": 0}], "message 2 has weight 0"),
+        ([ASKED, {"from": "gpt", "value": "hi", "name": 3}], "message 2 has name as a number"),
+        ([ASKED, {"from": "function_call", "value": "lint()"}], "which is no JSON"),
+        ([ASKED, {"from": "function_call", "value": "3"}], "which is no JSON call"),
+        ([ASKED, {"from": "function_call", "value": '["lint"]'}], "tool call 1, names no function"),
+        ([ASKED, {"from": "function_call", "value": "[]"}], "message 2 is an empty answer"),
+        ([ASKED, {"from": "function_call"}], "message 2 is an empty answer"),
     ],
 )
 def test_a_broken_conversation_is_told(tmp_path: Path, turns: Any, found: str) -> None:
