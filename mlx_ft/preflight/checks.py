@@ -183,8 +183,11 @@ def memory(facts: PreflightInput) -> Finding:
     measured = f"roughly {format_bytes(need)} at the peak of training"
     if need <= there:
         return _ok(check, measured, limit)
-    fix = "set train.low_memory: true, or lower num_layers, micro_batch_tokens, max_seq_length"
-    return Finding(check, "warn", measured, limit, fix)
+    train = facts.recipe.train
+    ways = [] if train.low_memory else ["set train.low_memory: true"]
+    ways += [] if train.grad_checkpoint else ["set train.grad_checkpoint: true"]
+    ways += ["lower num_layers, micro_batch_tokens or max_seq_length"]
+    return Finding(check, "warn", measured, limit, ", or ".join(ways))
 
 
 def stop_token(facts: PreflightInput) -> Finding:
@@ -222,24 +225,29 @@ def validation(facts: PreflightInput) -> Finding:
     if rows >= MIN_VALIDATION_ROWS:
         return _ok(check, measured, limit)
     level: Level = "warn" if rows else "fail"
-    return Finding(check, level, measured, limit, "hold out more rows into valid.jsonl")
+    fix = f"hold out more rows into {facts.file_name('valid')}"
+    if facts.recipe.data.holdout is not None:
+        fix = "raise data.holdout, or add rows"
+    return Finding(check, level, measured, limit, fix)
 
 
 def overlap(facts: PreflightInput) -> Finding:
     """Validation rows that are training rows too measure memory, not learning."""
     check, rows = "overlap", int(facts.data_stats["overlap_rows"])
-    measured, limit = f"{rows:,} validation rows are in train.jsonl too", "none"
+    measured, limit = f"{rows:,} validation rows are training rows too", "none"
     if not rows:
         return _ok(check, measured, limit)
     lines = ", ".join(str(valid) for _, valid in facts.data_stats["overlap_lines"])
-    return Finding(check, "warn", measured, limit, f"remove these lines of valid.jsonl: {lines}")
+    fix = f"remove these lines of {facts.file_name('valid')}: {lines}"
+    return Finding(check, "warn", measured, limit, fix)
 
 
 def contamination(facts: PreflightInput) -> Finding:
     """Prompts of the evaluation that the training rows hold measure memory as well."""
     check, found = "contamination", facts.contaminated
     whole = sum(is_whole for _, _, is_whole in found)
-    measured = f"{len(found):,} prompts of the suites are in train.jsonl, {whole:,} of them whole"
+    file = facts.file_name("train")
+    measured = f"{len(found):,} prompts of the suites are in {file}, {whole:,} of them whole"
     limit = "none, nor 13 words of one in a row"
     if not found:
         return _ok(check, measured, limit)

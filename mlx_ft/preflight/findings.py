@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, RecipeError
@@ -24,8 +25,8 @@ class PreflightInput:
 
     `data_stats` is the data stage's stats.json, `model_config` the model's config.json,
     `model_bytes` the size of its safetensors, `free_disk_bytes` that of the disk under the runs.
-    `contaminated` are prompts of the suites that training rows hold: name, line of train.jsonl,
-    and whether the whole prompt is there.
+    `contaminated` are prompts of the suites that training rows hold: name, line of the training
+    file, and whether the whole prompt is there.
     """
 
     recipe: Recipe
@@ -50,6 +51,11 @@ class PreflightInput:
     def valid_stats(self) -> Mapping[str, Any]:
         stats: Mapping[str, Any] = self.data_stats["splits"]["valid"]
         return stats
+
+    def file_name(self, split: str) -> str:
+        """Return the name of the file that a split's rows are in; held-out rows are in train's."""
+        (source, *_) = self.data_stats["splits"][split]["sources"]
+        return PurePath(source["path"]).name
 
 
 @dataclass(frozen=True)

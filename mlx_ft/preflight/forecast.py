@@ -37,14 +37,18 @@ class DiskForecast:
         return self.train_bytes + self.fused_bytes + self.quantized_bytes
 
 
+def _adapted_layers(shape: ModelShape, train: TrainRecipe) -> tuple[tuple[Module, ...], ...]:
+    """Return the top `num_layers` layers; all of them when it is -1, or more than there are."""
+    return shape.layers if train.num_layers < 0 else shape.layers[-train.num_layers :]
+
+
 def adapted_modules(shape: ModelShape, train: TrainRecipe) -> tuple[Module, ...]:
     """Return the modules that get an adapter, chosen as mlx-lm chooses them.
 
     Without keys: every linear layer of the top `num_layers` layers. With keys: those of these
     names, and modules outside the layers (`lm_head`) that are named.
     """
-    count = len(shape.layers) if train.num_layers < 0 else train.num_layers
-    top = [module for layer in shape.layers[-count:] for module in layer]
+    top = [module for layer in _adapted_layers(shape, train) for module in layer]
     keys = train.lora_parameters.keys
     if keys is None:
         return tuple(top)
@@ -127,20 +131,15 @@ def rough_training_memory_bytes(facts: PreflightInput, shape: ModelShape) -> int
 def _held_parameters(shape: ModelShape, train: TrainRecipe) -> int:
     if not train.low_memory:
         return shape.parameters
-    top = shape.layers[-_adapted_layers(shape, train) :]
-    return sum(m.parameters for m in (*shape.roots, *(m for layer in top for m in layer)))
-
-
-def _adapted_layers(shape: ModelShape, train: TrainRecipe) -> int:
-    layers = len(shape.layers)
-    return layers if train.num_layers < 0 else min(train.num_layers, layers)
+    top = [module for layer in _adapted_layers(shape, train) for module in layer]
+    return sum(module.parameters for module in (*shape.roots, *top))
 
 
 def _activation_bytes(shape: ModelShape, train: TrainRecipe, tokens: int, length: int) -> int:
     """Return bytes at 16 bits: s b h (34 + 5 a s / h) a layer (Korthikanti et al. 2022, arXiv
     2205.05198, section 4.1); with checkpointing one layer's, and 2 s b h for each layer's input.
     """
-    layers = _adapted_layers(shape, train)
+    layers = len(_adapted_layers(shape, train))
     of_layer = tokens * (34 * shape.hidden_size + 5 * shape.heads * length)
     if not train.grad_checkpoint:
         return of_layer * layers

@@ -79,8 +79,12 @@ def stats_of(rows: int = 425, **train: Any) -> dict[str, Any]:
         "thinking_rows": 0,
         "toolless_rows": 0,
     }
+    files = {name: [{"path": f"data/{name}.jsonl", "sha256": ""}] for name in ("train", "valid")}
     return {
-        "splits": {"train": split | train, "valid": split | {"rows": 40}},
+        "splits": {
+            "train": split | {"sources": files["train"]} | train,
+            "valid": split | {"sources": files["valid"], "rows": 40},
+        },
         "coverage": {"256": 1.0, "512": 1.0, "1024": 1.0, "2048": 1.0, "4096": 1.0},
         "overlap_rows": 0,
         "overlap_lines": [],
@@ -398,6 +402,35 @@ def test_prompts_that_are_trained_are_named() -> None:
 def test_a_rule_that_is_off_is_named_with_its_reason() -> None:
     facts = with_recipe(quickstart(), "data", lint_off={"duplicates": "repeated on purpose"})
     assert "duplicates off: repeated on purpose" in finding_of("lint", facts).limit
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+def test_what_is_on_already_is_not_advised(low_memory: bool, grad_checkpoint: bool) -> None:
+    values = {"low_memory": low_memory, "grad_checkpoint": grad_checkpoint}
+    facts = with_recipe(quickstart(machine=replace(MACHINE, memory_bytes=10**6)), "train", **values)
+    fix = finding_of("memory", facts).fix
+    assert ("low_memory" in fix, "grad_checkpoint" in fix) == (not low_memory, not grad_checkpoint)
+    assert "lower num_layers" in fix
+
+
+def test_files_are_named_as_they_are_called() -> None:
+    stats = stats_of() | {"overlap_rows": 1, "overlap_lines": [[3, 7]]}
+    stats["splits"]["valid"]["rows"] = 3
+    for split, name in (("train", "train.parquet"), ("valid", "valid.csv")):
+        stats["splits"][split]["sources"] = [{"path": f"data/{name}", "sha256": ""}]
+    facts = quickstart(data_stats=stats, contaminated=(("code/7", 9, False),))
+    assert "in train.parquet" in finding_of("contamination", facts).measured
+    assert "lines of valid.csv: 7" in finding_of("overlap", facts).fix
+    assert finding_of("validation", facts).fix == "hold out more rows into valid.csv"
+
+
+def test_rows_that_are_held_out_are_in_the_training_file() -> None:
+    stats = stats_of() | {"overlap_rows": 1, "overlap_lines": [[3, 7]]}
+    stats["splits"]["valid"] |= {"rows": 3, "sources": stats["splits"]["train"]["sources"]}
+    facts = with_recipe(quickstart(data_stats=stats), "data", holdout=0.1)
+    assert "lines of train.jsonl: 7" in finding_of("overlap", facts).fix
+    assert finding_of("validation", facts).fix == "raise data.holdout, or add rows"
 
 
 def test_what_saves_memory_is_seen_in_the_estimate() -> None:
