@@ -5,14 +5,17 @@ Does: render rows and cut them where training begins and ends. Does not: print, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.console import printable
-from mlx_ft.data.problems import raise_problems
-from mlx_ft.data.render import render_split
+from mlx_ft.data.formats import FileRows
+from mlx_ft.data.problems import Problem, raise_problems
+from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import read_splits
+from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.tokens import Flags, Ids
 
@@ -33,15 +36,69 @@ class ShownRow:
 def shown_rows(
     data: DataRecipe, renderer: ChatRenderer, split: str, count: int, lines: Sequence[int] = ()
 ) -> Iterator[ShownRow]:
-    """Yield the first `count` rows of a split, or those of the given lines, as they are trained.
+    """Yield the first `count` rows of a split that are trained, or those of the given lines.
 
-    Raises DataError with all that is wrong with the split.
+    Raises DataError with all that is wrong with the split, and for lines that cannot be shown.
     """
-    file = read_splits(data)[split]
-    raise_problems(file.problems)
-    wanted = [row for row in file.rows if not lines or row.line in lines]
-    rendered = render_split(file.path, wanted if lines else wanted[:count], renderer, data)
-    raise_problems(rendered.problems)
+    read = read_splits(data)
+    raise_problems(read[split].problems)
+    if lines:
+        yield from _shown(_of_lines(read, split, set(lines), renderer, data), renderer)
+        return
+    file, left = read[split], count
+    for row in file.rows:
+        rendered = render_split(file.path, [row], renderer, data)
+        raise_problems(rendered.problems)
+        yield from _shown(rendered, renderer)
+        left -= len(rendered.kept)
+        if not left:
+            return
+    if left == count:
+        found = f"all {len(file.rows):,} rows are longer than max_seq_length"
+        fix = "raise data.max_seq_length"
+        if not file.rows:
+            found, fix = "there is no row on this side", "change data.holdout or its seed"
+        raise DataError(Fault(str(file.path), found, fix))
+
+
+def _of_lines(
+    read: Mapping[str, FileRows],
+    split: str,
+    lines: set[int],
+    renderer: ChatRenderer,
+    data: DataRecipe,
+) -> RenderedSplit:
+    """Return the rows of these lines; DataError with every line that has none to show."""
+    file = read[split]
+    rows = [row for row in file.rows if row.line in lines]
+    rendered = render_split(file.path, rows, renderer, data)
+    missing = lines - {row.line for row in rows}
+    problems = [_not_there(read, split, line) for line in sorted(missing)]
+    problems += rendered.problems
+    if data.overlong == "drop":
+        problems += [_too_long(file.path, line, data) for line in rendered.overlong_lines]
+    raise_problems(problems)
+    return rendered
+
+
+def _not_there(read: Mapping[str, FileRows], split: str, line: int) -> Problem:
+    file = read[split]
+    for other, rows in read.items():
+        if rows.path == file.path and any(row.line == line for row in rows.rows):
+            held = "held out" if other == "valid" else "trained"
+            found = f"the row is {held}, it is in the other split"
+            return Problem(file.path, line, "no such row", found, f"add --split {other}")
+    last = max((row.line for row in file.rows), default=0)
+    fix = f"name the line of a row; the last row is in line {last:,}"
+    return Problem(file.path, line, "no such row", "there is no row in this line", fix)
+
+
+def _too_long(path: Path, line: int, data: DataRecipe) -> Problem:
+    found = f"the row is longer than max_seq_length ({data.max_seq_length:,}) and left out"
+    return Problem(path, line, "too long", found, "raise data.max_seq_length, or shorten the row")
+
+
+def _shown(rendered: RenderedSplit, renderer: ChatRenderer) -> Iterator[ShownRow]:
     for index, row in enumerate(rendered.kept):
         ids, trained = rendered.tokens.row(index)
         pieces = tuple(_pieces(ids, trained, renderer))
