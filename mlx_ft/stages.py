@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, wri
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
+    from mlx_ft.data.formats import FileRows
     from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
     from mlx_ft.inference import LoadedModel
@@ -62,6 +64,13 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
+
+    @cached_property
+    def rows(self) -> Mapping[str, FileRows]:
+        """The rows of each split: three stages look at them, and holding rows out takes a while."""
+        from mlx_ft.data.sources import read_splits
+
+        return read_splits(self.recipe.data)
 
 
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
@@ -138,22 +147,23 @@ def prepare_data(job: Job) -> None:
     from mlx_ft import data
 
     with writing_stage(job.run, "data") as folder:
-        summary = data.prepare_data(job.recipe.data, renderer(job), folder, job.console.say)
+        summary = data.prepare_data(
+            job.recipe.data, renderer(job), folder, job.console.say, job.rows
+        )
         seal(folder, "data", job.inputs["data"], summary.info())
 
 
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
-    from mlx_ft.data.contamination import contaminated_prompts
-    from mlx_ft.data.sources import read_splits
+    from mlx_ft.data.contamination import contaminated_prompts, last_question
 
     asked = {
-        f"{suite.name}/{sample.id}": str(sample.messages[-1]["content"])
+        f"{suite.name}/{sample.id}": last_question(sample.messages)
         for suite in job.suites
         for sample in suite.samples
     }
-    rows = read_splits(job.recipe.data)["train"].rows if asked else ()
+    rows = job.rows["train"].rows if asked else ()
     facts = preflight.PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
@@ -176,14 +186,16 @@ def check(job: Job) -> None:
 
 def train(job: Job) -> None:
     """Train the adapter into `train/`, and look at what it says before it is called done."""
-    from mlx_ft.data.sources import read_splits
     from mlx_ft.train.handover import TrainStage
     from mlx_ft.train.prompts import Prompt, choose_prompts
     from mlx_ft.train.supervisor import supervise
 
-    rows = read_splits(job.recipe.data)["valid"].rows
     prompts = choose_prompts(
-        [(r.category, Prompt(r.messages[:-1], r.tools)) for r in rows if r.messages is not None]
+        [
+            (row.category, Prompt(row.messages[:-1], row.tools))
+            for row in job.rows["valid"].rows
+            if row.messages is not None
+        ]
     )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
         info = supervise(

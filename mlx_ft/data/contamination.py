@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_ft.data.formats import Row, texts_of
 from mlx_ft.data.sketch import word_runs, words_of
@@ -24,6 +25,12 @@ class Contamination:
     prompt: str
     line: int
     whole: bool
+
+
+def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the user said last, or ""; a tool's result may follow it."""
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    return str(questions[-1] or "") if questions else ""
 
 
 def contaminated_prompts(rows: Sequence[Row], prompts: Mapping[str, str]) -> list[Contamination]:

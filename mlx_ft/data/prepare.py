@@ -17,7 +17,7 @@ from mlx_ft.data.formats import FileRows
 from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
-from mlx_ft.data.sources import SPLITS, files_of, folder_of, read_splits, sha256_of
+from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_splits, sha256_of
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
@@ -47,19 +47,24 @@ class DataSummary:
 
 
 def prepare_data(
-    data: DataRecipe, renderer: ChatRenderer, out: Path, say: Callable[[str], None]
+    data: DataRecipe,
+    renderer: ChatRenderer,
+    out: Path,
+    say: Callable[[str], None],
+    read: Mapping[str, FileRows] | None = None,
 ) -> DataSummary:
     """Write `<split>.safetensors` for both splits and `stats.json` into the folder `out`.
 
-    `say` gets a line for whatever the user should know. Raises DataError with the faults of both
-    files, before anything is written, and RunError when the disk refuses.
+    `read` are the rows of the splits where they have been read already; `say` gets a line for
+    whatever the user should know. Raises DataError with the faults of both files, before anything
+    is written, and RunError when the disk refuses.
     """
     for unused in files_of(folder_of(data), "test"):
         say(f"{unused}: not used, the recipe's suites are the test")
-    read = read_splits(data)
+    read = read_splits(data) if read is None else read
     raise_problems(problem for file in read.values() for problem in file.problems)
-    if data.tool_api is not None:
-        raise_problems(_api_problems(read, Path(data.tool_api)))
+    if (api := api_file(data)) is not None:
+        raise_problems(_api_problems(read, api))
     rendered = {
         split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
     }

@@ -37,6 +37,11 @@ def folder_of(data: DataRecipe) -> Path:
     return Path(os.path.expanduser(data.path))  # leaves an unknown ~user alone, pathlib raises
 
 
+def api_file(data: DataRecipe) -> Path | None:
+    """Return the recipe's list of functions, whose path may begin with `~` as well."""
+    return None if data.tool_api is None else Path(os.path.expanduser(data.tool_api))
+
+
 def files_of(folder: Path, split: str) -> list[Path]:
     """Return the files that a split's rows may be in; more than one is a mistake."""
     return [path for ending in READERS if (path := folder / f"{split}{ending}").is_file()]
@@ -77,8 +82,8 @@ def data_inputs(data: DataRecipe) -> dict[str, Any]:
     Raises DataError when one is missing or cannot be read.
     """
     files = dict(source_files(data))
-    if data.tool_api is not None:
-        files["tool_api"] = Path(data.tool_api)
+    if (api := api_file(data)) is not None:
+        files["tool_api"] = api
     sources = {name: sha256_of(path) for name, path in files.items()}
     return {"format": FORMAT_VERSION, "sources": sources}
 

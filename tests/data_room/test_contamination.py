@@ -4,7 +4,12 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.data.contamination import RUN_WORDS, Contamination, contaminated_prompts
+from mlx_ft.data.contamination import (
+    RUN_WORDS,
+    Contamination,
+    contaminated_prompts,
+    last_question,
+)
 from mlx_ft.data.formats import Row
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -57,3 +62,12 @@ def test_nothing_asked_and_nothing_there() -> None:
         contaminated_prompts([], {"a": "b"}) == contaminated_prompts([row(1, "b", "c")], {}) == []
     )
     assert contaminated_prompts([row(1, "?!", "c")], {"a": "..."}) == []
+
+
+def test_a_tools_result_is_no_question() -> None:
+    """Everyone's tools answer `ok`: the rows would all seem to hold the prompt."""
+    asked = {"role": "user", "content": "lint it"}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "lint"}]}
+    assert last_question([asked, call, {"role": "tool", "content": "ok"}]) == "lint it"
+    assert last_question([asked, call, {"role": "user", "content": "again"}]) == "again"
+    assert last_question([{"role": "system", "content": "be brief"}]) == ""

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.data import data_inputs, prepare_data
+from mlx_ft.data import data_inputs, prepare, prepare_data
+from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError, RunError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.tokens import read_split
@@ -200,6 +201,29 @@ def test_calls_of_what_the_api_has_not_are_told_with_their_lines(
     before = data_inputs(recipe)
     api.write_text("- {name: sned, arguments: {text: string}}\n")
     assert data_inputs(recipe) != before, "another API is another input"
+
+
+def test_a_list_of_functions_may_be_at_home(
+    data: DataRecipe,
+    renderer: ChatRenderer,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "api.yaml").write_text("- name: send\n")
+    recipe = data.model_copy(update={"tool_api": "~/api.yaml"})
+    assert "tool_api" in data_inputs(recipe)["sources"]
+    prepare_data(recipe, renderer, out, lambda _: None)
+
+
+def test_rows_that_were_read_are_not_read_again(
+    data: DataRecipe, renderer: ChatRenderer, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_splits(data)
+    monkeypatch.setattr(prepare, "read_splits", lambda data: pytest.fail("it is read again"))
+    summary = prepare_data(data, renderer, out, lambda _: None, read)
+    assert summary.splits["train"]["rows"] == 6
 
 
 def test_what_lint_finds_is_in_the_statistics(
