@@ -95,6 +95,26 @@ def check(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 @RECIPE
 @SETS
 @RUNS
+def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
+    """Check, then go through every stage with a few rows and steps.
+
+    So that a long run does not fail at its last stage. Nothing of it is kept.
+    """
+    from mlx_ft.hardware import format_seconds
+    from mlx_ft.pipeline import rehearse as rehearse_stages
+    from mlx_ft.rehearsal import rehearsal_sets
+
+    checked = _advance(recipe, sets, runs_root, "preflight")
+    small = _open(recipe, (*sets, *rehearsal_sets(checked.recipe)), runs_root)
+    seconds = rehearse_stages(small)
+    click.echo(f"{recipe}: every stage went through, in {format_seconds(seconds)}")
+    click.echo(f"next     mlx-ft run {recipe}")
+
+
+@cli.command()
+@RECIPE
+@SETS
+@RUNS
 def run(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     """Do the whole job: check, train, export, evaluate, report.
 

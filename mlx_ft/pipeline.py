@@ -9,9 +9,10 @@ rooms).
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from mlx_ft.runs import (
 from mlx_ft.stages import Job
 
 LAST = "eval"
+CHECKED = "preflight"
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -52,11 +54,13 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", stages.prepare_data, "Data: rows to token ids"),
-    Stage("preflight", stages.check, "Preflight: is anything wrong before training?", kept=False),
+    Stage(CHECKED, stages.check, "Preflight: is anything wrong before training?", kept=False),
     Stage("train", stages.train, "Training"),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", stages.evaluate, "Evaluation through the chat template"),
 )
+# A rehearsal's few rows would fail checks that the recipe's own rows have passed before it.
+REHEARSED = tuple(stage for stage in STAGES if stage.name != CHECKED)
 
 
 def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
@@ -69,12 +73,12 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
     return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
 
 
-def run_pipeline(job: Job, until: str = LAST) -> None:
-    """Run the stages up to `until`, then write the report.
+def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:
+    """Run the stages `of` up to `until`, then write the report.
 
     Whatever stops a stage is recorded in run.json, reported, and raised again.
     """
-    unfinished = _unfinished(job, until)
+    unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
     _begin(job)
@@ -93,17 +97,32 @@ def run_pipeline(job: Job, until: str = LAST) -> None:
     except BaseException as error:
         _end(job, "failed", f"{type(error).__name__}: {error}")
         raise
-    _end(job, "done" if until == LAST else "stopped", None)
+    whole = all(is_complete(job, stage.name) for stage in STAGES if stage.kept)
+    _end(job, "done" if whole else "stopped", None)
 
 
-def _unfinished(job: Job, until: str) -> list[Stage]:
-    """Return the stages to run: from the first kept one that is not complete, as far as `until`."""
-    names = [stage.name for stage in STAGES]
-    wanted = STAGES[: names.index(until) + 1]
+def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
+    """Return the stages to run: from the first kept one that is not complete, as far as `until`.
+
+    When that is one that is not kept, such as the checks, it is always run.
+    """
+    names = [stage.name for stage in of]
+    wanted = of[: names.index(until) + 1]
     missing = {s.name for s in wanted if s.kept and not is_complete(job, s.name)}
-    if not missing and (until != LAST or _status(job) == "done"):
+    if not missing and wanted[-1].kept and (until != LAST or _status(job) == "done"):
         return []
     return [stage for stage in wanted if not stage.kept or stage.name in missing]
+
+
+def rehearse(job: Job) -> float:
+    """Go through every stage of a small job, remove what it made, and return the seconds it took.
+
+    What stops it is raised, and its run folder then stays.
+    """
+    started = time.perf_counter()
+    run_pipeline(job, of=REHEARSED)
+    shutil.rmtree(job.run)
+    return time.perf_counter() - started
 
 
 def is_complete(job: Job, stage: str) -> bool:

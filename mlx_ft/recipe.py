@@ -337,6 +337,11 @@ class EvalRecipe(Section):
         min_length=1,
         description="Models to measure, side by side.",
     )
+    limit: Whole | None = Field(
+        None,
+        ge=1,
+        description="Prompts of each suite that are asked, from its beginning. Null: all of them.",
+    )
     batch_size: Whole = Field(16, ge=1, description="Prompts generated at a time.")
 
     def conflicts(self) -> list[Conflict]:

@@ -53,6 +53,11 @@ class DataRecipe(Section):
         "file for it; what a row says decides, and rows that are nearly equal stay together.",
     )
     holdout_seed: Whole = Field(0, ge=0, description="Another number holds out other rows.")
+    limit: Whole | None = Field(
+        None,
+        ge=1,
+        description="Rows that are used of each split, from its beginning. Null: all of them.",
+    )
     max_seq_length: Whole = Field(2048, ge=8, description="Longest row in tokens.")
     overlong: Literal["drop", "refuse"] = Field(
         "drop", description="What happens to longer rows; nothing is ever cut."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,6 +95,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
+    suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json")
     inputs = _stage_inputs(values, sources, model, suites)
     identity = hash_of([values, sources, model.identity])

@@ -14,8 +14,9 @@ import pytest
 
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, InputError, ModelError
-from mlx_ft.pipeline import STAGES, is_complete, open_run, run_pipeline
+from mlx_ft.pipeline import STAGES, is_complete, open_run, rehearse, run_pipeline
 from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
 from mlx_ft.runs import read_json
 from mlx_ft.stages import Job
@@ -95,6 +96,43 @@ def job_of(place: Path, *sets: str) -> Job:
 
 def times_of(run: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_checking_a_finished_run_leaves_it_finished(finished: Path) -> None:
+    job = job_of(finished)
+    run_pipeline(job, "preflight")
+    assert run_document(job.run)["status"] == "done"
+
+
+def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the run's own model as the base, which has something to say."""
+    (fused,) = finished.glob("runs/*/export/fused*")
+    sets = (f"model={fused}", "train.learning_rate=1e-6")
+    recipe = load_recipe(finished / "r.yaml", sets).recipe
+    runs = set((finished / "runs").iterdir())
+    job = job_of(finished, *sets, *rehearsal_sets(recipe))
+    assert [len(suite.samples) for suite in job.suites] == [2]
+    rehearse(job)
+    assert set((finished / "runs").iterdir()) == runs
+    said = capsys.readouterr().err
+    assert all(f"{stage} done in" in said for stage in ("data", "train", "export", "eval"))
+
+
+@pytest.mark.parametrize(
+    "sets", [(), ("train.grad_accumulation_steps=3", "train.epochs=null", "train.iters=900")]
+)
+def test_a_rehearsal_makes_two_updates_and_keeps_the_rest(
+    place: Path, sets: tuple[str, ...]
+) -> None:
+    recipe = load_recipe(place / "r.yaml", sets).recipe
+    small = load_recipe(place / "r.yaml", (*sets, *rehearsal_sets(recipe))).recipe
+    assert small.train.iters == 2 * recipe.train.grad_accumulation_steps
+    assert small.train.epochs is None and small.data.limit == 8
+    for kept in ("lora_parameters", "num_layers", "batch_size", "learning_rate", "seed"):
+        assert getattr(small.train, kept) == getattr(recipe.train, kept)
+    assert (small.model, small.export) == (recipe.model, recipe.export)
 
 
 def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:

@@ -98,8 +98,8 @@ def sha256_of(path: Path) -> str:
 
 
 def read_splits(data: DataRecipe) -> dict[str, FileRows]:
-    """Return the rows of both splits, with all that is wrong with them. Raises DataError when a
-    file is missing.
+    """Return the rows of both splits, with all that is wrong with them: as many of each as
+    `data.limit` says, once rows are held out. Raises DataError when a file is missing.
     """
     files = source_files(data)
     read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
@@ -110,7 +110,7 @@ def read_splits(data: DataRecipe) -> dict[str, FileRows]:
             "train": replace(whole, rows=tuple(rest)),
             "valid": FileRows(whole.path, tuple(held), ()),
         }
-    return read
+    return {split: replace(file, rows=file.rows[: data.limit]) for split, file in read.items()}
 
 
 def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

@@ -97,6 +97,15 @@ def test_a_file_without_a_second_one_is_split(
     assert data_inputs(recipe) == data_inputs(recipe.model_copy(update={"holdout_seed": 1}))
 
 
+def test_a_limit_takes_the_first_rows_of_each_side(write_file: WriteFile, tmp_path: Path) -> None:
+    write_file([chat(sentence(number), sentence(-number)) for number in range(100)])
+    recipe = DataRecipe(path=str(tmp_path), holdout=0.2)
+    whole = read_splits(recipe)
+    few = read_splits(recipe.model_copy(update={"limit": 3}))
+    for split, file in few.items():
+        assert file.rows == whole[split].rows[:3] and len(file.rows) == 3
+
+
 def test_a_validation_file_beside_a_holdout_is_refused(
     write_file: WriteFile, tmp_path: Path
 ) -> None:

@@ -1,0 +1,35 @@
+"""A recipe made small, so that every stage can be gone through in minutes before hours are spent.
+
+Does: say which values a rehearsal changes, and how. Does not: run it, or judge what it makes.
+"""
+
+from __future__ import annotations
+
+from mlx_ft.recipe import Recipe
+
+SUFFIX = "-rehearsal"
+LEAST_ROWS = 8
+UPDATES = 2
+PROMPTS_PER_SUITE = 2
+
+
+def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
+    """Return the `KEY=VALUE` settings that make a rehearsal of a recipe: two optimizer updates on a
+    few rows, with a report, a validation and a checkpoint after each, and two prompts a suite.
+
+    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now.
+    """
+    train = recipe.train
+    window = train.grad_accumulation_steps
+    values = {
+        "name": f"{recipe.name[: 80 - len(SUFFIX)]}{SUFFIX}",
+        "data.limit": max(LEAST_ROWS, train.batch_size),
+        "train.epochs": "null",
+        "train.iters": UPDATES * window,
+        "train.steps_per_report": window,
+        "train.steps_per_eval": window,
+        "train.save_every": window,
+        "train.lr_schedule.allow_unfinished": "true",
+        "eval.limit": PROMPTS_PER_SUITE,
+    }
+    return tuple(f"{key}={value}" for key, value in values.items())
