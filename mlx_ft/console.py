@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -21,6 +21,7 @@ from mlx_ft.hardware import format_seconds
 
 LOG_EVERY_SECONDS = 15.0
 STEERING = ("Cc", "Cf", "Cs")  # Unicode categories: control, format, surrogate
+BARS = " ▁▂▃▄▅▆▇█"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -30,6 +31,12 @@ def printable(text: str, limit: int | None = None) -> str:
         c if c in "\n\t" or unicodedata.category(c) not in STEERING else REPLACEMENT for c in text
     )
     return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Return counts as a row of bars, the highest as high as a line; only 0 has no bar."""
+    highest = max(counts, default=0) or 1
+    return "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in counts)
 
 
 def colored(stream: TextIO) -> bool:

@@ -58,6 +58,13 @@ class DataRecipe(Section):
         ge=1,
         description="Rows that are used of each split, from its beginning. Null: all of them.",
     )
+    replay: Real | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the trained rows that are the base model's own answers to ordinary "
+        "prompts, so that it does not forget how to talk; asked for once and kept for later runs.",
+    )
     max_seq_length: Whole = Field(2048, ge=8, description="Longest row in tokens.")
     overlong: Literal["drop", "refuse"] = Field(
         "drop", description="What happens to longer rows; nothing is ever cut."

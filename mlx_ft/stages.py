@@ -67,10 +67,13 @@ class Job:
 
     @cached_property
     def rows(self) -> Mapping[str, FileRows]:
-        """The rows of each split: three stages look at them, and holding rows out takes a while."""
+        """The rows of each split, replayed ones included: three stages look at them, and holding
+        rows out takes a while.
+        """
         from mlx_ft.data.sources import read_splits
+        from mlx_ft.replay import with_replay
 
-        return read_splits(self.recipe.data)
+        return with_replay(read_splits(self.recipe.data), self.recipe, self.model, self.console)
 
 
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
@@ -147,9 +150,9 @@ def prepare_data(job: Job) -> None:
     """Render and count the rows into `data/`."""
     from mlx_ft import data
 
-    with writing_stage(job.run, "data") as folder:
+    with writing_stage(job.run, "data") as folder, job.console.progress("rows", 1.0) as line:
         summary = data.prepare_data(
-            job.recipe.data, renderer(job), folder, job.console.say, job.rows
+            job.recipe.data, renderer(job), folder, job.console.say, job.rows, line.update
         )
         seal(folder, "data", job.inputs["data"], summary.info())
 

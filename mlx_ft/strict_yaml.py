@@ -237,9 +237,11 @@ def read_yaml(text: str, label: str, *, multiline: bool = False) -> Reading:
     return Reading(value, walk.sources, tuple(walk.faults))
 
 
-def read_mapping(text: str, label: str) -> Reading:
-    """Return what a YAML text says, with a fault unless its top level is a mapping."""
-    reading = read_yaml(text, label)
+def read_mapping(text: str, label: str, *, multiline: bool = False) -> Reading:
+    """Return what a YAML text says, as `read_yaml`, with a fault unless its top level is a
+    mapping.
+    """
+    reading = read_yaml(text, label, multiline=multiline)
     if isinstance(reading.value, dict):
         return reading
     faults = reading.faults

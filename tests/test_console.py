@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft import console
-from mlx_ft.console import Console, ProgressLine, printable
+from mlx_ft.console import BARS, Console, ProgressLine, printable, sparkline
 
 ESCAPE = "\x1b"
 # The escape sequences that set a colour; bold and cursor movement are not colours.
@@ -185,3 +185,15 @@ def test_a_pipe_gets_no_escape_codes_and_nothing_on_stdout() -> None:
     assert done.returncode == 0
     assert done.stderr == "Training\ncareful\n"
     assert done.stdout == ""
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=30))
+def test_a_sparkline_has_a_bar_for_each_count_and_none_for_nothing(counts: list[int]) -> None:
+    bars = sparkline(counts)
+    assert len(bars) == len(counts)
+    assert [bar == " " for bar in bars] == [count == 0 for count in counts]
+    heights = [BARS.index(bar) for bar in bars]
+    assert [heights[i] for i in sorted(range(len(counts)), key=counts.__getitem__)] == sorted(
+        heights
+    )
+    assert not any(counts) or max(heights) == len(BARS) - 1

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from mlx_ft import inference
 from mlx_ft.console import Console
+from mlx_ft.data import sources
+from mlx_ft.data.replay import replay_prompts
 from mlx_ft.errors import GateFailed, InputError, ModelError
 from mlx_ft.pipeline import STAGES, is_complete, open_run, rehearse, run_pipeline
+from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
@@ -133,6 +137,41 @@ def test_a_rehearsal_makes_two_updates_and_keeps_the_rest(
     for kept in ("lora_parameters", "num_layers", "batch_size", "learning_rate", "seed"):
         assert getattr(small.train, kept) == getattr(recipe.train, kept)
     assert (small.model, small.export) == (recipe.model, recipe.export)
+
+
+def test_the_rows_of_a_run_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[DataRecipe] = []
+    plain = sources.read_splits
+    monkeypatch.setattr(sources, "read_splits", lambda data: read.append(data) or plain(data))
+    run_pipeline(job_of(place), "preflight")
+    assert len(read) == 1
+
+
+def test_the_base_model_is_asked_once_for_rows_that_are_replayed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the run's own model as the base, since a random one never ends."""
+    monkeypatch.setenv("MLX_FT_HOME", str(finished / "cache"))
+    (fused,) = finished.glob("runs/*/export/fused*")
+    sets = (f"model={fused}", "data.replay=0.2")
+    job = job_of(finished, *sets)
+    plain = job_of(finished, sets[0]).rows["train"].rows
+    rows = job.rows["train"].rows
+    assert rows[: len(plain)] == plain and len(plain) == 24
+    replayed = rows[len(plain) :]
+    assert len(replayed) == 6
+    prompts = [row.messages[0]["content"] for row in replayed if row.messages]
+    assert prompts == [prompt for prompt in replay_prompts() if prompt in prompts]
+    run_pipeline(job, "preflight")
+    stats = read_json(job.run / "data" / "stats.json")
+    assert stats["splits"]["train"]["categories"]["replay"] == 6
+    assert job.rows["valid"] == job_of(finished, sets[0]).rows["valid"]
+
+    def loads(*_: object, **__: object) -> None:
+        pytest.fail("the base model was loaded again")
+
+    monkeypatch.setattr(inference, "load_model", loads)
+    assert job_of(finished, *sets).rows["train"].rows == rows
 
 
 def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:

@@ -89,7 +89,8 @@ def thinks(row: Row) -> bool:
 def said(row: Row) -> str:
     """Return what a row says, by which rows are compared.
 
-    Not what the system says: many rows share that, and would all be nearly equal if it is long.
+    Not what the system says (`said_by_system`): many rows share that, and would all be nearly equal
+    if it is long.
     """
     if row.messages is None:
         return row.text or ""
@@ -98,6 +99,13 @@ def said(row: Row) -> str:
         for message in row.messages
         if message["role"] != "system"
     )
+
+
+def said_by_system(row: Row) -> str:
+    """Return a row's system messages, which tell rows apart that are else alike: a text to classify
+    may stand there.
+    """
+    return "\n".join(m["content"] for m in row.messages or () if m["role"] == "system")
 
 
 def read_rows(path: Path, weight_field: str | None = None) -> FileRows:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from mlx_ft.data.formats import Row, calls_text, said, texts_of, thinks
+from mlx_ft.data.formats import Row, calls_text, said, said_by_system, texts_of, thinks
 from mlx_ft.data.sketch import earlier_twins
 
 Severity = Literal["warn", "fail"]
@@ -162,12 +162,12 @@ def duplicates(rows: Sequence[Row]) -> list[int]:
 
 
 def near_duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows that share most runs of five words with a row further up but are not equal to it, the
-    system's words left aside.
+    """Rows that share most runs of five words with a row further up but are not equal to it, under
+    the same system message or nearly.
     """
     exact = set(duplicates(rows))
     others = [row for row in rows if row.line not in exact]
-    twins = earlier_twins([said(row) for row in others])
+    twins = earlier_twins([said(row) for row in others], [said_by_system(row) for row in others])
     return [row.line for row, twin in zip(others, twins, strict=True) if twin is not None]
 
 
@@ -343,11 +343,19 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def lint(rows: Sequence[Row], off: Iterable[str] = ()) -> list[Hit]:
-    """Return what the rules find, in their order; `off` names rules that are not asked."""
+def lint(
+    rows: Sequence[Row],
+    off: Iterable[str] = (),
+    on_rule: Callable[[float, str], None] = lambda share, name: None,
+) -> list[Hit]:
+    """Return what the rules find, in their order; `off` names rules that are not asked.
+
+    `on_rule` gets the share of the rules that are done and the name of the next one.
+    """
     silent = set(off)
     hits = []
-    for rule in RULES:
+    for index, rule in enumerate(RULES):
+        on_rule(index / len(RULES), rule.name)
         lines = [] if rule.name in silent else rule.find(rows)
         if lines:
             first = tuple(lines[:LISTED_LINES])

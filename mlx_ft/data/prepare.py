@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.chat import ChatRenderer
+from mlx_ft.console import sparkline
 from mlx_ft.data.api_calls import check_rows
 from mlx_ft.data.formats import FileRows
 from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_splits, sha256_of
-from mlx_ft.data.statistics import coverage, overlap, split_statistics
+from mlx_ft.data.statistics import (
+    coverage,
+    length_histogram,
+    length_quantiles,
+    overlap,
+    split_statistics,
+)
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.runs import write_json
 from mlx_ft.tokens import write_split
+
+# (share done, from 0 to 1, what is being done)
+Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,14 @@ def prepare_data(
     out: Path,
     say: Callable[[str], None],
     read: Mapping[str, FileRows] | None = None,
+    progress: Progress = lambda share, doing: None,
 ) -> DataSummary:
     """Write `<split>.safetensors` for both splits and `stats.json` into the folder `out`.
 
     `read` are the rows of the splits where they have been read already; `say` gets a line for
-    whatever the user should know. Raises DataError with the faults of both files, before anything
-    is written, and RunError when the disk refuses.
+    whatever the user should know, `progress` what is being done and how much of it is. Raises
+    DataError with the faults of both files, before anything is written, and RunError when the disk
+    refuses.
     """
     for unused in files_of(folder_of(data), "test"):
         say(f"{unused}: not used, the recipe's suites are the test")
@@ -65,9 +77,7 @@ def prepare_data(
     raise_problems(problem for file in read.values() for problem in file.problems)
     if (api := api_file(data)) is not None:
         raise_problems(_api_problems(read, api))
-    rendered = {
-        split: render_split(file.path, file.rows, renderer, data) for split, file in read.items()
-    }
+    rendered = _rendered(read, renderer, data, progress)
     raise_problems(
         problem
         for split in SPLITS
@@ -85,12 +95,35 @@ def prepare_data(
         },
         "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
         **shared,
-        "lint": hits_json(lint(rendered["train"].kept, data.lint_off)),
+        "lint": hits_json(
+            lint(
+                rendered["train"].kept,
+                data.lint_off,
+                lambda share, rule: progress(share, f"looking for {rule}"),
+            )
+        ),
     }
     for split, result in rendered.items():
         write_split(out / f"{split}.safetensors", result.tokens)
     _write_statistics(out / "stats.json", stats)
     return _summary(stats, renderer)
+
+
+def _rendered(
+    read: Mapping[str, FileRows], renderer: ChatRenderer, data: DataRecipe, progress: Progress
+) -> dict[str, RenderedSplit]:
+    total = max(1, sum(len(file.rows) for file in read.values()))
+    done = 0
+
+    def on_row() -> None:
+        nonlocal done
+        progress(done / total, f"{done:,} of {total:,} tokenized")
+        done += 1
+
+    return {
+        split: render_split(file.path, file.rows, renderer, data, on_row)
+        for split, file in read.items()
+    }
 
 
 def _write_statistics(path: Path, stats: Mapping[str, Any]) -> None:
@@ -131,6 +164,12 @@ def _say_what_happens(
         say(
             f"{path}: {len(result.tokens):,} rows, {len(result.tokens.ids):,} tokens, "
             f"{int(result.tokens.trained.sum()):,} of them trained"
+        )
+        lengths = length_quantiles(result.all_lengths)
+        say(
+            f"{path}: tokens a row, 0 {sparkline(length_histogram(result.all_lengths)['counts'])} "
+            f"{lengths['max']:,}; half have at most {lengths['p50']:,}, 95 % at most "
+            f"{lengths['p95']:,}"
         )
         if result.tokens.weights is not None:
             weights = result.tokens.weights[result.tokens.trained != 0]

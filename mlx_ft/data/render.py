@@ -6,7 +6,7 @@ those that are longer than allowed. Does not: cut a row, call a chat template, o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,9 +38,14 @@ class RenderedSplit:
 
 
 def render_split(
-    path: Path, rows: Sequence[Row], renderer: ChatRenderer, data: DataRecipe
+    path: Path,
+    rows: Sequence[Row],
+    renderer: ChatRenderer,
+    data: DataRecipe,
+    on_row: Callable[[], None] = lambda: None,
 ) -> RenderedSplit:
     """Render the rows of one file; `problems` name those that the renderer or the recipe refuses.
+    `on_row` is called before each row.
 
     A row is never cut: one longer than `data.max_seq_length` tokens is left out, or a problem when
     `data.overlong` is refuse.
@@ -54,6 +59,7 @@ def render_split(
     toolless: list[int] = []
     problems: list[Problem] = []
     for row in rows:
+        on_row()
         try:
             ids, trained = _render_row(row, renderer, data.mask_prompt)
             if weighted:

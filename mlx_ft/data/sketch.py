@@ -56,19 +56,28 @@ def bands_of(shingles: Shingles) -> list[bytes]:
 
 
 def similarity(one: Shingles, other: Shingles) -> float:
-    """Return the Jaccard similarity of two sets of checksums."""
+    """Return the Jaccard similarity of two sets of checksums; 0 when both are empty."""
     common = len(np.intersect1d(one, other, assume_unique=True))
-    return common / (len(one) + len(other) - common)
+    return common / max(1, len(one) + len(other) - common)
 
 
-def earlier_twins(texts: Sequence[str]) -> list[int | None]:
+def earlier_twins(texts: Sequence[str], contexts: Sequence[str]) -> list[int | None]:
     """Return, for each text, the index of the first earlier one that it nearly equals, or None.
 
-    Texts of fewer than five words nearly equal nothing. The first of a family stands for it: later
+    Twins stand in contexts that are equal or nearly so. Texts of fewer than five words nearly equal
+    nothing. The first of a family stands for it: later
     ones are compared with it alone, so that chains do not grow. Of many that may be near, the 32
     that share most bands are compared, and a band is looked up among its first 256 texts: among
     thousands of one template, one that is hardly near enough can be missed.
     """
+    context_of = {context: shingles_of(context) for context in set(contexts)}
+
+    def is_twin(one: int, other: int) -> bool:
+        if similarity(shingles[one], shingles[other]) < NEAR_DUPLICATE:
+            return False
+        here, there = contexts[one], contexts[other]
+        return here == there or similarity(context_of[here], context_of[there]) >= NEAR_DUPLICATE
+
     buckets: dict[bytes, list[int]] = defaultdict(list)
     shingles: list[Shingles] = []
     twins: list[int | None] = []
@@ -83,7 +92,7 @@ def earlier_twins(texts: Sequence[str]) -> list[int | None]:
         for band in bands:
             shared.update(buckets[band])
         near = sorted(other for other, _ in shared.most_common(MOST_COMPARED))
-        twin = next((o for o in near if similarity(mine, shingles[o]) >= NEAR_DUPLICATE), None)
+        twin = next((other for other in near if is_twin(index, other)), None)
         twins[index] = twin
         if twin is None:
             for band in bands:

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from mlx_ft.data.files import READERS
-from mlx_ft.data.formats import FileRows, Row, read_rows, said
+from mlx_ft.data.formats import FileRows, Row, read_rows, said, said_by_system
+from mlx_ft.data.replay import prompts_sha256
 from mlx_ft.data.sketch import earlier_twins
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
@@ -23,7 +24,7 @@ from mlx_ft.runs import file_sha256
 
 SPLITS = ("train", "valid")
 # Raise the number whenever the same rows would be written differently: older runs are then redone.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MISSING_FIX = MappingProxyType(
     {
         "train": "write the training rows there, one JSON object a line",
@@ -85,6 +86,8 @@ def data_inputs(data: DataRecipe) -> dict[str, Any]:
     if (api := api_file(data)) is not None:
         files["tool_api"] = api
     sources = {name: sha256_of(path) for name, path in files.items()}
+    if data.replay is not None:
+        sources["replay"] = prompts_sha256()
     return {"format": FORMAT_VERSION, "sources": sources}
 
 
@@ -119,16 +122,23 @@ def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], l
     A row's side depends on what the first of its family says and on the seed: rows that are equal
     or nearly so are a family, and on one side. Rows that are added at the end change no side.
     """
-    texts = [said(row) for row in rows]
+    systems, texts = [said_by_system(row) for row in rows], [said(row) for row in rows]
+    wholes = [f"{system}\n{text}" for system, text in zip(systems, texts, strict=True)]
     first_of: dict[str, int] = {}
-    family: list[int] = []
-    for index, twin in enumerate(earlier_twins(texts)):
-        first = family[twin] if twin is not None else first_of.setdefault(texts[index], index)
-        family.append(first)
-    held = [_draw(texts[first], seed) < share for first in family]
+    drawn: set[str] = set()
+    held: list[bool] = []
+    for index, twin in enumerate(earlier_twins(texts, systems)):
+        first = twin if twin is not None else first_of.setdefault(wholes[index], index)
+        if first < index:
+            held.append(held[first])
+            continue
+        # Families that say the same under other systems are drawn apart, by the system too.
+        by = wholes[index] if texts[index] in drawn else texts[index]
+        drawn.add(texts[index])
+        held.append(_draw(by, seed) < share)
     return (
-        [row for row, is_held in zip(rows, held, strict=True) if not is_held],
-        [row for row, is_held in zip(rows, held, strict=True) if is_held],
+        [row for row, out in zip(rows, held, strict=True) if not out],
+        [row for row, out in zip(rows, held, strict=True) if out],
     )
 
 

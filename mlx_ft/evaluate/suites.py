@@ -88,7 +88,8 @@ def load_suite(path: Path) -> Suite:
     text, text_faults = read_text(path)
     if text_faults:
         raise DataError(text_faults)
-    reading = read_mapping(text, label_of(path))
+    # A model may have to stop at a line break.
+    reading = read_mapping(text, label_of(path), multiline=True)
     faults = list(reading.faults)
     file, file_faults = _checked(SuiteFile, reading.value, lambda key: _where(path, reading, key))
     scorer, scorer_faults = _scorer_keys(path, reading)

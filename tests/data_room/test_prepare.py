@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import data_inputs, prepare, prepare_data
+from mlx_ft.data.lint import RULES
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError, RunError
 from mlx_ft.recipe import DataRecipe
@@ -132,6 +133,20 @@ def test_rows_left_out_and_files_not_used_are_said(
     assert "left out 1 rows longer than 64 tokens (line 2)" in text
     assert "test.jsonl: not used" in text
     assert "valid.jsonl: plain text has no prompt to mask" in text
+
+
+def test_what_is_being_done_is_told_from_the_first_row_to_the_last_rule(
+    data: DataRecipe, renderer: ChatRenderer, out: Path, write_file: WriteFile
+) -> None:
+    write_file([chat(f"question {number}", f"answer {number}") for number in range(9)])
+    write_file([chat("another", "one")], "valid.jsonl")
+    told: list[tuple[float, str]] = []
+    prepare_data(data, renderer, out, lambda _: None, progress=lambda *each: told.append(each))
+    rows, rules = told[:10], told[10:]
+    assert [share for share, _ in rows] == [number / 10 for number in range(10)]
+    assert rows[-1][1] == "9 of 10 tokenized"
+    assert [text for _, text in rules] == [f"looking for {rule.name}" for rule in RULES]
+    assert [share for share, _ in rules] == sorted(share for share, _ in rules)
 
 
 def test_a_split_of_only_long_rows_is_an_error(

@@ -22,7 +22,7 @@ def test_rows_of_one_template_are_compared_with_few_others(
     pairs: list[int] = []
     monkeypatch.setattr(sketch, "similarity", lambda one, other: pairs.append(1) or 0.0)
     texts = [templated(seed) for seed in range(600)]
-    earlier_twins(texts)
+    earlier_twins(texts, [""] * len(texts))
     assert 0 < len(pairs) <= MOST_COMPARED * len(texts)
 
 
@@ -33,6 +33,12 @@ def test_twins_among_rows_of_one_template_are_found(
     """However few texts a band is looked up among: the words of their own are in other bands."""
     monkeypatch.setattr(sketch, "MOST_FILED", filed)
     texts = [templated(seed) for seed in range(500)]
-    twins = earlier_twins([*texts, *(f"{text} boat moon" for text in texts)])
+    twins = earlier_twins([*texts, *(f"{text} boat moon" for text in texts)], [""] * 1000)
     assert twins[:500] == [None] * 500
     assert twins[500:] == list(range(500))
+
+
+def test_twins_stand_in_contexts_that_are_nearly_equal() -> None:
+    text, context, other = templated(0), templated(1), " ".join(TEMPLATE[::-1])
+    twins = earlier_twins([text] * 4, [context, f"{context} boat", other, "short"])
+    assert twins == [None, 0, None, None]

@@ -97,6 +97,25 @@ def test_a_file_without_a_second_one_is_split(
     assert data_inputs(recipe) == data_inputs(recipe.model_copy(update={"holdout_seed": 1}))
 
 
+def test_what_only_the_system_message_tells_apart_is_on_either_side() -> None:
+    """As where a text to classify stands there, and all answers are one of two words."""
+    texts = [sentence(number, 60) for number in range(300)]
+    rows = [
+        replace(
+            row(number + 1, "Classify.", "positive" if number % 2 else "negative"),
+            messages=(
+                {"role": "system", "content": texts[number % 300]},
+                *(row(1, "Classify.", "positive" if number % 2 else "negative").messages or ()),
+            ),
+        )
+        for number in range(600)
+    ]
+    rest, held = hold_out(rows, 0.2, 0)
+    assert 60 < len(held) < 180
+    apart = {line % 300 for line in lines(rest)} & {line % 300 for line in lines(held)}
+    assert not apart, "the same text with the same answer is on one side"
+
+
 def test_a_limit_takes_the_first_rows_of_each_side(write_file: WriteFile, tmp_path: Path) -> None:
     write_file([chat(sentence(number), sentence(-number)) for number in range(100)])
     recipe = DataRecipe(path=str(tmp_path), holdout=0.2)

@@ -82,6 +82,12 @@ def test_everything_in_the_files_arrives(tmp_path: Path) -> None:
     assert (second.category, second.weight) == ("general", 2.0)
 
 
+def test_an_answer_may_end_at_a_line_break(tmp_path: Path) -> None:
+    text = TALK_YAML.replace('"<think>"', r'"\n"').replace("a few words", "|\n  two\n  lines")
+    suite = load_suite(write(tmp_path, [sample()], text))
+    assert suite.stop == ("\n",) and suite.description == "two\nlines\n"
+
+
 def test_the_hash_covers_both_files(tmp_path: Path) -> None:
     path = write(tmp_path, [sample()])
     first = load_suite(path).file_sha256
