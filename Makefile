@@ -42,7 +42,7 @@ $(DEV_READY): $(RUN_READY)
 test: $(DEV_READY)  ## Run the tests (two processes; fetches the built-in model once).
 	@$(BIN)/python -m pytest -n 2
 
-test-slow: $(DEV_READY)  ## Run the slow tests (a quarter of an hour: 200 kills of one training).
+test-slow: $(DEV_READY)  ## Run the slow tests (20 minutes: 200 kills of one training).
 	@$(BIN)/python -m pytest -m slow
 
 bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").

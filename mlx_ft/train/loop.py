@@ -130,7 +130,10 @@ class _Run:
         for mini_batch in self.validation_batches:
             for rows in self._micro_batches(self.job.validation_rows, mini_batch):
                 batch = make_batch(self.job.validation_rows, rows)
-                total += scalar(self._loss(batch, prefix.batch(batch), prefix.shared_tokens))
+                before, shared = prefix.batch(batch), prefix.shared_tokens
+                total += scalar(
+                    cross_entropy_sum(self.job.forward, batch, before, shared, with_gradient=False)
+                )
                 weight += batch.weight
                 tokens += batch.trained_tokens
                 self.show_progress("validation after iteration")

@@ -77,12 +77,18 @@ def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
 
 
 def cross_entropy_sum(
-    forward: Forward, batch: Batch, prefix: mx.array, shared_tokens: int = 0
+    forward: Forward,
+    batch: Batch,
+    prefix: mx.array,
+    shared_tokens: int = 0,
+    *,
+    with_gradient: bool = True,
 ) -> mx.array:
     """Return the weighted sum (not mean) of cross-entropy over the batch's trained tokens, in
     float32.
 
-    The first `shared_tokens` are the same in every row, and nothing is predicted from them.
+    The first `shared_tokens` are the same in every row, and nothing is predicted from them. Only
+    with `with_gradient` may it be differentiated.
     """
     hidden = forward.top(batch.ids, prefix, shared_tokens if len(batch.rows) > 1 else 0)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
@@ -92,7 +98,8 @@ def cross_entropy_sum(
             logits, batch.targets, weights=batch.weights, reduction="sum"
         )
         return loss
-    return frozen_head_loss(forward, trained, batch.targets, batch.weights)
+    loss_of = frozen_head_loss if with_gradient else frozen_head_loss_alone
+    return loss_of(forward, trained, batch.targets, batch.weights)
 
 
 def frozen_head_loss(
@@ -106,8 +113,7 @@ def frozen_head_loss(
     """
     if hidden.shape[0] == 0:
         return mx.zeros(())
-    vocabulary = forward.head(hidden[:1]).shape[-1]
-    positions = max(1, LOGITS_BYTES // (4 * vocabulary))
+    positions = _positions_at_a_time(forward, hidden)
 
     @mx.custom_function
     def loss_and_gradient(hidden: mx.array) -> tuple[mx.array, mx.array]:
@@ -131,6 +137,45 @@ def frozen_head_loss(
     return loss
 
 
+def frozen_head_loss_alone(
+    forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None = None
+) -> mx.array:
+    """Return what `frozen_head_loss` does, bit for bit, without what only a gradient needs."""
+    if hidden.shape[0] == 0:
+        return mx.zeros(())
+    losses: list[mx.array] = []
+    for first, end in _ranges(hidden.shape[0], _positions_at_a_time(forward, hidden)):
+        part = hidden[first:end]
+        if losses:
+            part = mx.depends(part, losses[-1])
+        exponentials = _exponentials(forward.head(part).astype(mx.float32), targets[first:end])
+        of_part = exponentials.losses
+        losses.append(mx.sum(of_part if weights is None else of_part * weights[first:end, None]))
+    return mx.sum(mx.stack(losses))
+
+
+def _positions_at_a_time(forward: Forward, hidden: mx.array) -> int:
+    vocabulary = forward.head(hidden[:1]).shape[-1]
+    return max(1, LOGITS_BYTES // (4 * vocabulary))
+
+
+@dataclass(frozen=True)
+class _Exponentials:
+    """exp(logits - their largest) (N, vocabulary), their sums and the losses (N, 1)."""
+
+    values: mx.array
+    total: mx.array
+    losses: mx.array
+
+
+def _exponentials(logits: mx.array, targets: mx.array) -> _Exponentials:
+    largest = mx.max(logits, axis=-1, keepdims=True)
+    values = exp_of_differences(logits - largest)
+    total = mx.sum(values, axis=-1, keepdims=True)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    return _Exponentials(values, total, mx.log(total) + largest - picked)
+
+
 def _ranges(total: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(total, first + size)) for first in range(0, total, size)]
 
@@ -144,13 +189,8 @@ def _loss_and_gradient(
     def head(hidden: mx.array) -> mx.array:
         return forward.head(hidden).astype(mx.float32)
 
-    logits, column = head(hidden), targets[:, None]
-    largest = mx.max(logits, axis=-1, keepdims=True)
-    exponentials = exp_of_differences(logits - largest)
-    total = mx.sum(exponentials, axis=-1, keepdims=True)
-    picked = mx.take_along_axis(logits, column, axis=-1)
-    losses = mx.log(total) + largest - picked
-    softmax = exponentials / total
+    exponentials, column = _exponentials(head(hidden), targets), targets[:, None]
+    losses, softmax = exponentials.losses, exponentials.values / exponentials.total
     of_target = mx.take_along_axis(softmax, column, axis=-1)
     slope = mx.put_along_axis(softmax, column, of_target - 1, axis=-1)
     if weights is not None:

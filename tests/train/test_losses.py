@@ -167,6 +167,23 @@ def test_logits_of_all_positions_never_exist_together() -> None:
     assert float(part) == pytest.approx(float(reference), rel=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_loss_alone_has_the_bits_of_the_one_with_a_gradient(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, weighted: bool
+) -> None:
+    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 320 * 3)  # three positions at a time
+    job = make_job()
+    batch = make_batch(job.train_rows, (0, 3, 5, 7, 12))
+    if weighted:
+        batch = replace(batch, weights=mx.random.uniform(shape=batch.targets.shape))
+    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20).batch(batch)
+    one, other = (
+        cross_entropy_sum(job.forward, batch, prefix, with_gradient=needed).item()
+        for needed in (True, False)
+    )
+    assert one == other
+
+
 def test_a_trained_head_gets_its_gradient(make_job: MakeJob) -> None:
     """A trained embedding moves all layers and the head: nothing may be taken as fixed."""
     job = make_job()
