@@ -123,19 +123,6 @@ def test_wrong_input_is_exit_2_with_one_clear_message(
     assert " - " in done.stderr, "says what to do"
 
 
-def test_what_a_check_finds_it_finds_again(tmp_path: Path) -> None:
-    """The rows are done after the first time, but nothing that was found is forgotten."""
-    write_tiny_model(tmp_path / "model")
-    write_rows(tmp_path / "data")
-    (tmp_path / "r.yaml").write_text("model: ./model\ndata: {path: data}\n")
-    for _ in range(2):
-        done = mlx_ft("check", "r.yaml", "--set", "train.num_layers=99", cwd=tmp_path)
-        assert done.returncode == 2 and "num_layers" in done.stderr
-    for _ in range(2):
-        done = mlx_ft("check", "r.yaml", "--set", "train.num_layers=2", cwd=tmp_path)
-        assert done.returncode == 0 and "nothing stops it" in done.stdout
-
-
 def test_a_flat_mlx_lm_file_trains_and_leaves_the_adapter_where_it_says(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     write_rows(tmp_path / "data")

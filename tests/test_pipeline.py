@@ -102,6 +102,15 @@ def times_of(run: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in sorted(run.rglob("*")) if p.is_file()}
 
 
+def test_what_a_check_finds_it_finds_again(place: Path) -> None:
+    """The rows are done after the first time, but nothing that was found is forgotten."""
+    for _ in range(2):
+        with pytest.raises(InputError, match="num_layers"):
+            run_pipeline(job_of(place, "train.num_layers=99"), "preflight")
+    for _ in range(2):
+        run_pipeline(job_of(place), "preflight")
+
+
 def test_checking_a_finished_run_leaves_it_finished(finished: Path) -> None:
     job = job_of(finished)
     run_pipeline(job, "preflight")
