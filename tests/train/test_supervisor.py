@@ -171,15 +171,20 @@ def test_a_run_comes_home_through_kills_with_the_same_bits(
 def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
-    stage = stage_in(tmp_path, base)
-    said = io.StringIO()
-    miser = Miser(stage, tmp_path / "train.control", 1, 0)
-    miser.start()
-    supervise(stage, tmp_path, Console(said))
-    miser.done.set()
-    assert miser.left == 0, "the run was over too soon"
+    """What the process has freed may be enough to end the run: then it is done once more."""
+    for attempt in range(4):
+        place = tmp_path / str(attempt)
+        stage = stage_in(place, base)
+        said = io.StringIO()
+        miser = Miser(stage, place / "train.control", 1, 0)
+        miser.start()
+        supervise(stage, place, Console(said))
+        miser.done.set()
+        assert miser.left == 0, "the run was over too soon"
+        assert learned(stage) == undisturbed
+        if "the training process died" in said.getvalue():
+            break
     assert said.getvalue().count("died: memory could not be allocated") == 1
-    assert learned(stage) == undisturbed
 
 
 def test_segments_have_the_bits_of_one_process(
