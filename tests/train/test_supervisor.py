@@ -171,8 +171,8 @@ def test_a_run_comes_home_through_kills_with_the_same_bits(
 def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
-    """The run comes home each time. The cause is named unless several threads end at once and garble
-    each other's last words, or freed memory is enough: then it is done once more.
+    """The run comes home each time. The cause is named unless several threads end at once and
+    garble each other's last words, or freed memory is enough: then it is done once more.
     """
     for attempt in range(6):
         place = tmp_path / str(attempt)
