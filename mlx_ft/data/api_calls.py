@@ -14,13 +14,13 @@ import builtins
 import difflib
 import re
 import textwrap
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_ft.data.formats import Row
 from mlx_ft.data.tool_api import TYPES, Api, Function
+from mlx_ft.python_code import open_brackets, parse_python
 
 # Every fence is read, whatever its label: the end of one must not be taken for the start of
 # another.
@@ -86,25 +86,13 @@ def _texts_of(call: ast.Call) -> list[str]:
 
 def _parsed(text: str) -> ast.Module | None:
     """Return the code's tree if it is Python that calls something or gives names a meaning."""
-    if len(text) > MAX_CODE_CHARACTERS or _open_brackets(text) > MAX_BRACKETS:
+    if len(text) > MAX_CODE_CHARACTERS or open_brackets(text) > MAX_BRACKETS:
         return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the row's code, such as an unknown escape
-            tree = ast.parse(textwrap.dedent(text).strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_python(textwrap.dedent(text).strip())
+    if tree is None:
         return None
     calls = any(isinstance(node, ast.Call) for node in ast.walk(tree))
     return tree if calls or any(_bound(tree)) else None
-
-
-def _open_brackets(text: str) -> int:
-    """Return how deep brackets are nested at most, those in strings too."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[()\[\]{}]", text):
-        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _tool_call_faults(calls: Sequence[Any], api: Api) -> Iterator[Said]:
@@ -149,7 +137,7 @@ def _argument_faults(function: Function, given: Mapping[str, str | None]) -> Ite
         accepted = {*types, "integer"} if "number" in types else set(types)
         if kind is not None and types and kind not in accepted:
             yield (
-                f"argument {name} of {function.name} is {_article(kind or '')}",
+                f"argument {name} of {function.name} is {_article(kind)}",
                 f"it takes {_article(' or '.join(types))}",
             )
     for name, argument in function.arguments.items():

@@ -19,13 +19,7 @@ from mlx_ft.data.lint import hits_json, lint
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_splits, sha256_of
-from mlx_ft.data.statistics import (
-    coverage,
-    length_histogram,
-    length_quantiles,
-    overlap,
-    split_statistics,
-)
+from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
@@ -83,16 +77,17 @@ def prepare_data(
         for split in SPLITS
         for problem in _split_problems(split, read[split], rendered[split])
     )
-    _say_what_happens(read, rendered, data, say)
+    counted = {
+        split: split_statistics(rendered[split], renderer.stop_ids)
+        | {"sources": [{"path": str(file.path), "sha256": sha256_of(file.path)}]}
+        for split, file in read.items()
+    }
+    _say_what_happens(read, rendered, counted, data, say)
     shared = overlap(rendered["train"].tokens, rendered["valid"].tokens)
     stats = {
         "schema": 1,
         "max_seq_length": data.max_seq_length,
-        "splits": {
-            split: split_statistics(rendered[split], renderer.stop_ids)
-            | {"sources": [{"path": str(file.path), "sha256": sha256_of(file.path)}]}
-            for split, file in read.items()
-        },
+        "splits": counted,
         "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
         **shared,
         "lint": hits_json(
@@ -156,6 +151,7 @@ def _split_problems(side: str, file: FileRows, split: RenderedSplit) -> list[Pro
 def _say_what_happens(
     read: Mapping[str, FileRows],
     rendered: Mapping[str, RenderedSplit],
+    counted: Mapping[str, Mapping[str, Any]],
     data: DataRecipe,
     say: Callable[[str], None],
 ) -> None:
@@ -165,11 +161,10 @@ def _say_what_happens(
             f"{path}: {len(result.tokens):,} rows, {len(result.tokens.ids):,} tokens, "
             f"{int(result.tokens.trained.sum()):,} of them trained"
         )
-        lengths = length_quantiles(result.all_lengths)
+        lengths, bars = counted[split]["length_quantiles"], counted[split]["histogram"]["counts"]
         say(
-            f"{path}: tokens a row, 0 {sparkline(length_histogram(result.all_lengths)['counts'])} "
-            f"{lengths['max']:,}; half have at most {lengths['p50']:,}, 95 % at most "
-            f"{lengths['p95']:,}"
+            f"{path}: tokens a row, 0 {sparkline(bars)} {lengths['max']:,}; half have at most "
+            f"{lengths['p50']:,}, 95 % at most {lengths['p95']:,}"
         )
         if result.tokens.weights is not None:
             weights = result.tokens.weights[result.tokens.trained != 0]

@@ -12,10 +12,11 @@ import ast
 import json
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from mlx_ft.python_code import open_brackets, parse_python
 
 MAX_CODE_CHARACTERS = 8_192
 MAX_OPEN_BRACKETS = 24
@@ -149,27 +150,11 @@ def _kind(value: Value) -> str:
 
 def _parse(source: str) -> ast.Module | None:
     source = textwrap.dedent(source).strip()
-    if len(source) > MAX_CODE_CHARACTERS or _open_brackets(source) > MAX_OPEN_BRACKETS:
+    if len(source) > MAX_CODE_CHARACTERS:
         return None
-    try:
-        with warnings.catch_warnings():
-            # A path such as "src\d" is no reason to warn whoever reads the scores.
-            warnings.simplefilter("ignore")
-            return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if open_brackets(_STRING.sub("", source)) > MAX_OPEN_BRACKETS:
         return None
-
-
-def _open_brackets(source: str) -> int:
-    """Return how deep brackets are nested at most, strings left out."""
-    depth = deepest = 0
-    for character in _STRING.sub("", source):
-        if character in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in ")]}":
-            depth = max(0, depth - 1)
-    return deepest
+    return parse_python(source)
 
 
 def _plain_call(statement: ast.stmt) -> ast.Call | None:

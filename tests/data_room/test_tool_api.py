@@ -41,42 +41,38 @@ def test_json_is_read_as_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("ending", "text", "found"),
     [
-        ('[\n{"name": "a",\n}]', r"api\.json:3: not valid JSON"),
-        ('[{"name": "a", "x": NaN}]', "NaN is not JSON"),
-        ("[" * 5000, "not valid JSON"),
-        ("[" * 50 + "]" * 50, "nested deeper than 32 levels"),
-        ('[{"name": "\\ud800"}]', "half of a surrogate pair"),
+        (".json", '[\n{"name": "a",\n}]', r"api\.json:3: not valid JSON"),
+        (".json", '[{"name": "a", "x": NaN}]', "NaN is not JSON"),
+        (".json", "[" * 5000, "not valid JSON"),
+        (".json", "[" * 50 + "]" * 50, "nested deeper than 32 levels"),
+        (".json", '[{"name": "\\ud800"}]', "half of a surrogate pair"),
+        (".yaml", "", "not a list of functions"),
+        (".yaml", "a: [", "is not YAML"),
+        (".yaml", "- arguments: {}", "without a name"),
+        (".yaml", "- {name: a, arguments: {x: text}}", "is of type 'text'"),
+        (".yaml", "- {name: a, arguments: 3}", "neither a mapping nor a list"),
+        (".yaml", "- {name: a, returns: 3}", "not a list of attribute names"),
+        (".yaml", "- {name: a, parameters: 3}", "not a JSON schema"),
+        (".yaml", "- name: a\n- name: a", "is there twice"),
+        (
+            ".yaml",
+            "- {name: a, argument: {x: string}}",
+            "unknown key 'argument'; did you mean arguments",
+        ),
+        (".yaml", "- {name: a, body: {x: string}}", "unknown key 'body'; it has arguments"),
+        (
+            ".yaml",
+            "- {name: a, arguments: {}, inputSchema: {}}",
+            "has both arguments and inputSchema",
+        ),
+        (".yaml", '- {name: "a\\nb"}', "cannot be a name"),
+        (".yaml", '- {name: a, description: "\\x1b[31m"}', "control character"),
     ],
 )
-def test_broken_json_is_a_message(tmp_path: Path, text: str, found: str) -> None:
-    path = tmp_path / "api.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=found):
-        read_api(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("", "not a list of functions"),
-        ("a: [", "is not YAML"),
-        ("- arguments: {}", "without a name"),
-        ("- {name: a, arguments: {x: text}}", "is of type 'text'"),
-        ("- {name: a, arguments: 3}", "neither a mapping nor a list"),
-        ("- {name: a, returns: 3}", "not a list of attribute names"),
-        ("- {name: a, parameters: 3}", "not a JSON schema"),
-        ("- name: a\n- name: a", "is there twice"),
-        ("- {name: a, argument: {x: string}}", "unknown key 'argument'; did you mean arguments"),
-        ("- {name: a, body: {x: string}}", "unknown key 'body'; it has arguments"),
-        ("- {name: a, arguments: {}, inputSchema: {}}", "has both arguments and inputSchema"),
-        ('- {name: "a\\nb"}', "cannot be a name"),
-        ('- {name: a, description: "\\x1b[31m"}', "control character"),
-    ],
-)
-def test_a_broken_list_is_a_message(tmp_path: Path, text: str, found: str) -> None:
-    path = tmp_path / "api.yaml"
+def test_a_broken_list_is_a_message(tmp_path: Path, ending: str, text: str, found: str) -> None:
+    path = tmp_path / f"api{ending}"
     path.write_text(text)
     with pytest.raises(DataError, match=found):
         read_api(path)
