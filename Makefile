@@ -1,6 +1,6 @@
 # One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
 .DEFAULT_GOAL := $(if $(recipe),run,help)
-.PHONY: help run install test test-slow bench check format docs clean
+.PHONY: help run install test test-slow test-recipes bench check format docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,9 @@ test: $(DEV_READY)  ## Run the tests (two processes; fetches the built-in model 
 
 test-slow: $(DEV_READY)  ## Run the slow tests (20 minutes: 200 kills of one training).
 	@$(BIN)/python -m pytest -m slow
+
+test-recipes: $(DEV_READY)  ## Rehearse every shipped recipe with a random miniature of its kind of model.
+	@$(BIN)/python -m pytest -n 2 -m recipes
 
 bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").
 	@$(BIN)/python -m tests.bench.training $(options)

@@ -299,6 +299,10 @@ class ChatRenderer:
             raise RowRefused("the text is empty")
         return RenderedRow(tuple(ids), (False,) + (True,) * (len(ids) - 1))
 
+    def token_count(self, text: str) -> int:
+        """Return how many tokens a text is by itself."""
+        return len(self._encode(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without control tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -34,6 +34,11 @@ RUNS = click.option(
     show_default=True,
     help="Folder that holds the run folders.",
 )
+FIT = click.option(
+    "--fit",
+    is_flag=True,
+    help="Change training settings, the cheapest first, until it fits into this machine's memory.",
+)
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -65,10 +70,21 @@ def _open(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> Job:
     return open_run(loaded, runs_root, console)
 
 
-def _advance(recipe: Path, sets: tuple[str, ...], runs_root: Path, until: str) -> Job:
+def _opened(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> Job:
+    """Open a recipe, changed so that it fits into this machine's memory if that is wanted."""
+    if not fit:
+        return _open(recipe, sets, runs_root)
+    from mlx_ft.pipeline import fitted
+
+    return fitted(lambda more: _open(recipe, (*sets, *more), runs_root))
+
+
+def _advance(
+    recipe: Path, sets: tuple[str, ...], runs_root: Path, until: str, fit: bool = False
+) -> Job:
     from mlx_ft.pipeline import run_pipeline
 
-    job = _open(recipe, sets, runs_root)
+    job = _opened(recipe, sets, runs_root, fit)
     run_pipeline(job, until)
     return job
 
@@ -84,9 +100,10 @@ def _show_result(run: Path) -> None:
 @RECIPE
 @SETS
 @RUNS
-def check(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
+@FIT
+def check(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None:
     """Check a recipe, its data, its model and this machine; nothing is trained."""
-    job = _advance(recipe, sets, runs_root, "preflight")
+    job = _advance(recipe, sets, runs_root, "preflight", fit)
     click.echo(f"{recipe}: nothing stops it\nnext     mlx-ft run {recipe}")
     click.echo(f"run      {job.run}")
 
@@ -95,18 +112,18 @@ def check(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 @RECIPE
 @SETS
 @RUNS
-def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
+@click.option(
+    "--miniature", is_flag=True, help="With a random two-layer model of the same kind: in seconds."
+)
+def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path, miniature: bool) -> None:
     """Check, then go through every stage with a few rows and steps.
 
     So that a long run does not fail at its last stage. Nothing of it is kept.
     """
     from mlx_ft.hardware import format_seconds
     from mlx_ft.pipeline import rehearse as rehearse_stages
-    from mlx_ft.rehearsal import rehearsal_sets
 
-    checked = _advance(recipe, sets, runs_root, "preflight")
-    small = _open(recipe, (*sets, *rehearsal_sets(checked.recipe)), runs_root)
-    seconds = rehearse_stages(small)
+    seconds = rehearse_stages(lambda more: _open(recipe, (*sets, *more), runs_root), miniature)
     click.echo(f"{recipe}: every stage went through, in {format_seconds(seconds)}")
     click.echo(f"next     mlx-ft run {recipe}")
 
@@ -115,26 +132,28 @@ def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 @RECIPE
 @SETS
 @RUNS
-def run(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
+@FIT
+def run(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None:
     """Do the whole job: check, train, export, evaluate, report.
 
     What is finished already is not done again; what was interrupted goes on.
     """
-    _show_result(_advance(recipe, sets, runs_root, "eval").run)
+    _show_result(_advance(recipe, sets, runs_root, "eval", fit).run)
 
 
 @cli.command()
 @RECIPE
 @SETS
 @RUNS
-def train(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
+@FIT
+def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None:
     """Train only, and leave the adapter.
 
     With an mlx-lm LoRA file, the adapter is left at its adapter_path.
     """
     from mlx_ft.adapter_output import deliver_adapter, require_deliverable
 
-    job = _open(recipe, sets, runs_root)
+    job = _opened(recipe, sets, runs_root, fit)
     target = job.loaded.adapter_path
     if target is not None:
         require_deliverable(target)
@@ -201,11 +220,58 @@ def show(run: Path, as_json: bool) -> None:
 @click.option("--max-tokens", type=click.IntRange(1, 8192), default=256, show_default=True)
 def chat(run: Path, column: str, max_tokens: int) -> None:
     """Talk to a run's model through its chat template; an empty line or Ctrl-D ends it."""
-    from mlx_ft.stages import chat_turns
+    from mlx_ft.measuring import chat_turns
 
     job = _open(run, (), run.parent)
     for answer in chat_turns(job, column, max_tokens, sys.stdin):
         click.echo(answer)
+
+
+@cli.command()
+@click.option("--memory", help="Memory of the Mac, such as 16GB; this machine's when left out.")
+@click.option(
+    "--tokens", type=click.IntRange(8), default=1024, show_default=True, help="Longest row."
+)
+@click.option(
+    "--bits",
+    type=click.Choice(["4", "8", "16"]),
+    default="4",
+    show_default=True,
+    help="Of the base.",
+)
+def fit(memory: str | None, tokens: int, bits: str) -> None:
+    """Print which models a Mac of so much memory can train, and with which settings."""
+    from mlx_ft.hardware import bytes_from_text, machine
+    from mlx_ft.preflight import fit_lines
+
+    memory_bytes = bytes_from_text(memory) if memory else machine().memory_bytes
+    for line in fit_lines(memory_bytes, tokens, int(bits)):
+        click.echo(line)
+    click.echo("next     write a recipe, then mlx-ft check RECIPE --fit")
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit on the Hub.")
+@click.option("--enable-thinking", is_flag=True, help="Ask in thinking mode.")
+@click.option(
+    "--suite",
+    "suites",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Suite to measure the model with as well; may be repeated.",
+)
+def probe(
+    model: str, revision: str | None, enable_thinking: bool, suites: tuple[Path, ...]
+) -> None:
+    """Look at a model before training on it: what it is, how it is talked to, what it says.
+
+    A recipe that was tuned for another family of models wants to see that this was done.
+    """
+    from mlx_ft.measuring import probe as look
+
+    look(model, revision, enable_thinking, suites, _console())
+    click.echo(f"next     write a recipe with model: {model}, then mlx-ft check RECIPE")
 
 
 @cli.group("data")

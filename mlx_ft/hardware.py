@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from mlx_ft.errors import Fault, RecipeError
 
 CGROUP_MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
@@ -119,6 +122,14 @@ def format_bytes(count: float) -> str:
             value = count / size
             return f"{value:.2f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
     return f"{count:.0f} B"
+
+
+def bytes_from_text(text: str) -> int:
+    """Return the bytes that `16GB` or `800 MB` spells, in decimal units. Raises RecipeError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(T|G|M|k)i?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise RecipeError(Fault("memory", f"{text!r} is not a size", "write it as 16GB"))
+    return round(float(match[1]) * {"t": 1e12, "g": 1e9, "m": 1e6, "k": 1e3}[match[2].lower()])
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 from mlx_ft.errors import Fault
 from mlx_ft.mlx_lm_keys import (
     DEFAULT_ADAPTER_PATH,
+    FEATURES,
     FLAT_KEYS,
+    HUB_KEYS,
+    HUB_SPLITS,
     LORA_DEFAULTS,
     LORA_KEYS,
     MLX_LM_DEFAULT,
@@ -27,6 +30,7 @@ from mlx_ft.mlx_lm_keys import (
     is_mlx_lm_form,
     near_flat_keys,
 )
+from mlx_ft.recipe_data import HUB_PREFIX
 from mlx_ft.recipe_keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
 from mlx_ft.recipe_values import number_from_text, optimizer_updates
 from mlx_ft.strict_yaml import Source, shown
@@ -147,12 +151,61 @@ class _Reader:
 
     def data(self) -> None:
         """Refuse a missing data folder; mlx-lm would fetch a data set from the Hub."""
-        if self.given("data") is None:
+        if self.given("data") is None and self.given("hf_dataset") is None:
             fix = "name a folder with train.jsonl and valid.jsonl"
             found = "is missing; mlx-lm's default is a data set on the Hub, which is not offered"
             self.refuse(("data",), found, fix)
             # Keeps the recipe's own check from reporting the same thing a second time.
             self.put("data.path", "missing", Source(MLX_LM_DEFAULT, "data"))
+
+    def feature(self, name: str, *inside: str) -> None:
+        """Take over the name of a part of the rows; one that has its usual name needs nothing."""
+        value = self.flat[name] if not inside else self.flat[inside[0]][name]
+        part = FEATURES[name]
+        if value is not None and value != part:
+            self.put(f"data.fields.{part}", value, self.place(*inside, name))
+            self.notes.append(f"{dotted((*inside, name))}: {_say(value)}, read as data.fields")
+
+    def hub(self) -> None:
+        """Read a dataset of the Hub with its splits, which are mlx-lm's own where none are given.
+
+        As in mlx-lm it takes the place of `data`.
+        """
+        value = self.given("hf_dataset")
+        if value is None:
+            return
+        if isinstance(value, list):
+            found, fix = f"{len(value)} datasets are not offered", "write one, without a list"
+            self.refuse(("hf_dataset",), found, fix)
+            return
+        given = self.section("hf_dataset", HUB_KEYS)
+        if given is None:
+            return
+        path, config = given.get("path"), given.get("config") or {}
+        if not isinstance(path, str) or not path:
+            self.refuse(("hf_dataset", "path"), f"{shown(path)} is no name", "write org/name")
+            return
+        self.put("data.path", f"{HUB_PREFIX}{path}", self.place("hf_dataset", "path"))
+        for name, default in HUB_SPLITS.items():
+            source = Source(MLX_LM_DEFAULT, f"hf_dataset.{name}")
+            if name in given:
+                source = self.place("hf_dataset", name)
+            self.put(f"data.hf.{name}", given.get(name, default), source)
+        for name in config if isinstance(config, dict) else ():
+            if name in ("name", "revision"):
+                key = "config" if name == "name" else name
+                self.put(f"data.hf.{key}", config[name], self.place("hf_dataset", "config"))
+            else:
+                fix = "remove it; name and revision can be honoured"
+                self.refuse(("hf_dataset", "config"), f"{name} is not offered", fix)
+        for name in FEATURES:
+            if name in given:
+                self.feature(name, "hf_dataset")
+        splits = {name: given.get(name, default) for name, default in HUB_SPLITS.items()}
+        self.notes.append(
+            f"hf_dataset: {path}, {splits['train_split']} to train, {splits['valid_split']} to "
+            "validate; it takes the place of data, as in mlx-lm"
+        )
 
     def adapter(self) -> None:
         """Keep where the adapter is to be left."""
@@ -284,11 +337,14 @@ def from_mlx_lm(
             reader.simple(name)
         elif name in RESTRICTED:
             reader.restricted(name)
+        elif name in FEATURES:
+            reader.feature(name)
         elif name in steps:
             steps[name]()
         elif name in NO_EFFECT and flat[name] is not None:
             reader.notes.append(f"{name}: {NO_EFFECT[name]}")
     reader.data()
+    reader.hub()
     reader.schedule()
     reader.unknown()
     left_out = [

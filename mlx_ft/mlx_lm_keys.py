@@ -62,24 +62,28 @@ RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
         "would run code that comes with a model",
         "set it to false and use a model that needs none",
     ),
-    "hf_dataset": (
-        (),
-        "is not offered yet",
-        "download the data set into a folder with train.jsonl and valid.jsonl, and set data to it",
-    ),
     "report_to": ((), "is not offered", "remove it; report.html and metrics.jsonl are local"),
-    "prompt_feature": (("prompt",), "is not offered yet", "rename the rows' key to prompt"),
-    "completion_feature": (
-        ("completion",),
-        "is not offered yet",
-        "rename the rows' key to completion",
-    ),
-    "text_feature": (("text",), "is not offered yet", "rename the rows' key to text"),
-    "chat_feature": (("messages",), "is not offered yet", "rename the rows' key to messages"),
 }
-OTHERS = ("train", "adapter_path", "lora_parameters", "lr_schedule", "optimizer_config")
-FLAT_KEYS = frozenset({*SAME_MEANING, *NO_EFFECT, *RESTRICTED, *OTHERS})
-RECIPE_SECTIONS = ("data", "chat", "train", "export", "eval")
+# Names of a row's parts, by the flat keys that say them.
+FEATURES: Mapping[str, str] = {
+    "prompt_feature": "prompt",
+    "completion_feature": "completion",
+    "text_feature": "text",
+    "chat_feature": "messages",
+}
+# What mlx-lm takes of a dataset's train split when nothing else is said.
+HUB_SPLITS: Mapping[str, str] = {"train_split": "train[:80%]", "valid_split": "train[-10%:]"}
+HUB_KEYS = ("path", "config", *HUB_SPLITS, "test_split", "mask_prompt", *FEATURES)
+OTHERS = (
+    "train",
+    "adapter_path",
+    "lora_parameters",
+    "lr_schedule",
+    "optimizer_config",
+    "hf_dataset",
+)
+FLAT_KEYS = frozenset({*SAME_MEANING, *NO_EFFECT, *RESTRICTED, *OTHERS, *FEATURES})
+RECIPE_SECTIONS = ("data", "chat", "preflight", "train", "export", "eval")
 SCHEDULES = {"cosine_decay": "cosine", "linear_schedule": "linear"}
 
 

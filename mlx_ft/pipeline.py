@@ -1,6 +1,6 @@
 """The stages, in order; what is complete is skipped, what is unfinished is continued.
 
-    data -> preflight -> train -> export -> eval; then the report, however it ended
+    data -> preflight -> base -> train -> export -> eval; then the report, however it ended
 
 Does: find the run folder of a recipe, run each stage whose inputs are not already answered, and
 keep run.json truthful whatever happens. Does not: know how a stage works (`stages.py` joins the
@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_ft import stages
+from mlx_ft import measuring, stages
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
+from mlx_ft.miniature import miniature_sets, write_miniature
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
+from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.runs import (
     complete_stage,
     disk_errors_explained,
@@ -55,12 +58,15 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("data", stages.prepare_data, "Data: rows to token ids"),
     Stage(CHECKED, stages.check, "Preflight: is anything wrong before training?", kept=False),
+    Stage(
+        "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
+    ),
     Stage("train", stages.train, "Training"),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
-    Stage("eval", stages.evaluate, "Evaluation through the chat template"),
+    Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
 )
 # A rehearsal's few rows would fail checks that the recipe's own rows have passed before it.
-REHEARSED = tuple(stage for stage in STAGES if stage.name != CHECKED)
+REHEARSED = tuple(stage for stage in STAGES if stage.kept)
 
 
 def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
@@ -114,15 +120,42 @@ def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in wanted if not stage.kept or stage.name in missing]
 
 
-def rehearse(job: Job) -> float:
-    """Go through every stage of a small job, remove what it made, and return the seconds it took.
+def rehearse(open_with: Callable[[tuple[str, ...]], Job], miniature: bool) -> float:
+    """Check a recipe, go through every stage of it made small, with a model made small as well if
+    `miniature`; remove what that made, and return the seconds it took.
 
-    What stops it is raised, and its run folder then stays.
+    `open_with` opens the recipe with settings added to it. What stops a rehearsal is raised, and
+    its run folder then stays.
     """
+    checked = open_with(())
+    run_pipeline(checked, CHECKED)
     started = time.perf_counter()
-    run_pipeline(job, of=REHEARSED)
-    shutil.rmtree(job.run)
+    with tempfile.TemporaryDirectory(prefix="mlx-ft-miniature-") as folder:
+        small = rehearsal_sets(checked.recipe)
+        if miniature:
+            checked.console.heading(
+                f"Miniature: two random layers like those of {checked.model.name}"
+            )
+            write_miniature(checked.model, Path(folder) / "model")
+            layers = int(checked.model.config.get("num_hidden_layers", 0))
+            small = (*small, *miniature_sets(checked.recipe, layers, Path(folder) / "model"))
+        job = open_with(small)
+        run_pipeline(replace(job, judged=not miniature), of=REHEARSED)
+        shutil.rmtree(job.run)
     return time.perf_counter() - started
+
+
+def fitted(open_with: Callable[[tuple[str, ...]], Job]) -> Job:
+    """Open a recipe with the settings that its training needs to fit into this machine's memory."""
+    from mlx_ft.preflight import fitting_sets
+
+    job = open_with(())
+    run_pipeline(job, "data")
+    sets = fitting_sets(stages.preflight_facts(job))
+    if not sets:
+        return job
+    job.console.say(f"--fit sets {', '.join(sets)}", "yellow")
+    return open_with(sets)
 
 
 def is_complete(job: Job, stage: str) -> bool:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight
+from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
+from mlx_ft.recipe_preflight import PreflightRecipe
 from mlx_ft.recipe_values import (
     Conflict,
     Real,
@@ -39,7 +40,9 @@ __all__ = [
     "LoraParameters",
     "LossWeight",
     "LrSchedule",
+    "PreflightRecipe",
     "Recipe",
+    "RowFilter",
     "TrainRecipe",
 ]
 
@@ -370,6 +373,10 @@ class Recipe(Section):
     data: DataRecipe = Field(description="Rows to learn from.")
     chat: ChatRecipe = Field(
         default_factory=ChatRecipe, description="How conversations become tokens."
+    )
+    preflight: PreflightRecipe = Field(
+        default_factory=PreflightRecipe,
+        description="What the checks before training have to know.",
     )
     train: TrainRecipe = Field(
         default_factory=TrainRecipe, description="How the adapter is trained."

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from mlx_ft.recipe_values import Conflict, Day, Real, Section, Text, Whole
 
+HUB_PREFIX = "hf:"
 # The rules of data/lint.py, which says what each looks for.
 LintRule = Literal[
     "cut-answers",
@@ -29,6 +30,52 @@ LintRule = Literal[
 ]
 
 
+# What a row can hold, by the names that its forms have for it (data/formats.py).
+RowKey = Literal[
+    "messages",
+    "conversations",
+    "tools",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "category",
+]
+
+
+class RowFilter(Section):
+    """Which rows are used, by what a key of theirs says."""
+
+    field: Text = Field(description="Key of the rows, such as a score of their quality.")
+    at_least: Real | None = Field(None, description="Least number; rows below it are left out.")
+    at_most: Real | None = Field(None, description="Greatest number; rows above it are left out.")
+    one_of: list[Text] | None = Field(
+        None, min_length=1, description="Texts, one of which it must be; other rows are left out."
+    )
+
+    def conflicts(self) -> list[Conflict]:
+        """Return a conflict when there is nothing to filter by."""
+        if self.at_least is None and self.at_most is None and self.one_of is None:
+            fix = "give at_least, at_most or one_of"
+            return [Conflict(("data.keep",), f"the filter of {self.field} lets all pass", fix)]
+        return []
+
+
+class HubRows(Section):
+    """Which rows of a dataset of the Hub, for a `data.path` that begins with `hf:`."""
+
+    config: Text | None = Field(None, description="Configuration of the dataset, if it has some.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of the dataset.")
+    train_split: Text = Field(
+        "train", description="Split to train on, such as `train` or `train[:5000]`."
+    )
+    valid_split: Text | None = Field(
+        None, description="Split to validate on, such as `validation`; or give data.holdout."
+    )
+
+
 class LossWeight(Section):
     """What some of the trained text weighs in the loss."""
 
@@ -43,7 +90,24 @@ class DataRecipe(Section):
 
     path: Text = Field(
         description="Folder with `train.jsonl` and `valid.jsonl` (or `.json`, `.csv`, `.parquet`), "
-        "relative to the current folder."
+        "relative to the current folder; or `hf:org/name`, a dataset of the Hub, which is fetched "
+        "once and kept (needs the extra `hf`)."
+    )
+    hf: HubRows = Field(default_factory=HubRows, description="Which rows of a dataset of the Hub.")
+    fields: dict[RowKey, Text] = Field(
+        default_factory=dict,
+        description="Where a row's parts are, when they have other names: `{prompt: question, "
+        "completion: answer}`.",
+    )
+    keep: list[RowFilter] = Field(
+        default_factory=list,
+        description="Rows that are used, by keys of theirs: `[{field: quality, at_least: 3}]`; a "
+        "row must pass all of them.",
+    )
+    drop: list[LintRule] = Field(
+        default_factory=list,
+        description="Rules of the lint whose rows are left out, in both splits, instead of being "
+        "reported: `[duplicates, cut-answers]`.",
     )
     holdout: Real | None = Field(
         None,
@@ -57,6 +121,16 @@ class DataRecipe(Section):
         None,
         ge=1,
         description="Rows that are used of each split, from its beginning. Null: all of them.",
+    )
+    order: Literal["shuffled", "file", "length"] = Field(
+        "shuffled",
+        description="Order in which rows are trained, in every epoch. shuffled: another one in "
+        "each epoch; file: as they are written; length: short ones first.",
+    )
+    order_field: Text | None = Field(
+        None,
+        description="Key of the rows that orders them instead, such as a difficulty: low numbers, "
+        "or texts early in the alphabet, first.",
     )
     replay: Real | None = Field(
         None,
@@ -98,9 +172,34 @@ class DataRecipe(Section):
         "`{duplicates: 'rows are repeated on purpose'}`.",
     )
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether the rows are a dataset of the Hub."""
+        return self.path.startswith(HUB_PREFIX)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether rows are trained in an order of their own instead of shuffled."""
+        return self.order != "shuffled" or self.order_field is not None
+
     def conflicts(self) -> list[Conflict]:
-        """Return what the weights cannot mean."""
+        """Return what weights and order cannot mean, and rows of the Hub that are nowhere."""
         found = []
+        if self.order_field is not None and self.order != "shuffled":
+            keys = ("data.order_field", "data.order")
+            found.append(Conflict(keys, "order and order_field are both given", "keep one"))
+        if self.from_hub and (self.hf.valid_split is None) == (self.holdout is None):
+            places = ("data.path", "data.hf.valid_split", "data.holdout")
+            said = "rows to validate on are given twice"
+            if self.holdout is None:
+                said = "there are no rows to validate on"
+            fix = "give one of data.hf.valid_split and data.holdout"
+            found.append(Conflict(places, said, fix))
+        if not self.from_hub and self.hf != HubRows():
+            keys = ("data.hf", "data.path")
+            found.append(
+                Conflict(keys, "hf is given but path is a folder", "write path: hf:org/name")
+            )
         for index, rule in enumerate(self.loss_weights):
             try:
                 re.compile(rule.regex)

@@ -1,13 +1,13 @@
 """Each stage joined to its room: what goes in, what is sealed, what is said.
 
 Does: the glue between a job and one room at a time. Rooms are imported when their stage runs, so
-that a finished run is shown without loading MLX. Does not: decide the order (`pipeline.py`).
+that a finished run is shown without loading MLX. Does not: decide the order (`pipeline.py`), or ask
+models questions (`measuring.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlx_ft.data.formats import FileRows
     from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.inference import LoadedModel
+    from mlx_ft.preflight import Finding, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 5, "export": 3, "eval": 2}
@@ -52,7 +52,10 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the recipe, what its names stand for, and its folder."""
+    """One run: the recipe, what its names stand for, and its folder.
+
+    A rehearsal with random weights is not `judged`: what it says is noise.
+    """
 
     loaded: LoadedRecipe
     model: ResolvedModel
@@ -60,6 +63,7 @@ class Job:
     inputs: Mapping[str, str]
     run: Path
     console: Console
+    judged: bool = True
 
     @property
     def recipe(self) -> Recipe:
@@ -122,6 +126,11 @@ def _stage_inputs(
     return {"data": data, "train": train, "export": export, "eval": evaluation}
 
 
+def probe_file(model: ResolvedModel) -> Path:
+    """Return the file that says that `mlx-ft probe` has looked at this model."""
+    return cache_home() / "probes" / f"{model.identity}.json"
+
+
 def renderer(job: Job) -> ChatRenderer:
     """Return the renderer of the job's base model."""
     return _renderer_of(job.recipe, job.model)
@@ -157,8 +166,8 @@ def prepare_data(job: Job) -> None:
         seal(folder, "data", job.inputs["data"], summary.info())
 
 
-def check(job: Job) -> None:
-    """Run the preflight checks into `preflight.json`; raises when one of them fails."""
+def preflight_facts(job: Job) -> PreflightInput:
+    """Return all that the checks look at; the data stage must be complete."""
     from mlx_ft import preflight
     from mlx_ft.data.contamination import contaminated_prompts, last_question
 
@@ -168,7 +177,8 @@ def check(job: Job) -> None:
         for sample in suite.samples
     }
     rows = job.rows["train"].rows if asked else ()
-    facts = preflight.PreflightInput(
+    chat, marks = renderer(job), job.recipe.preflight.single_tokens
+    return preflight.PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
         model_config=job.model.config,
@@ -178,14 +188,27 @@ def check(job: Job) -> None:
         contaminated=tuple(
             (found.prompt, found.line, found.whole) for found in contaminated_prompts(rows, asked)
         ),
+        token_counts=tuple((text, chat.token_count(text)) for text in marks),
+        probed=probe_file(job.model).exists(),
     )
-    findings = preflight.run_checks(facts)
+
+
+def check(job: Job) -> None:
+    """Run the preflight checks into `preflight.json`; raises when one of them fails."""
+    from mlx_ft import preflight
+
+    findings = preflight.run_checks(preflight_facts(job))
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
     for finding in findings:
-        style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
-        advice = f" - {finding.fix}" if finding.fix else ""
-        job.console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
+        say_finding(job.console, finding)
     preflight.raise_on_fail(findings)
+
+
+def say_finding(console: Console, finding: Finding) -> None:
+    """Print one finding of the checks as a line."""
+    style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
+    advice = f" - {finding.fix}" if finding.fix else ""
+    console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
 
 
 def train(job: Job) -> None:
@@ -213,6 +236,7 @@ def train(job: Job) -> None:
                 prefix_folder=cache_home() / "prefix",
                 prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
                 look_prompts=prompts,
+                judge_look=job.judged,
             ),
             job.run,
             job.console,
@@ -224,7 +248,7 @@ def export(job: Job) -> None:
     """Fuse, dequantize, re-quantize and verify into `export/`."""
     from mlx_ft.export.stage import ExportJob, export_model
 
-    train_info = _manifest_info(job, "train")
+    train_info = manifest_info(job, "train")
     prompts = _fixed_prompts(job)
     with writing_stage(job.run, "export") as folder:
         info = export_model(
@@ -246,7 +270,7 @@ def export(job: Job) -> None:
         seal(folder, "export", job.inputs["export"], info)
 
 
-def _manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
+def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
     manifest = read_manifest(job.run / stage)
     if manifest is None:
         raise RunError(
@@ -292,104 +316,9 @@ def _model_card(job: Job, what: str) -> str:
     )
 
 
-def column_folder(job: Job, column: str) -> tuple[Path, Path | None]:
-    """Return (model folder, adapter folder or None) of an evaluation column."""
-    if column == "base":
-        return job.model.path, None
-    if column == "adapter":
-        return job.model.path, job.run / "train" / "adapter"
-    info = _manifest_info(job, "export")
-    return job.run / "export" / info[column]["path"], None
-
-
-@contextmanager
-def open_column(job: Job, column: str) -> Iterator[LoadedModel]:
-    """Load a column's model for a while."""
-    from mlx_ft.inference import load_model, release
-
-    folder, adapter = column_folder(job, column)
-    chat = job.recipe.chat
-    loaded = load_model(
-        folder, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
-    )
-    try:
-        yield loaded
-    finally:
-        del loaded
-        release()
-
-
-def evaluate(job: Job) -> None:
-    """Ask every suite of every column into `eval/`; the rendering must be the one trained with."""
-    from mlx_ft.evaluate.harness import evaluate as evaluate_suites
-    from mlx_ft.inference import generate
-
-    if not job.suites:
-        job.console.say("the recipe names no suites, so nothing is measured", "yellow")
-    weights = {
-        "base": job.model.identity,
-        "adapter": job.inputs["train"],
-        "fused": job.inputs["export"],
-        "quantized": job.inputs["export"],
-    }
-    with (
-        writing_stage(job.run, "eval", keep_partial=True) as folder,
-        _suite_progress(job) as progress,
-    ):
-        results = evaluate_suites(
-            job.suites,
-            job.recipe.eval.columns,
-            lambda column: open_column(job, column),
-            folder,
-            renderer=renderer(job),
-            fingerprint=_manifest_info(job, "data")["fingerprint"],
-            model_sha256={name: hash_of([name, weights[name]]) for name in weights},
-            generate=generate,
-            batch_size=job.recipe.eval.batch_size,
-            progress=progress,
-        )
-        seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
-
-
-@contextmanager
-def _suite_progress(job: Job) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a progress function that adds up the samples of all suites and columns."""
-    samples = sum(len(suite.samples) for suite in job.suites)
-    total = samples * len(job.recipe.eval.columns)
-    answered: dict[str, int] = {}
-    with job.console.progress("evaluation", max(1, total)) as line:
-
-        def progress(done: int, of: int, what: str) -> None:
-            answered[what] = done
-            line.update(sum(answered.values()), f"{what}: {done} of {of} samples")
-
-        yield progress
-
-
 def report(job: Job) -> None:
     """Write report.html from what is in the run folder."""
     from mlx_ft.report.html import write_report
 
     path = write_report(job.run)
     job.console.say(f"report: {path} ({format_bytes(path.stat().st_size)})")
-
-
-def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> Iterator[str]:
-    """Yield the answer of one of the run's models to each line, remembering the conversation.
-
-    An empty line ends it. Raises RunError when the run has no such model yet.
-    """
-    from mlx_ft.console import printable
-    from mlx_ft.inference import generate
-
-    messages: list[dict[str, str]] = []
-    with open_column(job, column) as loaded:
-        job.console.say(f"{job.run.name}, {column}; an empty line ends it")
-        for line in lines:
-            if not line.strip():
-                return
-            messages.append({"role": "user", "content": line.rstrip("\n")})
-            prompt = loaded.renderer.prompt_ids(messages)
-            (answer,) = generate(loaded, [prompt], max_tokens=max_tokens)
-            messages.append({"role": "assistant", "content": answer.text})
-            yield printable(answer.text)

@@ -96,6 +96,16 @@ def pack_rows(
     )
 
 
+def take_rows(split: TokenizedSplit, order: Sequence[int]) -> TokenizedSplit:
+    """Return a split's rows in another order."""
+    weights = [split.row_weights(index) for index in order]
+    return pack_rows(
+        [split.row(index) for index in order],
+        [int(split.lines[index]) for index in order],
+        [each for each in weights if each is not None],
+    )
+
+
 def _joined_weights(weights: Sequence[Weights] | None) -> Weights | None:
     if not weights:
         return None

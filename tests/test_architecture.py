@@ -26,6 +26,8 @@ WALLS = {
     "matplotlib": ("mlx_ft.report",),
     "transformers": ("mlx_ft.models", "mlx_ft.chat"),
     "tokenizers": ("mlx_ft.builtin_models",),
+    "datasets": ("mlx_ft.data.hub",),
+    "pyarrow": ("mlx_ft.data.files",),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")

@@ -178,3 +178,10 @@ def test_data_show_prints_rows_as_they_are_trained(tmp_path: Path) -> None:
     assert done.stdout.count("of them trained") == 2 and "\u00ab" in done.stdout
     assert "next     mlx-ft check r.yaml" in done.stdout
     assert not (tmp_path / "runs").exists(), "it only looks"
+
+
+def test_fit_prints_what_a_mac_can_train(tmp_path: Path) -> None:
+    done = mlx_ft("fit", "--memory", "16GB", cwd=tmp_path)
+    assert done.returncode == 0 and "Llama-3.2-3B" in done.stdout and "next " in done.stdout
+    done = mlx_ft("fit", "--memory", "much", cwd=tmp_path)
+    assert done.returncode == 2 and "16GB" in done.stderr

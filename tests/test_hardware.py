@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mlx_ft.errors import RecipeError
 from mlx_ft.hardware import (
     _cgroup_limit,
+    bytes_from_text,
     device_description,
     format_bytes,
     format_seconds,
@@ -85,3 +87,17 @@ def test_bytes_for_people(count: float, text: str) -> None:
 )
 def test_seconds_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("16GB", 16 * 10**9), ("0.5 gb", 5 * 10**8), ("800 MB", 8 * 10**8), ("2T", 2 * 10**12)],
+)
+def test_sizes_are_read_in_decimal_units(text: str, count: int) -> None:
+    assert bytes_from_text(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "16", "GB", "-1GB", "16 PB", "1e3GB"])
+def test_what_is_not_a_size_is_a_message(text: str) -> None:
+    with pytest.raises(RecipeError, match="16GB"):
+        bytes_from_text(text)

@@ -165,13 +165,31 @@ def test_what_a_file_leaves_out_is_mlx_lms_default(folder: Path) -> None:
     assert "val_batches 25" in loaded.notes[-1]
 
 
+def test_a_dataset_of_the_hub_is_read_with_mlx_lms_own_splits(folder: Path) -> None:
+    given = {"path": "org/name", "config": {"name": "small"}, "prompt_feature": "question"}
+    data = load(folder, {"hf_dataset": given}).recipe.data
+    assert data.path == "hf:org/name" and data.hf.config == "small"
+    assert (data.hf.train_split, data.hf.valid_split) == ("train[:80%]", "train[-10%:]")
+    assert data.fields == {"prompt": "question"}
+    given = {"path": "org/name", "train_split": "train[:9]", "valid_split": "validation"}
+    data = load(folder, {"hf_dataset": given}).recipe.data
+    assert (data.hf.train_split, data.hf.valid_split) == ("train[:9]", "validation")
+
+
+def test_other_names_of_a_rows_parts_are_taken_over(folder: Path) -> None:
+    features = {"prompt_feature": "q", "completion_feature": "completion", "chat_feature": "turns"}
+    assert load(folder, features).recipe.data.fields == {"prompt": "q", "messages": "turns"}
+
+
 REFUSED = [
     ({"training_mode": "dpo"}, "training_mode: 'dpo' trains on preferences"),
     ({"test": True}, "test: true asks for the loss on test.jsonl"),
-    ({"hf_dataset": {"path": "x"}}, "hf_dataset: a section of 1 is not offered yet"),
+    ({"hf_dataset": [{"path": "x"}, {"path": "y"}]}, "hf_dataset: 2 datasets are not offered"),
+    ({"hf_dataset": {"path": "x", "pat": "y"}}, "did you mean path?"),
+    ({"hf_dataset": {"train_split": "train"}}, "hf_dataset.path: null is no name"),
+    ({"hf_dataset": {"path": "x", "config": {"data_dir": "y"}}}, "data_dir is not offered"),
     ({"report_to": "wandb"}, "report_to: 'wandb' is not offered"),
     ({"trust_remote_code": True}, "trust_remote_code: true would run code"),
-    ({"chat_feature": "turns"}, "chat_feature: 'turns' is not offered yet"),
     ({"learning-rate": 1}, "learning-rate: is not a known key; mlx-lm ignores it silently"),
     ({"lr": 1}, "did you mean learning_rate?"),
     ({"batchsize": 1}, "did you mean batch_size?"),

@@ -8,16 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mlx_ft import inference
+from mlx_ft import inference, stages
 from mlx_ft.console import Console
 from mlx_ft.data import sources
 from mlx_ft.data.replay import replay_prompts
 from mlx_ft.errors import GateFailed, InputError, ModelError
-from mlx_ft.pipeline import STAGES, is_complete, open_run, rehearse, run_pipeline
+from mlx_ft.hardware import machine
+from mlx_ft.pipeline import STAGES, fitted, is_complete, open_run, rehearse, run_pipeline
+from mlx_ft.preflight.fit import forecast
+from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
@@ -30,6 +35,7 @@ RECIPE = """
 name: tiny
 model: ./model
 data: {path: data}
+preflight: {accept: {base_health: a random model}}
 train:
   num_layers: 2
   epochs: 40
@@ -127,10 +133,68 @@ def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
     runs = set((finished / "runs").iterdir())
     job = job_of(finished, *sets, *rehearsal_sets(recipe))
     assert [len(suite.samples) for suite in job.suites] == [2]
-    rehearse(job)
-    assert set((finished / "runs").iterdir()) == runs
+    rehearse(lambda more: job_of(finished, *sets, *more), miniature=False)
+    left = set((finished / "runs").iterdir()) - runs
+    assert [path.name for path in left] == [job_of(finished, *sets).run.name], "what was checked"
     said = capsys.readouterr().err
     assert all(f"{stage} done in" in said for stage in ("data", "train", "export", "eval"))
+
+
+def test_a_base_that_loops_is_stopped_before_it_is_trained(place: Path) -> None:
+    """A random model loops: its training does not begin, and its answers are the evidence."""
+    job = job_of(place, "preflight.accept={}")
+    with pytest.raises(InputError, match="base_health"):
+        run_pipeline(job)
+    answers = job.run / "eval.tmp" / "small" / "base.jsonl"
+    assert len(answers.read_text().splitlines()) == 3
+    assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
+    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
+    assert findings["base_health"]["level"] == "fail" and findings["capacity"]["level"] == "ok"
+    accepting = job_of(place)
+    run_pipeline(accepting, "base")
+    (finding,) = [
+        f
+        for f in read_json(accepting.run / "preflight.json")["findings"]
+        if f["check"] == "base_health"
+    ]
+    assert finding["level"] == "warn" and finding["fix"] == "accepted: a random model"
+    assert "accepted: a random model" in (accepting.run / "report.html").read_text()
+
+
+def test_the_bases_answers_are_not_asked_for_twice(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts to four models are twelve answers, the look at the base before training too."""
+    job = job_of(finished)
+    shutil.rmtree(job.run / "eval")
+    asked: list[int] = []
+    plain = inference.generate
+
+    def counted(loaded: Any, prompts: Any, **options: Any) -> Any:
+        asked.append(len(prompts))
+        return plain(loaded, prompts, **options)
+
+    monkeypatch.setattr(inference, "generate", counted)
+    run_pipeline(job)
+    assert sum(asked) == 12 and run_document(job.run)["status"] == "done"
+
+
+def test_fit_changes_what_is_needed_and_says_so(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fitted(lambda more: job_of(place, *more)).recipe == job_of(place).recipe
+    whole = stages.preflight_facts(job_of(place))
+    shape = model_shape(whole.model_config)
+    assert shape is not None
+    need = forecast(whole, shape, whole.recipe.train).peak_bytes
+    small = replace(machine(), memory_bytes=round(need * 0.97 / 0.9))
+    monkeypatch.setattr(stages, "machine", lambda: small)
+    job = fitted(lambda more: job_of(place, *more))
+    assert job.recipe.train != job_of(place).recipe.train
+    assert "--fit sets train." in capsys.readouterr().err
+    run_pipeline(job, "preflight")
+    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
+    assert findings["memory"]["level"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -352,4 +416,5 @@ def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
 
 
 def test_stages_in_the_documented_order() -> None:
-    assert [stage.name for stage in STAGES] == ["data", "preflight", "train", "export", "eval"]
+    names = ["data", "preflight", "base", "train", "export", "eval"]
+    assert [stage.name for stage in STAGES] == names

@@ -136,18 +136,18 @@ def parquet_rows(path: Path) -> Iterator[Item]:
         for batch in parquet.ParquetFile(path).iter_batches():
             for value in batch.to_pylist():
                 number += 1
-                yield number, None, _without_nulls(value)
+                yield number, None, without_nulls(value)
     except (ArrowException, ValueError) as error:
         (said, *_) = str(error).splitlines() or [type(error).__name__]
         found = f"not valid Parquet ({said})"
         yield number + 1, Complaint("not valid Parquet", found, "write the file again"), None
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Return a value without the null fields that a table's common schema brings along."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 READERS: Mapping[str, Callable[[Path], Iterator[Item]]] = {

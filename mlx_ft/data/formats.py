@@ -1,11 +1,11 @@
 """The rows of a file, typed, every one checked before anything else happens.
 
 Does: recognise each row's form, collect all that is wrong with its line number. Does not: parse
-files (`files.py`), render, tokenize, repair, or fetch anything.
+files (`files.py`), choose among rows (`row_keys.py`), render, tokenize, repair, or fetch anything.
 
 The forms: `messages` (with `tools`), ShareGPT's `conversations`, `prompt` and `completion`,
 `instruction`, `input` and `output`, and plain `text`. Of the other keys only `category` is read,
-and the one that a recipe names as a row's weight. Blank lines are ignored.
+and those that a recipe names. Blank lines are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlx_ft.data.messages import (
     tools_complaints,
 )
 from mlx_ft.data.problems import Problem, shown
-from mlx_ft.recipe_values import number_from_text
+from mlx_ft.data.row_keys import NO_KEYS, RowKeys, refusal, renamed, weight_and_order
 
 Form = Literal["messages", "conversations", "prompt/completion", "instruction/output", "text"]
 THINKING_MARK = "<think>"
@@ -49,15 +49,27 @@ class Row:
     tools: tuple[Mapping[str, Any], ...] | None
     category: str | None
     weight: float = 1.0
+    order: float | str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows that the recipe leaves out, by their lines, and why: "whose score is below 3"."""
+
+    why: str
+    lines: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """The good rows of a file in their order, and everything that is wrong with the others."""
+    """The good rows of a file in their order, everything that is wrong with the others, and those
+    that the recipe leaves out.
+    """
 
     path: Path
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def calls_text(message: Mapping[str, Any]) -> str:
@@ -108,19 +120,23 @@ def said_by_system(row: Row) -> str:
     return "\n".join(m["content"] for m in row.messages or () if m["role"] == "system")
 
 
-def read_rows(path: Path, weight_field: str | None = None) -> FileRows:
+def read_rows(path: Path, keys: RowKeys = NO_KEYS) -> FileRows:
     """Read a file of rows; whatever is in it, this raises nothing and lists problems.
 
-    `weight_field` is the key of a row's weight in the loss; a row without it weighs 1.
+    `keys` are those that a recipe names.
     """
     rows: list[Row] = []
     problems: list[Problem] = []
+    left_out: dict[str, list[int]] = {}
     try:
         for line, complaint, value in read_items(path):
+            row, complaints = None, [] if complaint is None else [complaint]
             if complaint is None:
-                complaints, row = _read_row(line, value, weight_field)
-            else:
-                complaints, row = [complaint], None
+                complaints, reason = refusal(value, keys)
+                if reason is not None:
+                    left_out.setdefault(reason, []).append(line)
+                elif not complaints:
+                    complaints, row = _read_row(line, value, keys)
             problems.extend(Problem(path, line, c.kind, c.found, c.fix) for c in complaints)
             if row is not None:
                 rows.append(row)
@@ -128,32 +144,36 @@ def read_rows(path: Path, weight_field: str | None = None) -> FileRows:
         found = f"cannot be read ({error.strerror or error})"
         problems.append(Problem(path, None, "cannot be read", found, "check the file"))
         return FileRows(path, (), tuple(problems))
+    gone = tuple(LeftOut(why, tuple(lines)) for why, lines in left_out.items())
     if not rows and not problems:
-        fix = "write one row a line"
-        problems.append(Problem(path, None, "empty", "there are no rows in it", fix))
+        found, fix = "there are no rows in it", "write one row a line"
+        if gone:
+            found, fix = "data.keep leaves out every row", "let more of them pass"
+        problems.append(Problem(path, None, "empty", found, fix))
     problems.extend(_mixed_forms(path, rows))
+    problems.extend(_mixed_orders(path, rows))
     problems.sort(key=lambda problem: problem.line or 0)
-    return FileRows(path, tuple(rows), tuple(problems))
+    return FileRows(path, tuple(rows), tuple(problems), gone)
 
 
-def _read_row(
-    line: int, value: Any, weight_field: str | None
-) -> tuple[list[Complaint], Row | None]:
+def _read_row(line: int, value: Any, keys: RowKeys) -> tuple[list[Complaint], Row | None]:
     if not isinstance(value, dict):
         found = f"not a JSON object but {shown(value)}"
         return [Complaint("not an object", found, f"write an object with {FORMS}")], None
+    weight, order, complaints = weight_and_order(value, keys)
+    value = renamed(value, keys)
     forms = _conversation_forms(value)
     if len(forms) > 1:
         found = f"has both {forms[0]} and {forms[1]}"
         return [Complaint("several forms", found, "keep one of them")], None
     form: Form | None = forms[0] if forms else "text" if "text" in value else None
     if form is None:
-        keys = ", ".join(shown(key) for key in list(value)[:6]) or "no keys"
-        found = f"not a known form of row ({keys})"
+        there = ", ".join(shown(key) for key in list(value)[:6]) or "no keys"
+        found = f"not a known form of row ({there})"
         return [Complaint("unknown form", found, f"write {FORMS}")], None
     if form == "conversations":
         value = {**value, "messages": conversation_messages(value["conversations"])}
-    complaints = _form_complaints(form, value) + tools_complaints(value.get("tools"))
+    complaints += _form_complaints(form, value) + tools_complaints(value.get("tools"))
     category = value.get("category")
     if not isinstance(category, str | int | float | None):
         found = f"category is {shown(category)}"
@@ -162,11 +182,6 @@ def _read_row(
     if form == "text" and value.get("tools"):
         fix = "remove them, or write the row as messages"
         complaints.append(Complaint("tools in plain text", "plain text cannot have tools", fix))
-    # A CSV file has texts only.
-    weight = 1 if weight_field is None else number_from_text(value.get(weight_field, 1))
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight < 1e6:
-        found = f"{weight_field} is {shown(weight)}, not a weight"
-        complaints.append(Complaint("weight not a number", found, "write a number from 0 on"))
     if complaints:
         return complaints, None
     return [], Row(
@@ -176,7 +191,8 @@ def _read_row(
         text=value["text"] if form == "text" else None,
         tools=tuple(value["tools"]) if value.get("tools") else None,
         category=None if category is None else str(category),
-        weight=float(weight),
+        weight=weight,
+        order=order,
     )
 
 
@@ -240,3 +256,12 @@ def _mixed_forms(path: Path, rows: list[Row]) -> list[Problem]:
         for row in rows
         if row.form != usual
     ]
+
+
+def _mixed_orders(path: Path, rows: list[Row]) -> list[Problem]:
+    """Return rows whose order is a text among numbers, which cannot be compared."""
+    texts = [row for row in rows if isinstance(row.order, str)]
+    if not 0 < len(texts) < sum(row.order is not None for row in rows):
+        return []
+    found, fix = "is ordered by a text where others are by a number", "write all in one way"
+    return [Problem(path, row.line, "another order", found, fix) for row in texts]

@@ -365,6 +365,22 @@ def lint(
     return hits
 
 
+def without_hits(
+    rows: Sequence[Row], names: Iterable[str]
+) -> tuple[Sequence[Row], dict[str, list[int]]]:
+    """Return the rows that none of the named rules hits, and the lines that each of them took.
+
+    Rules are asked one after the other, each of what the ones before it left.
+    """
+    wanted, taken = set(names), {}
+    for rule in RULES:
+        lines = rule.find(rows) if rule.name in wanted else []
+        if lines:
+            taken[rule.name], gone = lines, set(lines)
+            rows = [row for row in rows if row.line not in gone]
+    return rows, taken
+
+
 def hits_json(hits: Sequence[Hit]) -> list[Mapping[str, Any]]:
     """Return the hits as plain JSON for stats.json."""
     return [vars(hit) | {"lines": list(hit.lines)} for hit in hits]

@@ -14,8 +14,9 @@ from typing import Any
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.console import sparkline
 from mlx_ft.data.api_calls import check_rows
-from mlx_ft.data.formats import FileRows
-from mlx_ft.data.lint import hits_json, lint
+from mlx_ft.data.formats import FileRows, LeftOut
+from mlx_ft.data.lint import LISTED_LINES, hits_json, lint
+from mlx_ft.data.order import training_order
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_splits, sha256_of
@@ -24,7 +25,7 @@ from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.runs import write_json
-from mlx_ft.tokens import write_split
+from mlx_ft.tokens import take_rows, write_split
 
 # (share done, from 0 to 1, what is being done)
 Progress = Callable[[float, str], None]
@@ -77,11 +78,7 @@ def prepare_data(
         for split in SPLITS
         for problem in _split_problems(split, read[split], rendered[split])
     )
-    counted = {
-        split: split_statistics(rendered[split], renderer.stop_ids)
-        | {"sources": [{"path": str(file.path), "sha256": sha256_of(file.path)}]}
-        for split, file in read.items()
-    }
+    counted = {split: _counted(file, rendered[split], renderer) for split, file in read.items()}
     _say_what_happens(read, rendered, counted, data, say)
     shared = overlap(rendered["train"].tokens, rendered["valid"].tokens)
     stats = {
@@ -99,9 +96,22 @@ def prepare_data(
         ),
     }
     for split, result in rendered.items():
-        write_split(out / f"{split}.safetensors", result.tokens)
+        tokens = result.tokens
+        if split == "train" and data.in_order:
+            tokens = take_rows(tokens, training_order(result.kept, tokens.lengths.tolist(), data))
+        write_split(out / f"{split}.safetensors", tokens)
     _write_statistics(out / "stats.json", stats)
     return _summary(stats, renderer)
+
+
+def _counted(file: FileRows, split: RenderedSplit, renderer: ChatRenderer) -> dict[str, Any]:
+    return split_statistics(split, renderer.stop_ids) | {
+        "sources": [{"path": str(file.path), "sha256": sha256_of(file.path)}],
+        "left_out": [
+            {"why": gone.why, "count": len(gone.lines), "lines": gone.lines[:LISTED_LINES]}
+            for gone in file.left_out
+        ],
+    }
 
 
 def _rendered(
@@ -172,13 +182,12 @@ def _say_what_happens(
                 f"{path}: trained tokens weigh {weights.min():g} to {weights.max():g} in the loss, "
                 f"{weights.mean():.2f} on average"
             )
-        if result.overlong_lines:
-            lines = ", ".join(str(line) for line in result.overlong_lines[:10])
-            more = ", ..." if len(result.overlong_lines) > 10 else ""
-            say(
-                f"{path}: left out {len(result.overlong_lines):,} rows longer than "
-                f"{data.max_seq_length:,} tokens (line {lines}{more})"
-            )
+        too_long = LeftOut(f"longer than {data.max_seq_length:,} tokens", result.overlong_lines)
+        for gone in (*read[split].left_out, too_long):
+            if gone.lines:
+                lines = ", ".join(str(line) for line in gone.lines[:10])
+                more = ", ..." if len(gone.lines) > 10 else ""
+                say(f"{path}: left out {len(gone.lines):,} rows {gone.why} (line {lines}{more})")
         if data.mask_prompt and any(row.form == "text" for row in result.kept):
             say(f"{path}: plain text has no prompt to mask, every token of it is trained")
 

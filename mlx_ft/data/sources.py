@@ -15,8 +15,12 @@ from types import MappingProxyType
 from typing import Any
 
 from mlx_ft.data.files import READERS
-from mlx_ft.data.formats import FileRows, Row, read_rows, said, said_by_system
+from mlx_ft.data.formats import FileRows, LeftOut, Row, read_rows, said, said_by_system
+from mlx_ft.data.hub import fetched_folder
+from mlx_ft.data.lint import without_hits
+from mlx_ft.data.problems import Problem
 from mlx_ft.data.replay import prompts_sha256
+from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sketch import earlier_twins
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
@@ -34,7 +38,11 @@ MISSING_FIX = MappingProxyType(
 
 
 def folder_of(data: DataRecipe) -> Path:
-    """Return the recipe's folder, which may begin with `~`."""
+    """Return the recipe's folder, which may begin with `~`, or the one of a dataset of the Hub,
+    which is fetched if it is not there yet.
+    """
+    if data.from_hub:
+        return fetched_folder(data)
     return Path(os.path.expanduser(data.path))  # leaves an unknown ~user alone, pathlib raises
 
 
@@ -104,8 +112,8 @@ def read_splits(data: DataRecipe) -> dict[str, FileRows]:
     """Return the rows of both splits, with all that is wrong with them: as many of each as
     `data.limit` says, once rows are held out. Raises DataError when a file is missing.
     """
-    files = source_files(data)
-    read = {split: read_rows(path, data.weight_field) for split, path in files.items()}
+    files, keys = source_files(data), RowKeys.of(data)
+    read = {split: without_dropped(read_rows(path, keys), data) for split, path in files.items()}
     if data.holdout is not None and "valid" not in read:
         rest, held = hold_out(read["train"].rows, data.holdout, data.holdout_seed)
         whole = read["train"]
@@ -114,6 +122,19 @@ def read_splits(data: DataRecipe) -> dict[str, FileRows]:
             "valid": FileRows(whole.path, tuple(held), ()),
         }
     return {split: replace(file, rows=file.rows[: data.limit]) for split, file in read.items()}
+
+
+def without_dropped(file: FileRows, data: DataRecipe) -> FileRows:
+    """Return a file's rows without those that rules of `data.drop` hit."""
+    if not data.drop or file.problems:
+        return file
+    rows, taken = without_hits(file.rows, data.drop)
+    gone = tuple(LeftOut(f"hit by {rule}", tuple(lines)) for rule, lines in taken.items())
+    problems = file.problems
+    if not rows:
+        found = "data.drop leaves out every row"
+        problems = (Problem(file.path, None, "empty", found, "drop fewer"),)
+    return replace(file, rows=tuple(rows), problems=problems, left_out=(*file.left_out, *gone))
 
 
 def hold_out(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:

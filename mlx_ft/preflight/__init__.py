@@ -1,13 +1,17 @@
 """Small pure checks on what is known before training; nothing is changed, nothing is trained."""
 
-from mlx_ft.preflight.checks import CHECKS, run_checks
+from mlx_ft.preflight.checks import CHECKS, base_health, run_checks
 from mlx_ft.preflight.findings import Finding, PreflightInput, findings_json, raise_on_fail
+from mlx_ft.preflight.fit import fit_lines, fitting_sets
 
 __all__ = [
     "CHECKS",
     "Finding",
     "PreflightInput",
+    "base_health",
     "findings_json",
+    "fit_lines",
+    "fitting_sets",
     "raise_on_fail",
     "run_checks",
 ]

@@ -7,15 +7,16 @@ Does not: load weights, change the recipe, or stop anything (`raise_on_fail` doe
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mlx_ft.hardware import format_bytes
-from mlx_ft.preflight.findings import Finding, Level, PreflightInput
+from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted
+from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
 from mlx_ft.preflight.forecast import (
     adapted_modules,
     disk_forecast,
     parameters_from_file,
-    rough_training_memory_bytes,
     run_updates,
     trainable_parameters,
 )
@@ -27,6 +28,8 @@ MAX_PARAMETERS_PER_ROW = 50_000
 MIN_COVERAGE = 0.95
 MIN_VALIDATION_ROWS = 10
 TIGHT_DISK_SHARE = 0.9
+# Small sound models loop now and then; a broken one does nothing else.
+MAX_DEGENERATE_BASE = 0.3
 
 
 def _ok(check: str, measured: str, limit: str) -> Finding:
@@ -173,21 +176,24 @@ def disk(facts: PreflightInput) -> Finding:
 
 
 def memory(facts: PreflightInput) -> Finding:
-    """A rough look at the training peak; never more than a warning."""
+    """The training's peak against this machine's memory; a forecast, and so never more than a
+    warning.
+    """
     check, there = "memory", facts.machine.memory_bytes
-    limit = f"this machine has {format_bytes(there)}"
+    usable = usable_bytes(facts.machine.system, there)
+    limit = f"a training can use {format_bytes(usable)} of {format_bytes(there)} here"
     shape = model_shape(facts.model_config)
     if shape is None:
         return _not_computed(check, facts, limit)
-    need = rough_training_memory_bytes(facts, shape)
-    measured = f"roughly {format_bytes(need)} at the peak of training"
-    if need <= there:
+    need = forecast(facts, shape, facts.recipe.train)
+    measured = f"{format_bytes(need.peak_bytes)} at the peak of training, by forecast"
+    if need.peak_bytes <= usable:
         return _ok(check, measured, limit)
-    train = facts.recipe.train
-    ways = [] if train.low_memory else ["set train.low_memory: true"]
-    ways += [] if train.grad_checkpoint else ["set train.grad_checkpoint: true"]
-    ways += ["lower num_layers, micro_batch_tokens or max_seq_length"]
-    return Finding(check, "warn", measured, limit, ", or ".join(ways))
+    changes = changes_that_fit(facts, shape)
+    fix = "use a smaller model, or one of fewer bits; shorten the rows"
+    if changes is not None:
+        fix = f"--fit sets {', '.join(f'train.{key}: {value}' for key, value in changes.items())}"
+    return Finding(check, "warn", measured, limit, fix)
 
 
 def stop_token(facts: PreflightInput) -> Finding:
@@ -295,6 +301,35 @@ def tools(facts: PreflightInput) -> Finding:
     return Finding(check, "warn", measured, limit, fix)
 
 
+def family(facts: PreflightInput) -> Finding:
+    """Values that were tuned for another kind of model, and a model that nobody has looked at."""
+    check, tuned = "family", facts.recipe.preflight.family
+    there = str(facts.model_config.get("model_type", "unknown"))
+    if tuned is None:
+        return _ok(check, f"a {there} model; the recipe names no family", "none named")
+    limit = f"the recipe's values were tuned for {tuned} models"
+    if there == tuned:
+        return _ok(check, f"a {there} model", limit)
+    measured = f"a {there} model" + (", looked at by mlx-ft probe" if facts.probed else "")
+    if facts.probed:
+        fix = "compare rank, learning rate and modules with what its kind is trained with"
+        return Finding(check, "warn", measured, limit, fix)
+    fix = f"look at it first: mlx-ft probe {facts.recipe.model}"
+    return Finding(check, "fail", measured, limit, fix)
+
+
+def single_tokens(facts: PreflightInput) -> Finding:
+    """Marks that the tokenizer takes apart, so that the model has to spell what should be one."""
+    check, limit = "single_tokens", "each is one token"
+    if not facts.token_counts:
+        return _ok(check, "the recipe names none", limit)
+    split = [f"{text} is {count} tokens" for text, count in facts.token_counts if count != 1]
+    if not split:
+        return _ok(check, f"{len(facts.token_counts)} texts are one token each", limit)
+    fix = "use marks that this model's tokenizer has, or another model"
+    return Finding(check, "fail", ", ".join(split), limit, fix)
+
+
 CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     capacity,
     num_layers,
@@ -312,9 +347,31 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     thinking,
     lint,
     tools,
+    family,
+    single_tokens,
 )
 
 
+def base_health(
+    answers: int, degenerate: Sequence[tuple[str, str]], reasons: Mapping[Any, str]
+) -> Finding:
+    """A base model that loops or says nothing before it is trained, so that no training is to blame
+    for it; `degenerate` are (prompt, why).
+    """
+    check, share = "base_health", len(degenerate) / max(1, answers)
+    measured = f"{len(degenerate):,} of {answers:,} answers of the base model are degenerate"
+    limit = f"at most {MAX_DEGENERATE_BASE:.0%}"
+    if not degenerate:
+        return _ok(check, measured, limit)
+    named = "; ".join(f"{prompt}: {why}" for prompt, why in degenerate[:3])
+    fix = f"look at it with mlx-ft probe ({named})"
+    level: Level = "fail" if share > MAX_DEGENERATE_BASE else "warn"
+    return accepted(Finding(check, level, measured, limit, fix), reasons)
+
+
 def run_checks(facts: PreflightInput) -> tuple[Finding, ...]:
-    """Return one finding of every check, in the order of CHECKS."""
-    return tuple(check(facts) for check in CHECKS)
+    """Return one finding of every check, in the order of CHECKS; those that the recipe accepts as
+    failed are warnings.
+    """
+    reasons = facts.recipe.preflight.accept
+    return tuple(accepted(check(facts), reasons) for check in CHECKS)

@@ -1,7 +1,7 @@
-"""What a run will need, computed before it starts: adapter parameters, updates, disk, memory.
+"""What a run will need, computed before it starts: adapter parameters, updates, disk.
 
 Does: arithmetic on the recipe, the model's shape and the rows. Does not: judge (`checks.py`), load
-anything, or claim to be exact about memory: that figure is rough, and says so where it is shown.
+anything, or know about memory (`memory.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.preflight.findings import PreflightInput
 from mlx_ft.preflight.shapes import ModelShape, Module
 from mlx_ft.recipe import ExportRecipe, TrainRecipe
 from mlx_ft.recipe_values import optimizer_updates
@@ -20,8 +19,6 @@ FLOAT32_BYTES = 4
 HALF_BYTES = 2
 # Arrays of the adapter's size that each optimizer keeps, in float32 (mlx.optimizers).
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 1, "sgd": 1, "adafactor": 1, "lion": 1}
-# Logits are made in parts of 16 MiB, of which MLX has about twelve at a time (train/losses.py).
-LOGITS_IN_FLIGHT_BYTES = 12 * (16 << 20)
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class DiskForecast:
         return self.train_bytes + self.fused_bytes + self.quantized_bytes
 
 
-def _adapted_layers(shape: ModelShape, train: TrainRecipe) -> tuple[tuple[Module, ...], ...]:
+def adapted_layers(shape: ModelShape, train: TrainRecipe) -> tuple[tuple[Module, ...], ...]:
     """Return the top `num_layers` layers; all of them when it is -1, or more than there are."""
     return shape.layers if train.num_layers < 0 else shape.layers[-train.num_layers :]
 
@@ -48,7 +45,7 @@ def adapted_modules(shape: ModelShape, train: TrainRecipe) -> tuple[Module, ...]
     Without keys: every linear layer of the top `num_layers` layers. With keys: those of these
     names, and modules outside the layers (`lm_head`) that are named.
     """
-    top = [module for layer in _adapted_layers(shape, train) for module in layer]
+    top = [module for layer in adapted_layers(shape, train) for module in layer]
     keys = train.lora_parameters.keys
     if keys is None:
         return tuple(top)
@@ -105,42 +102,3 @@ def disk_forecast(
         fused_bytes=parameters * HALF_BYTES,
         quantized_bytes=round(parameters * each),
     )
-
-
-def rough_training_memory_bytes(facts: PreflightInput, shape: ModelShape) -> int:
-    """Return a rough estimate of the training peak: weights, optimizer, activations and logits.
-
-    Weights are as in the file on Metal and with low_memory, which holds no frozen layer; float32 on
-    a CPU otherwise.
-    """
-    train = facts.recipe.train
-    as_stored = facts.machine.system == "Darwin" or train.low_memory
-    held = _held_parameters(shape, train)
-    weights = held * facts.model_bytes // shape.parameters if as_stored else held * FLOAT32_BYTES
-    states = 2 + OPTIMIZER_STATES[train.optimizer]  # and the adapter itself, and its gradient
-    optimizer = trainable_parameters(shape, train) * FLOAT32_BYTES * states
-    length = int(facts.train_stats["longest_kept"])
-    all_rows = min(train.batch_size, facts.rows) * length
-    tokens = min(all_rows, max(length, train.micro_batch_tokens))
-    activations = _activation_bytes(shape, train, tokens, length) * (1 if as_stored else 2)
-    # Themselves, softmax and gradient; they are made in parts.
-    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * 3, LOGITS_IN_FLIGHT_BYTES)
-    return weights + optimizer + activations + logits
-
-
-def _held_parameters(shape: ModelShape, train: TrainRecipe) -> int:
-    if not train.low_memory:
-        return shape.parameters
-    top = [module for layer in _adapted_layers(shape, train) for module in layer]
-    return sum(module.parameters for module in (*shape.roots, *top))
-
-
-def _activation_bytes(shape: ModelShape, train: TrainRecipe, tokens: int, length: int) -> int:
-    """Return bytes at 16 bits: s b h (34 + 5 a s / h) a layer (Korthikanti et al. 2022, arXiv
-    2205.05198, section 4.1); with checkpointing one layer's, and 2 s b h for each layer's input.
-    """
-    layers = len(_adapted_layers(shape, train))
-    of_layer = tokens * (34 * shape.hidden_size + 5 * shape.heads * length)
-    if not train.grad_checkpoint:
-        return of_layer * layers
-    return of_layer + HALF_BYTES * tokens * shape.hidden_size * layers

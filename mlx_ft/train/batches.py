@@ -1,6 +1,7 @@
 """Which rows are trained together, and when. Pure: numpy and integers, no model.
 
-Every epoch visits every row once, in batches of rows of similar length whose order is shuffled.
+Every epoch visits every row once, in batches of rows of similar length whose order is shuffled, or
+in the rows' own order where a recipe wants that.
 The plan depends on (lengths, batch_size, seed, epoch) alone, so a resumed run finds its place by
 counting.
 """
@@ -30,10 +31,19 @@ class MiniBatch:
 
 
 def plan_epoch(
-    lengths: Sequence[int] | npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int
+    lengths: Sequence[int] | npt.NDArray[np.int64],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
 ) -> list[Indices]:
-    """Return the epoch's batches of row indices; the last, smaller batch is one of them."""
+    """Return the epoch's batches of row indices; the last, smaller batch is one of them.
+
+    Without `shuffle` they are the rows as they stand.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
+    if not shuffle:
+        return np.split(np.arange(len(lengths)), range(batch_size, len(lengths), batch_size))
     generator = np.random.default_rng([seed, epoch])
     jittered = lengths * generator.uniform(1.0, 1.0 + LENGTH_JITTER, size=len(lengths))
     # Ties would otherwise stay in file order.
@@ -65,11 +75,12 @@ def plan_run(
     seed: int,
     iterations: int,
     start: int = 0,
+    shuffle: bool = True,
 ) -> Iterator[MiniBatch]:
     """Yield the mini-batches after iteration `start` up to `iterations`, epoch after epoch."""
     per_epoch = batches_per_epoch(len(lengths), batch_size)
     for epoch in range(start // per_epoch, -(-iterations // per_epoch)):
-        for offset, rows in enumerate(plan_epoch(lengths, batch_size, seed, epoch)):
+        for offset, rows in enumerate(plan_epoch(lengths, batch_size, seed, epoch, shuffle)):
             iteration = epoch * per_epoch + offset + 1
             if start < iteration <= iterations:
                 yield MiniBatch(iteration, epoch, tuple(int(row) for row in rows))

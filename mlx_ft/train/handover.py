@@ -31,7 +31,8 @@ class TrainStage:
     """Inputs of the stage: the recipe, where model and rows are, where results go.
 
     `inputs` is the hash that a checkpoint must carry to be continued, `prefix_folder` keeps what
-    frozen layers give out, `look_prompts` are answered before anything is merged.
+    frozen layers give out, `look_prompts` are answered before anything is merged, and the answers
+    judged if `judge_look`.
     """
 
     recipe: Recipe
@@ -43,6 +44,7 @@ class TrainStage:
     prefix_limit_bytes: int
     prefix_folder: Path
     look_prompts: Sequence[Prompt]
+    judge_look: bool = True
 
 
 @dataclass(frozen=True)

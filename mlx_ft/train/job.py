@@ -26,7 +26,8 @@ class TrainingJob:
 
     `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
     Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
-    goes into, or in memory up to `prefix_limit_bytes`.
+    goes into, or in memory up to `prefix_limit_bytes`. Without `shuffle` rows are trained as they
+    stand in every epoch.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class TrainingJob:
     prefix_limit_bytes: int
     prefix_folder: Path | None
     computed_by: str
+    shuffle: bool = True
 
 
 @dataclass(frozen=True)

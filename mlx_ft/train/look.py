@@ -35,7 +35,7 @@ class LookSample:
 def look(
     loaded: LoadedModel, prompts: Sequence[Prompt], file: Path, say: Callable[[str], None]
 ) -> tuple[LookSample, ...]:
-    """Generate, show and write the samples (JSONL); raise GateFailed when they are degenerate."""
+    """Generate, show and write the samples (JSONL)."""
     ids = [loaded.renderer.prompt_ids(prompt.messages, prompt.tools) for prompt in prompts]
     answers = generate(loaded, ids, max_tokens=MAX_TOKENS)
     samples = tuple(
@@ -55,7 +55,6 @@ def look(
         say(f"  > {sample.messages[-1].get('content', '')}")
         mark = f"  [{sample.degenerate}]" if sample.degenerate else ""
         say("    " + sample.text.strip().replace("\n", "\n    ") + mark)
-    require_sane(samples)
     return samples
 
 

@@ -97,8 +97,10 @@ class _Run:
 
     def plan(self, start: int) -> Iterator[MiniBatch]:
         """Return the mini-batches after iteration `start`."""
-        recipe, rows = self.job.recipe, self.job.train_rows
-        return plan_run(rows.lengths, recipe.batch_size, recipe.seed, self.job.iterations, start)
+        job = self.job
+        batch_size, seed = job.recipe.batch_size, job.recipe.seed
+        lengths = job.train_rows.lengths
+        return plan_run(lengths, batch_size, seed, job.iterations, start, job.shuffle)
 
     def _count_cost(self) -> None:
         """Add up the work of the whole run, known from the plan, so that time left is honest."""

@@ -31,7 +31,7 @@ from mlx_ft.train.batches import total_iterations, total_updates
 from mlx_ft.train.forward import choose_forward
 from mlx_ft.train.handover import TrainStage
 from mlx_ft.train.job import Listener, TrainingJob, TrainingResult, result_info
-from mlx_ft.train.look import look
+from mlx_ft.train.look import look, require_sane
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 
@@ -72,7 +72,9 @@ def run_train_stage(
     console.say("looking at five answers before anything is merged")
     # Not held expanded here either: it would need what the training was to do without.
     tuned = _load(stage, adapter, low_memory)
-    look(tuned, stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    samples = look(tuned, stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    if stage.judge_look:
+        require_sane(samples)
     del tuned
     release()
     return info
@@ -141,6 +143,7 @@ def _job(
         prefix_limit_bytes=0 if train_recipe.prefix_cache == "off" else stage.prefix_limit_bytes,
         prefix_folder=stage.prefix_folder if train_recipe.prefix_cache == "disk" else None,
         computed_by=_computed_by(stage, loaded, forward.frozen_layers),
+        shuffle=not stage.recipe.data.in_order,
     )
 
 

@@ -18,6 +18,7 @@ from mlx_ft.data.files import READERS, read_items
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.messages import OTHER_NAMES, message_complaints
 from mlx_ft.data.render import render_split
+from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
 from mlx_ft.recipe import DataRecipe
@@ -144,10 +145,10 @@ def test_a_long_cell_is_read(tmp_path: Path) -> None:
 def test_the_weight_of_a_row_may_be_text(tmp_path: Path, ending: str) -> None:
     rows = [pair | {"quality": text} for pair, text in zip(PAIRS, ("2", "0.5", "1e1"), strict=True)]
     WRITERS[ending](tmp_path / f"train{ending}", rows)
-    read = read_rows(tmp_path / f"train{ending}", "quality")
+    read = read_rows(tmp_path / f"train{ending}", RowKeys(weight="quality"))
     assert read.problems == () and [row.weight for row in read.rows] == [2, 0.5, 10]
     WRITERS[ending](tmp_path / f"train{ending}", [PAIRS[0] | {"quality": "high"}])
-    (problem,) = read_rows(tmp_path / f"train{ending}", "quality").problems
+    (problem,) = read_rows(tmp_path / f"train{ending}", RowKeys(weight="quality")).problems
     assert problem.found == "quality is 'high', not a weight"
 
 

@@ -14,6 +14,7 @@ from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.prepare import prepare_data
 from mlx_ft.data.render import render_split
+from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.weighting import span_weights
 from mlx_ft.errors import DataError
 from mlx_ft.recipe import DataRecipe, LossWeight
@@ -142,5 +143,5 @@ def test_dropped_rows_take_their_weights_along(tmp_path: Path, renderer: ChatRen
     rows = [row("a " * 200, heft=7), row("hello", heft=2)]
     path = write(tmp_path / "rows", rows) / "train.jsonl"
     recipe = DataRecipe(path=str(path.parent), weight_field="heft", max_seq_length=64)
-    split = render_split(path, read_rows(path, "heft").rows, renderer, recipe)
+    split = render_split(path, read_rows(path, RowKeys(weight="heft")).rows, renderer, recipe)
     assert split.overlong_lines == (1,) and set(split.tokens.row_weights(0).tolist()) == {2.0}

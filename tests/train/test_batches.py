@@ -73,3 +73,16 @@ def test_counts() -> None:
 def test_validation_is_a_fixed_set_by_length() -> None:
     assert plan_validation([5, 3, 9, 1], 2, -1) == [(3, 1), (0, 2)]
     assert plan_validation([5, 3, 9, 1], 2, 1) == [(1, 0)]
+
+
+@given(LENGTHS, st.integers(1, 9), st.integers(0, 9))
+def test_without_shuffling_rows_come_as_they_stand_in_every_epoch(
+    lengths: list[int], batch_size: int, epoch: int
+) -> None:
+    batches = plan_epoch(lengths, batch_size, 0, epoch, shuffle=False)
+    assert np.concatenate(batches).tolist() == list(range(len(lengths)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    whole = list(plan_run(lengths, batch_size, 3, 2 * len(batches), shuffle=False))
+    again = plan_run(lengths, batch_size, 4, 2 * len(batches), len(batches), shuffle=False)
+    assert list(again) == whole[len(batches) :]
+    assert [b.rows for b in whole[: len(batches)]] == [b.rows for b in whole[len(batches) :]]

@@ -88,8 +88,9 @@ def test_a_random_model_is_caught_and_its_answers_are_kept(
     """A model that learned nothing repeats itself: real answers, stopped, shown and on disk."""
     said: list[str] = []
     file = tmp_path / "samples.jsonl"
+    samples = look(loaded, choose_prompts([("a", Prompt(user("the fox")))]), file, said.append)
     with pytest.raises(GateFailed) as caught:
-        look(loaded, choose_prompts([("a", Prompt(user("the fox")))]), file, said.append)
+        require_sane(samples)
     rows = read_json_lines(file)
     assert [row["messages"] for row in rows] == [
         user("the fox"),

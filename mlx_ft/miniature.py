@@ -1,0 +1,94 @@
+"""A random two-layer model of a real one's kind, with its tokenizer: every stage in seconds.
+
+Does: narrow a config, fill a model of it with random weights, write it as a model folder. Does not:
+say anything about memory, speed or quality of the real model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault, ModelError
+from mlx_ft.models import ResolvedModel
+from mlx_ft.recipe import Recipe
+
+LAYERS = 2
+# Small, and divisible by every group size of a quantization. Keys as in the configs of mlx-lm.
+NARROW: Mapping[str, int] = {
+    "num_hidden_layers": LAYERS,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+}
+# One entry a layer, or a list of layers.
+PER_LAYER = ("layer_types", "no_rope_layers", "mlp_only_layers")
+
+
+def miniature_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's config with two narrow layers; its vocabulary and all else stay."""
+    small: dict[str, Any] = {
+        key: min(value, NARROW[key]) if key in NARROW and isinstance(value, int) else value
+        for key, value in config.items()
+    }
+    for key in PER_LAYER:
+        if isinstance(small.get(key), list):
+            small[key] = [] if key == "mlp_only_layers" else small[key][:LAYERS]
+    heads = config.get("num_key_value_heads")
+    if heads is not None and heads == config.get("num_attention_heads"):
+        small["num_key_value_heads"] = small["num_attention_heads"]
+    if isinstance(small.get("text_config"), Mapping):
+        small["text_config"] = miniature_config(small["text_config"])
+    return small
+
+
+def write_miniature(model: ResolvedModel, folder: Path) -> None:
+    """Write the miniature of a model as a model folder, quantized as the model is.
+
+    Raises ModelError when mlx-lm does not have the architecture, or not in this size.
+    """
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.utils import _get_classes
+
+    from mlx_ft.export.folders import write_model_folder
+
+    config = miniature_config(model.config)
+    try:
+        model_class, arguments_class = _get_classes(config)
+        mx.random.seed(0)
+        small = model_class(arguments_class.from_dict(config))
+        small(mx.array([[0, 1]]))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        found = f"no miniature of a {model.model_type} model can be made ({error})"
+        raise ModelError(Fault(model.name, found, "rehearse without --miniature")) from error
+    quantization = config.get("quantization")
+    if isinstance(quantization, Mapping):
+        bits, group_size = quantization.get("bits", 4), quantization.get("group_size", 64)
+        nn.quantize(small, group_size=group_size, bits=bits)
+        config["quantization"] = {"group_size": group_size, "bits": bits}
+        config.pop("quantization_config", None)
+    write_model_folder(folder, model.path, small, config, f"# Miniature of {model.name}\n")
+
+
+def miniature_sets(recipe: Recipe, layers: int, folder: Path) -> tuple[str, ...]:
+    """Return the `KEY=VALUE` settings that put the miniature in the place of a recipe's model of so
+    many layers: frozen layers stay if there were some.
+    """
+    wanted = recipe.train.num_layers
+    frozen = 0 < wanted < layers
+    return (
+        f"model={folder}",
+        "revision=null",
+        f"train.num_layers={1 if frozen else -1}",
+        "train.resume_adapter_file=null",
+    )

@@ -1,0 +1,115 @@
+"""How much memory a training takes at its peak, from shapes alone.
+
+Does: add up weights, adapter, optimizer, activations and logits in each part of a training. Does
+not: measure, judge, or know what a machine has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_ft.preflight.forecast import (
+    FLOAT32_BYTES,
+    OPTIMIZER_STATES,
+    adapted_layers,
+    trainable_parameters,
+)
+from mlx_ft.preflight.shapes import ModelShape, Module
+from mlx_ft.recipe import TrainRecipe
+
+# Frozen layers take rows in groups of so many padded tokens (train/prefix.py).
+GROUP_TOKENS = 1024
+# Logits are made in parts of 16 MiB, of which MLX has about twelve at a time (train/losses.py).
+LOGITS_IN_FLIGHT_BYTES = 12 * (16 << 20)
+# Arrays of a vocabulary's width that loss and gradient of a few positions need.
+LOGITS_ARRAYS = 5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How weights are held: bytes for each parameter, and for each number that is computed."""
+
+    stored_bytes_each: float
+    computed_bytes_each: int = FLOAT32_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes at the peak of the two parts of a training: while the frozen layers are there, and
+    while steps are made.
+    """
+
+    frozen_layers_bytes: int
+    steps_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.frozen_layers_bytes, self.steps_bytes)
+
+
+def training_memory(
+    shape: ModelShape, train: TrainRecipe, weights: Weights, longest: int, rows_at_once: int
+) -> MemoryForecast:
+    """Return the forecast of a training whose longest row has `longest` tokens, of at most
+    `rows_at_once` rows in a mini-batch.
+    """
+    top = [module for layer in adapted_layers(shape, train) for module in layer]
+    of_top = _parameters(top) * weights.stored_bytes_each
+    of_roots = _parameters(shape.roots) * weights.stored_bytes_each
+    whole = of_top + of_roots if train.low_memory else shape.parameters * weights.stored_bytes_each
+    adapter = trainable_parameters(shape, train) * FLOAT32_BYTES
+    tokens = min(rows_at_once * longest, max(longest, train.micro_batch_tokens))
+    # While frozen layers are there, so is the adapter; nothing is kept for a backward pass.
+    group = max(longest, min(GROUP_TOKENS, tokens))
+    frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
+    states = 1 + GRADIENTS + OPTIMIZER_STATES[train.optimizer]
+    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, LOGITS_IN_FLIGHT_BYTES)
+    all_frozen_gone = len(adapted_layers(shape, train)) < len(shape.layers)
+    steps = (of_top + of_roots if all_frozen_gone else whole) + states * adapter
+    steps += _activations(shape, train, tokens, longest) * weights.computed_bytes_each + logits
+    return MemoryForecast(round(frozen), round(steps))
+
+
+# The gradient, and the sum of gradients of the mini-batch so far.
+GRADIENTS = 2
+# Layers whose values are there at once in a forward pass.
+PREFIX_LAYERS = 2
+
+
+def _parameters(modules: list[Module] | tuple[Module, ...]) -> int:
+    return sum(module.parameters for module in modules)
+
+
+def _widest(shape: ModelShape) -> int:
+    """Return the numbers that one token's values are within a layer, all of them together."""
+    return _saved_a_token(shape.layers[-1], shape.hidden_size)
+
+
+def _saved_a_token(layer: tuple[Module, ...], hidden: int) -> int:
+    """Return how many numbers of a token a layer keeps for its backward pass.
+
+    The residual stream twice and its norms (4 hidden); queries and their outputs, keys and values;
+    gate, its sigmoid, up and their product.
+    """
+    width = {module.name.rsplit(".", 1)[-1]: module.outputs for module in layer}
+    experts = max((module.experts for module in layer), default=1)
+    inner = width.get("gate_proj", 4 * hidden) * (1 if experts == 1 else EXPERTS_A_TOKEN)
+    attention = 2 * width["q_proj"] + width["k_proj"] + width["v_proj"]
+    return 4 * hidden + attention + 4 * inner
+
+
+# Of a mixture, the usual number that each token goes through.
+EXPERTS_A_TOKEN = 8
+
+
+def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: int) -> int:
+    """Return the numbers that a forward pass keeps for the backward pass: of every trained layer,
+    or with checkpoints the input of each and all of one.
+    """
+    layers = len(adapted_layers(shape, train))
+    # Attention keeps its exponentials, those under the causal mask's diagonal in blocks.
+    of_layer = tokens * (_widest(shape) + shape.heads * longest // 2)
+    backward = tokens * _widest(shape)
+    if train.grad_checkpoint:
+        return of_layer + backward + tokens * shape.hidden_size * layers
+    return of_layer * layers + backward
