@@ -9,18 +9,20 @@ Does not: load models, import MLX, or offer any way to prompt a chat model with 
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_ft.chat_files import ANY_STRFTIME_CALL, load_tokenizer, pin_date, stop_ids_of
 from mlx_ft.errors import Fault, ModelError
 
 Message = Mapping[str, Any]
+# A conversation (messages, tools) on its way to a row: it gives texts and is given their ids.
+Conversation = tuple[Sequence[Message], Sequence[Mapping[str, Any]] | None]
 
 # Rendered into every fingerprint: one turn, a system prompt with two turns, a follow-up.
 CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
@@ -33,8 +35,6 @@ CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     ),
     ({"role": "user", "content": "  Zwölf Boxkämpfer\njagen 12345 🦊\t"},),
 )
-STRFTIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-ANY_STRFTIME_CALL = re.compile(r"strftime_now\s*\(")
 
 
 class RowRefused(ValueError):
@@ -50,51 +50,6 @@ class RenderedRow:
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.trained)
-
-
-def pin_date(template: str, day: datetime.date) -> str:
-    """Return the template with each literal `strftime_now("...")` replaced by the text for `day`.
-
-    Templates of the Llama 3 family print today's date, so that a prompt would change overnight.
-    """
-
-    def replacement(match: re.Match[str]) -> str:
-        return json.dumps(day.strftime(match.group(2)))
-
-    return STRFTIME_CALL.sub(replacement, template)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    # That PyTorch is not installed is no news to a user of MLX.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # a broken file raises anything, a bare Exception out of Rust too
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(
-            Fault(str(folder), f"no usable tokenizer ({first_line})", "use a complete model folder")
-        ) from error
-
-
-def _stop_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
-    """Return every id that ends generation: the tokenizer's, and those of the model's own files."""
-    found: set[int] = set()
-    if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if path.exists():
-            try:
-                value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            except (OSError, ValueError, AttributeError) as error:
-                raise ModelError(
-                    Fault(str(path), f"not a JSON object ({error})", "download it again")
-                ) from error
-            values = value if isinstance(value, list) else [value]
-            found.update(int(v) for v in values if isinstance(v, int))
-    return frozenset(found)
 
 
 def _spoken(message: Message) -> str:
@@ -124,7 +79,7 @@ class ChatRenderer:
         Raises ModelError when there is no tokenizer, no chat template, no stop token, or a template
         that cannot render a plain conversation.
         """
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         if not isinstance(tokenizer.chat_template, str | dict) or not tokenizer.chat_template:
             raise ModelError(
                 Fault(
@@ -133,7 +88,7 @@ class ChatRenderer:
                     "use an instruct model, or add chat_template.jinja to the folder",
                 )
             )
-        stop_ids = _stop_ids(tokenizer, folder)
+        stop_ids = stop_ids_of(tokenizer, folder)
         if not stop_ids:
             raise ModelError(
                 Fault(str(folder), "no stop token is defined", "set eos_token in its tokenizer")
@@ -222,7 +177,69 @@ class ChatRenderer:
         begins), when a turn has no stop token or one inside its text (then the model would stop
         there, and never say the rest), or when nothing would be trained.
         """
-        ids = self._encode(self._render(messages, tools, add_generation_prompt=False))
+        (row,) = self.training_rows([(messages, tools)], mask_prompt=mask_prompt)
+        if isinstance(row, RowRefused):
+            raise row
+        return row
+
+    def training_rows(
+        self, conversations: Sequence[Conversation], *, mask_prompt: bool
+    ) -> list[RenderedRow | RowRefused]:
+        """Return what `training_row` returns or raises for each conversation, much faster: their
+        texts go to the tokenizer together.
+        """
+        rows: dict[int, RenderedRow | RowRefused] = {}
+        steps = {
+            index: self._row_steps(messages, tools, mask_prompt)
+            for index, (messages, tools) in enumerate(conversations)
+        }
+        answers: dict[int, list[int] | RowRefused | None] = dict.fromkeys(steps)
+        while answers:
+            texts: dict[int, str] = {}
+            for index, ids in answers.items():
+                try:
+                    if isinstance(ids, RowRefused):
+                        texts[index] = steps[index].throw(ids)
+                    else:
+                        texts[index] = steps[index].send(ids)  # type: ignore[arg-type]  # None begins
+                except StopIteration as end:
+                    rows[index] = end.value
+                except RowRefused as refused:
+                    rows[index] = refused
+            encoded = self._encode_together(list(texts.values()))
+            answers = dict(zip(texts, encoded, strict=True))
+        return [rows[index] for index in range(len(conversations))]
+
+    def _encode_together(self, texts: Sequence[str]) -> Sequence[list[int] | RowRefused]:
+        if not texts:
+            return []
+        try:
+            together = self.tokenizer(
+                list(texts),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        except TypeError:  # one of them has half of a surrogate pair
+            return [self._encode_or_refusal(text) for text in texts]
+        encoded: list[list[int]] = together["input_ids"]
+        return encoded
+
+    def _encode_or_refusal(self, text: str) -> list[int] | RowRefused:
+        try:
+            return self._encode(text)
+        except RowRefused as refused:
+            return refused
+
+    def _row_steps(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        mask_prompt: bool,
+    ) -> Generator[str, list[int], RenderedRow]:
+        """Yield the texts of a conversation that are to be encoded, and return its row."""
+        ids = yield self._render(messages, tools, add_generation_prompt=False)
         if not ids:
             raise RowRefused("the chat template renders nothing")
         if not mask_prompt:
@@ -231,7 +248,7 @@ class ChatRenderer:
         for index, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            start, stop = self._answer_span(ids, messages, index, tools)
+            start, stop = yield from self._answer_span(ids, messages, index, tools)
             trained[start:stop] = [True] * (stop - start)
         if not any(trained):
             raise RowRefused("no assistant turn, so nothing would be trained")
@@ -243,23 +260,23 @@ class ChatRenderer:
         messages: Sequence[Message],
         index: int,
         tools: Sequence[Mapping[str, Any]] | None,
-    ) -> tuple[int, int]:
+    ) -> Generator[str, list[int], tuple[int, int]]:
         """Return [start, stop) of the assistant turn `index` in the whole conversation's ids."""
-        prompt = self.prompt_ids(messages[:index], tools)
+        prompt = yield self._render(messages[:index], tools, add_generation_prompt=True)
         if ids[: len(prompt)] != prompt:
             raise RowRefused(
                 f"the prompt of turn {index + 1} is not a token prefix of the conversation, so the "
                 f"template renders this turn differently in training than in use "
                 f"(enable_thinking is {str(self.enable_thinking).lower()})"
             )
-        if self.stop_ids.intersection(self._encode(_spoken(messages[index]))):
+        spoken = _spoken(messages[index])
+        if self._may_hold_a_stop(spoken) and self.stop_ids.intersection((yield spoken)):
             raise RowRefused(f"turn {index + 1} has a stop token inside its text")
         # What follows the last turn (an end-of-text token, say) is not there in the middle, so the
         # turn is compared up to its stop token and no further.
         alone = ids
         if index + 1 < len(messages):
-            upto = self._render(messages[: index + 1], tools, add_generation_prompt=False)
-            alone = self._encode(upto)
+            alone = yield self._render(messages[: index + 1], tools, add_generation_prompt=False)
         stop = next((i for i in range(len(prompt), len(alone)) if alone[i] in self.stop_ids), None)
         if stop is None:
             raise RowRefused(f"the template ends turn {index + 1} without a stop token")
@@ -268,6 +285,24 @@ class ChatRenderer:
                 f"turn {index + 1} is rendered differently once another turn follows it"
             )
         return len(prompt), stop + 1
+
+    def _may_hold_a_stop(self, text: str) -> bool:
+        """Return False when no token of a text can be a stop token: all of these are marks that are
+        looked for as they are written, and none is there.
+        """
+        marks = self._stop_marks
+        return marks is None or any(mark in text for mark in marks)
+
+    @functools.cached_property
+    def _stop_marks(self) -> tuple[str, ...] | None:
+        """The stop tokens' texts, or None where one is a word of the vocabulary or is looked for in
+        a text that has been normalised.
+        """
+        added = self.tokenizer.added_tokens_decoder
+        found = [added.get(token) for token in self.stop_ids]
+        if any(token is None or token.normalized for token in found):
+            return None
+        return tuple(str(token.content) for token in found if token is not None)
 
     def training_spans(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None

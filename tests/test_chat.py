@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from mlx_ft.chat import ChatRenderer, Message, RenderedRow, RowRefused, pin_date
+from mlx_ft.chat import ChatRenderer, Message, RenderedRow, RowRefused
+from mlx_ft.chat_files import pin_date
 from mlx_ft.errors import ModelError
 from tests.tiny import CHATML_TEMPLATE, SPECIAL_TOKENS, write_tiny_tokenizer
 
@@ -596,3 +597,49 @@ def test_decoding_leaves_control_tokens_out_or_spells_them(renderer: ChatRendere
     ids = renderer.training_row(CONVERSATIONS[0], mask_prompt=True).ids
     assert STOP in renderer.decode_raw(ids) and STOP not in renderer.decode(ids)
     assert "It is 4." in renderer.decode(ids)
+
+
+def test_rows_together_are_the_rows_one_by_one(renderer: ChatRenderer) -> None:
+    """Refused ones too, each with its own reason, whatever stands beside it."""
+
+    def talk(*texts: str) -> list[Message]:
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    conversations = [
+        talk("hello", "I am fine"),
+        talk("a", "b", "c", "d"),
+        talk("stop?", "it says <|im_end|> here"),
+        talk("half", "of a pair \ud800"),
+        talk("nobody answers"),
+        [{"role": "wizard", "content": "x"}],
+        [],
+        *(talk(f"question {n}", "answer " * n) for n in range(1, 20)),
+    ]
+
+    def alone(messages: list[Message]) -> RenderedRow | str:
+        try:
+            return renderer.training_row(messages, mask_prompt=True)
+        except RowRefused as refused:
+            return str(refused)
+
+    together = renderer.training_rows([(m, None) for m in conversations], mask_prompt=True)
+    assert [str(r) if isinstance(r, RowRefused) else r for r in together] == [
+        alone(messages) for messages in conversations
+    ]
+    assert sum(isinstance(row, RowRefused) for row in together) == 5
+
+
+def test_a_stop_token_is_looked_for_by_its_text_only_where_that_is_enough(
+    renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert renderer._stop_marks == ("<|im_end|>",)
+    assert renderer._may_hold_a_stop("it ends <|im_end|>")
+    assert not renderer._may_hold_a_stop("it goes on")
+    word = ChatRenderer(
+        renderer.tokenizer,
+        frozenset(renderer._encode("fox")),
+        enable_thinking=False,
+        date="2025-01-01",
+    )
+    assert word._stop_marks is None and word._may_hold_a_stop("anything")

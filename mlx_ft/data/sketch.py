@@ -43,8 +43,18 @@ def word_runs(words: Sequence[str], count: int) -> Iterator[str]:
 
 def shingles_of(text: str) -> Shingles:
     """Return checksums of the text's word runs, each once, in order."""
-    sums = [zlib.crc32(run.encode()) for run in word_runs(words_of(text), SHINGLE_WORDS)]
-    return np.unique(np.array(sums, dtype=np.uint64))
+    words = [zlib.crc32(word.encode()) for word in words_of(text)]
+    runs = len(words) - SHINGLE_WORDS + 1
+    if runs <= 0:
+        return np.empty(0, np.uint64)
+    sums = np.array(words, dtype=np.uint64)
+    with np.errstate(over="ignore"):  # modulo 2 ** 64 is what is wanted
+        # The places of words within a run differ by their multipliers.
+        of_runs = sum(
+            sums[place : place + runs] * MULTIPLIERS[place] for place in range(SHINGLE_WORDS)
+        )
+        mixed = (of_runs ^ (of_runs >> np.uint64(29))) * MULTIPLIERS[SHINGLE_WORDS]
+    return np.unique(mixed)
 
 
 def bands_of(shingles: Shingles) -> list[bytes]:

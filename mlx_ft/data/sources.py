@@ -28,7 +28,7 @@ from mlx_ft.runs import file_sha256
 
 SPLITS = ("train", "valid")
 # Raise the number whenever the same rows would be written differently: older runs are then redone.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MISSING_FIX = MappingProxyType(
     {
         "train": "write the training rows there, one JSON object a line",
