@@ -187,8 +187,10 @@ def _scores(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
             rows.append([suite, shown, q.score(result.get("mean")), interval, result.get("n")])
     yield from _table(["suite", "model", "mean score (0 to 1)", "95 % interval", "prompts"], rows)
     yield ""
-    yield "Greedy answers. base: before training; adapter: base with the trained adapter; fused: "
-    yield "both in one, 16 bits; quantized: that one again, with fewer bits."
+    yield (
+        "Greedy answers. base: before training; adapter: base with the trained adapter; fused: "
+        "both in one, 16 bits; quantized: that one again, with fewer bits."
+    )
 
 
 def _export(document: Mapping[str, Any]) -> Iterator[str]:
@@ -241,7 +243,7 @@ def _recipe(document: Mapping[str, Any]) -> Iterator[str]:
     values = public_value(document["recipe"]["values"])
     yield "## Recipe"
     yield ""
-    yield "Every value of it (JSON is YAML too); paths are cut to their last name."
+    yield "Every value of it (JSON is YAML too); a path that leads elsewhere is cut to its last name."
     yield ""
     yield "```json"
     yield json.dumps(values, indent=1, ensure_ascii=True).replace("`", "\\u0060")
