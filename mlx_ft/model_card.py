@@ -182,7 +182,9 @@ def _scores(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
     for suite, columns in document["eval"].items():
         for column in ordered_columns(columns):
             result = columns[column]
-            interval = q.interval(result.get("low"), result.get("high")).replace("–", " to ")
+            interval = q.interval(result.get("low"), result.get("high")).replace(
+                "\N{EN DASH}", " to "
+            )
             shown = f"{column} (this model)" if column == facts.column else column
             rows.append([suite, shown, q.score(result.get("mean")), interval, result.get("n")])
     yield from _table(["suite", "model", "mean score (0 to 1)", "95 % interval", "prompts"], rows)
@@ -243,7 +245,7 @@ def _recipe(document: Mapping[str, Any]) -> Iterator[str]:
     values = public_value(document["recipe"]["values"])
     yield "## Recipe"
     yield ""
-    yield "Every value of it (JSON is YAML too); a path that leads elsewhere is cut to its last name."
+    yield "Every value (JSON is YAML too); a path that leads elsewhere is cut to its last name."
     yield ""
     yield "```json"
     yield json.dumps(values, indent=1, ensure_ascii=True).replace("`", "\\u0060")
