@@ -160,7 +160,20 @@ class ChatRenderer:
 
         Raises TypeError for a bare string, RowRefused when the template cannot render it.
         """
-        return self._encode(self._render(messages, tools, add_generation_prompt=True))
+        return self._encode(self.prompt_text(messages, tools))
+
+    def prompt_text(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """Return the text that `prompt_ids` encodes, for other programs' templates to be compared
+        with; raises as it does.
+        """
+        return self._render(messages, tools, add_generation_prompt=True)
+
+    def pinned_template(self) -> str | dict[str, str]:
+        """Return the model's chat template, or its variants by name, with the date pinned."""
+        templates = self._templates()
+        return templates if isinstance(self.tokenizer.chat_template, dict) else templates["default"]
 
     def training_row(
         self,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_ft import __version__
+from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
-    from mlx_ft.console import Console
     from mlx_ft.errors import MlxFtError
     from mlx_ft.stages import Job
 
@@ -40,7 +40,6 @@ FIT = click.option(
     help="Change training settings, the cheapest first, until it fits into this machine's memory.",
 )
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,34 +48,13 @@ def cli() -> None:
     """Fine-tune a model on MLX: one YAML recipe in, one trustworthy model out."""
 
 
-def _console() -> Console:
-    from mlx_ft.console import Console
-
-    return Console()
-
-
-def _open(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> Job:
-    """Load a recipe (or the one inside a run folder) and find its run."""
-    from mlx_ft.recipe_loading import load_recipe
-
-    if recipe.is_dir() and (recipe / "recipe.yaml").exists():
-        runs_root, recipe = recipe.resolve().parent, recipe / "recipe.yaml"
-    loaded = load_recipe(recipe, sets)
-    from mlx_ft.pipeline import open_run
-
-    console = _console()
-    for note in loaded.notes:
-        console.say(note)
-    return open_run(loaded, runs_root, console)
-
-
 def _opened(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> Job:
     """Open a recipe, changed so that it fits into this machine's memory if that is wanted."""
     if not fit:
-        return _open(recipe, sets, runs_root)
+        return open_job(recipe, sets, runs_root)
     from mlx_ft.pipeline import fitted
 
-    return fitted(lambda more: _open(recipe, (*sets, *more), runs_root))
+    return fitted(lambda more: open_job(recipe, (*sets, *more), runs_root))
 
 
 def _advance(
@@ -87,13 +65,6 @@ def _advance(
     job = _opened(recipe, sets, runs_root, fit)
     run_pipeline(job, until)
     return job
-
-
-def _show_result(run: Path) -> None:
-    from mlx_ft.report.summary import run_document
-    from mlx_ft.report.terminal import result_lines
-
-    click.echo(result_lines(run_document(run), run), nl=False)
 
 
 @cli.command()
@@ -123,7 +94,7 @@ def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path, miniature: bo
     from mlx_ft.hardware import format_seconds
     from mlx_ft.pipeline import rehearse as rehearse_stages
 
-    seconds = rehearse_stages(lambda more: _open(recipe, (*sets, *more), runs_root), miniature)
+    seconds = rehearse_stages(lambda more: open_job(recipe, (*sets, *more), runs_root), miniature)
     click.echo(f"{recipe}: every stage went through, in {format_seconds(seconds)}")
     click.echo(f"next     mlx-ft run {recipe}")
 
@@ -138,7 +109,7 @@ def run(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None
 
     What is finished already is not done again; what was interrupted goes on.
     """
-    _show_result(_advance(recipe, sets, runs_root, "eval", fit).run)
+    show_result(_advance(recipe, sets, runs_root, "eval", fit).run)
 
 
 @cli.command()
@@ -183,48 +154,7 @@ def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 @RUNS
 def evaluate(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     """Go on as far as the evaluation of base, adapter, fused and quantized model."""
-    _show_result(_advance(recipe, sets, runs_root, "eval").run)
-
-
-@cli.command()
-@RUN
-def report(run: Path) -> None:
-    """Write a run's report.html again, from what is in its folder."""
-    from mlx_ft.report.html import write_report
-
-    click.echo(write_report(run))
-
-
-@cli.command()
-@RUN
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
-def show(run: Path, as_json: bool) -> None:
-    """Print a run's result."""
-    from mlx_ft.report.summary import document_json, run_document
-
-    if as_json:
-        click.echo(document_json(run_document(run)))
-    else:
-        _show_result(run)
-
-
-@cli.command()
-@RUN
-@click.option(
-    "--column",
-    type=click.Choice(["base", "adapter", "fused", "quantized"]),
-    default="quantized",
-    show_default=True,
-    help="Which model of the run to talk to.",
-)
-@click.option("--max-tokens", type=click.IntRange(1, 8192), default=256, show_default=True)
-def chat(run: Path, column: str, max_tokens: int) -> None:
-    """Talk to a run's model through its chat template; an empty line or Ctrl-D ends it."""
-    from mlx_ft.measuring import chat_turns
-
-    job = _open(run, (), run.parent)
-    for answer in chat_turns(job, column, max_tokens, sys.stdin):
-        click.echo(answer)
+    show_result(_advance(recipe, sets, runs_root, "eval").run)
 
 
 @cli.command()
@@ -270,7 +200,7 @@ def probe(
     """
     from mlx_ft.measuring import probe as look
 
-    look(model, revision, enable_thinking, suites, _console())
+    look(model, revision, enable_thinking, suites, console_for_people())
     click.echo(f"next     write a recipe with model: {model}, then mlx-ft check RECIPE")
 
 
@@ -298,7 +228,7 @@ def data_show(
     from mlx_ft.stages import show_rows
 
     loaded, in_color = load_recipe(recipe, sets), colored(sys.stdout)
-    for row in show_rows(loaded.recipe, _console(), split, rows, lines):
+    for row in show_rows(loaded.recipe, console_for_people(), split, rows, lines):
         click.echo(row_text(row, in_color), color=in_color)
     click.echo(f"next     mlx-ft check {recipe}")
 
@@ -317,8 +247,12 @@ def upgrade(file: Path) -> None:
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 
 
+for verb in VERBS:
+    cli.add_command(verb)
+
+
 def _print_error(error: MlxFtError) -> None:
-    console = _console()
+    console = console_for_people()
     word = {1: "stopped", 2: "wrong input", 130: "interrupted"}[error.exit_code]
     style = "yellow" if error.exit_code == 130 else "red"
     for fault in error.faults:

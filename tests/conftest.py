@@ -1,5 +1,6 @@
 """Every test has a private home and no network; the versions that matter head the output."""
 
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from mlx_ft import BLAS
 from mlx_ft.cache import CACHE_HOME_VARIABLE, cache_home
+from tests.tiny import job_of, write_place
 
 # The user's own cache, looked up before any test hides it: the built-in model is fetched once.
 REAL_CACHE_HOME = cache_home()
@@ -28,3 +30,32 @@ def builtin_model() -> Path:
     from mlx_ft.builtin_models import ensure_builtin
 
     return ensure_builtin("smollm2-135m-instruct", REAL_CACHE_HOME, print)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place whose recipe has been run to the end; only to be looked at."""
+    from mlx_ft.pipeline import run_pipeline
+
+    folder = tmp_path_factory.mktemp("finished")
+    write_place(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv(CACHE_HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
+        run_pipeline(job_of(folder))
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a place whose recipe has been run to the end; it is the current folder."""
+    shutil.copytree(finished_once, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def finished_run(finished: Path) -> Path:
+    """The run folder in such a copy."""
+    (run,) = (finished / "runs").iterdir()
+    return run

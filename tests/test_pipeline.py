@@ -1,6 +1,5 @@
 """The whole job on a tiny real model: order, skipping, continuing, and honest endings."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,12 +14,11 @@ from typing import Any
 import pytest
 
 from mlx_ft import inference, stages
-from mlx_ft.console import Console
 from mlx_ft.data import sources
 from mlx_ft.data.replay import replay_prompts
 from mlx_ft.errors import GateFailed, InputError, ModelError
 from mlx_ft.hardware import machine
-from mlx_ft.pipeline import STAGES, fitted, is_complete, open_run, rehearse, run_pipeline
+from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe import DataRecipe
@@ -28,50 +26,7 @@ from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
 from mlx_ft.runs import read_json
-from mlx_ft.stages import Job
-from tests.tiny import write_rows, write_tiny_model
-
-RECIPE = """
-name: tiny
-model: ./model
-data: {path: data}
-preflight: {accept: {base_health: a random model}}
-train:
-  num_layers: 2
-  epochs: 40
-  learning_rate: 3e-3
-  lora_parameters: {rank: 16}
-  steps_per_report: 60
-  steps_per_eval: 120
-export: {q_group_size: 32}
-eval: {suites: [suite.yaml]}
-"""
-SUITE = """
-name: small
-description: Whether the tiny model says anything.
-samples: suite.jsonl
-scorer: {name: talk, forbid: [execute_code]}
-max_tokens: 12
-enable_thinking: false
-"""
-
-
-def write_place(folder: Path) -> None:
-    """Write a model, rows, a suite and a recipe into `folder`."""
-    write_tiny_model(folder / "model")
-    write_rows(folder / "data")
-    (folder / "r.yaml").write_text(RECIPE)
-    (folder / "suite.yaml").write_text(SUITE)
-    samples = [
-        {
-            "id": f"s{number}",
-            "category": "talk",
-            "messages": [{"role": "user", "content": f"quick brown {number}"}],
-            "target": {"any_of": []},
-        }
-        for number in range(3)
-    ]
-    (folder / "suite.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+from tests.tiny import job_of, write_place
 
 
 @pytest.fixture
@@ -80,28 +35,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_place(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    write_place(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_pipeline(job_of(folder))
-    return folder
-
-
-@pytest.fixture
-def finished(finished_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a place whose recipe has been run to the end; it is the current folder."""
-    shutil.copytree(finished_once, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def job_of(place: Path, *sets: str) -> Job:
-    return open_run(load_recipe(place / "r.yaml", sets), place / "runs", Console())
 
 
 def times_of(run: Path) -> dict[str, int]:
