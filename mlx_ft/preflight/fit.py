@@ -149,6 +149,7 @@ def fit_lines(memory_bytes: int, tokens: int, bits: int) -> Iterator[str]:
     yield (
         f"\n{bits}-bit base, rows of up to {tokens:,} tokens, rank 8; Metal lets a process use "
         f"{usable} of {format_bytes(memory_bytes)}. Forecasts from shapes, none measured on a Mac."
+        " They are of training alone: the export holds the 16-bit model in memory."
     )
     there = [each for each in fitting if each.settings is not None]
     yield f"biggest  {there[-1].model if there else 'none of these'}"

@@ -19,10 +19,14 @@ from mlx_ft.recipe import TrainRecipe
 
 # Frozen layers take rows in groups of so many padded tokens (train/prefix.py).
 GROUP_TOKENS = 1024
-# Logits are made in parts of 16 MiB, of which MLX has about twelve at a time (train/losses.py).
-LOGITS_IN_FLIGHT_BYTES = 12 * (16 << 20)
-# Arrays of a vocabulary's width that loss and gradient of a few positions need.
-LOGITS_ARRAYS = 5
+# Logits are made in parts of 16 MiB (train/losses.py), of which MLX has about eight (measured)
+# at a time; where there are fewer positions, about twice what they take.
+LOGITS_IN_FLIGHT_BYTES = 8 * (16 << 20)
+LOGITS_ARRAYS = 2
+# Layers whose values are there at once in a forward pass.
+PREFIX_LAYERS = 2
+# Of a mixture, the usual number of experts that each token goes through.
+EXPERTS_A_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,15 @@ def training_memory(
     # While frozen layers are there, so is the adapter; nothing is kept for a backward pass.
     group = max(longest, min(GROUP_TOKENS, tokens))
     frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
-    states = 1 + GRADIENTS + OPTIMIZER_STATES[train.optimizer]
     logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, LOGITS_IN_FLIGHT_BYTES)
-    all_frozen_gone = len(adapted_layers(shape, train)) < len(shape.layers)
-    steps = (of_top + of_roots if all_frozen_gone else whole) + states * adapter
-    steps += _activations(shape, train, tokens, longest) * weights.computed_bytes_each + logits
-    return MemoryForecast(round(frozen), round(steps))
-
-
-# The gradient, and the sum of gradients of the mini-batch so far.
-GRADIENTS = 2
-# Layers whose values are there at once in a forward pass.
-PREFIX_LAYERS = 2
+    forward = _activations(shape, train, tokens, longest) * weights.computed_bytes_each + logits
+    # When gradients are whole, activations are gone; an update then makes parameters and states.
+    update = adapter * (2 + OPTIMIZER_STATES[train.optimizer])
+    held = of_top + of_roots if len(adapted_layers(shape, train)) < len(shape.layers) else whole
+    held += adapter * (1 + OPTIMIZER_STATES[train.optimizer])
+    if train.grad_accumulation_steps > 1 or rows_at_once * longest > tokens:
+        held += adapter  # the sum of gradients so far
+    return MemoryForecast(round(frozen), round(held + max(forward, update)))
 
 
 def _parameters(modules: list[Module] | tuple[Module, ...]) -> int:
@@ -96,10 +97,6 @@ def _saved_a_token(layer: tuple[Module, ...], hidden: int) -> int:
     inner = width.get("gate_proj", 4 * hidden) * (1 if experts == 1 else EXPERTS_A_TOKEN)
     attention = 2 * width["q_proj"] + width["k_proj"] + width["v_proj"]
     return 4 * hidden + attention + 4 * inner
-
-
-# Of a mixture, the usual number that each token goes through.
-EXPERTS_A_TOKEN = 8
 
 
 def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: int) -> int:
