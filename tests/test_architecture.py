@@ -26,10 +26,12 @@ WALLS = {
     "matplotlib": ("mlx_ft.report",),
     "transformers": ("mlx_ft.models", "mlx_ft.chat"),
     "tokenizers": ("mlx_ft.builtin_models",),
+    "gguf": ("mlx_ft.export.gguf",),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
 ALSO_WITHOUT_MLX = ("recipe_loading", "models", "chat", "runs", "hardware", "pipeline")
+ALSO_WITHOUT_MLX += ("gguf_support",)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}
 
 

@@ -71,6 +71,7 @@ def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
     folder = tmp_path / "export"
     folder.mkdir()
     yield ExportJob(
+        name="tiny",
         base=base,
         adapter=adapter,
         folder=folder,
@@ -258,3 +259,5 @@ def test_divergence_is_zero_of_itself_and_grows() -> None:
 def test_the_disk_is_asked_for_both_copies() -> None:
     recipe = ExportRecipe()
     assert needed_bytes(1_000_000, recipe) > 1_000_000 * (2 + 5 / 8)
+    both = needed_bytes(1_000_000, ExportRecipe(gguf="f16"))
+    assert both > needed_bytes(1_000_000, recipe) + 2_000_000
