@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 CLIENTS := .clients
-LLAMA_CPP := node-llama-cpp@3.22.1
+# node-llama-cpp with llama.cpp in it, built for this machine.
+LLAMA_CPP := 3.22.1
+LLAMA_CPP_BUILD := $(if $(filter Darwin,$(shell uname)),mac-arm64-metal,linux-x64)
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 MAKE_VENV := uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
@@ -52,11 +54,12 @@ test-clients: $(DEV_READY) $(CLIENTS)/.ready  ## Load exported GGUF files in lla
 
 $(CLIENTS)/.ready: Makefile
 	@command -v npm >/dev/null || { echo "cannot test with llama.cpp: npm is not installed" >&2; exit 2; }
-	@echo "installing $(LLAMA_CPP) into $(CLIENTS) (once)" >&2
+	@echo "installing node-llama-cpp $(LLAMA_CPP) into $(CLIENTS) (once)" >&2
 	@mkdir -p $(CLIENTS)
 	@NODE_LLAMA_CPP_SKIP_DOWNLOAD=true npm install --silent --no-audit --no-fund --no-save \
-	  --prefix $(CLIENTS) $(LLAMA_CPP) \
-	  || { echo "cannot test with llama.cpp: npm could not install $(LLAMA_CPP)" >&2; exit 2; }
+	  --omit=optional --prefix $(CLIENTS) node-llama-cpp@$(LLAMA_CPP) \
+	  @node-llama-cpp/$(LLAMA_CPP_BUILD)@$(LLAMA_CPP) \
+	  || { echo "cannot test with llama.cpp: npm could not install node-llama-cpp $(LLAMA_CPP)" >&2; exit 2; }
 	@touch $@
 
 bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").

@@ -291,8 +291,10 @@ def write_random_weights(folder: Path, config: dict[str, object], seed: int = 0)
         if name.endswith("norm.weight"):
             centre = 0.0 if config["model_type"] == "gemma3_text" else 1.0
             array = centre + 0.3 * noise
-        elif array.ndim == 1 or "embed_tokens" in name:
+        elif array.ndim == 1:
             array = noise
+        elif "embed_tokens" in name:  # a tied head then spreads its guesses over several tokens
+            array = 0.25 * noise
         else:
             array = 1.5 * noise / array.shape[-1] ** 0.5
         weights[name] = array.astype(mx.float16)

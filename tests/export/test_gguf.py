@@ -37,6 +37,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 # llama.cpp's names, written out (docs: gguf.md, "Standardized tensor names").
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -62,6 +63,8 @@ GEMMA_NAMES = {
 CONFIGS: dict[str, dict[str, Any]] = {
     **TINY_CONFIGS,
     "llama3": TINY_CONFIGS["llama"] | {"rope_scaling": LLAMA3},
+    "linear": TINY_CONFIGS["llama"] | {"rope_scaling": LINEAR},
+    "gemma linear": TINY_CONFIGS["gemma3_text"] | {"rope_scaling": LINEAR},
     "llama with biases": TINY_CONFIGS["llama"] | {"attention_bias": True, "mlp_bias": True},
     "odd width": TINY_CONFIGS["llama"] | {"intermediate_size": 80},
 }
@@ -176,8 +179,7 @@ def test_numbers_of_the_model(tmp_path: Path) -> None:
 
 
 def test_scaled_angles_and_windows(tmp_path: Path) -> None:
-    linear = {"rope_scaling": {"type": "linear", "factor": 4.0}}
-    folder = write_random_weights(tmp_path / "gemma", TINY_CONFIGS["gemma3_text"] | linear)
+    folder = write_random_weights(tmp_path / "gemma", CONFIGS["gemma linear"])
     write_gguf(folder, tmp_path / "gemma.gguf", "f16")
     reader = gguf.GGUFReader(tmp_path / "gemma.gguf")
     assert field(reader, "gemma3.rope.scaling.type") == "linear"
