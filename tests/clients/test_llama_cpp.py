@@ -20,7 +20,7 @@ from mlx_ft.export.folders import write_model_folder
 from mlx_ft.export.fuse import QUANTIZATION_KEYS, cast_floats
 from mlx_ft.export.gguf import write_gguf
 from mlx_ft.inference import Generation, generate, load_model
-from tests.export.test_gguf import CONFIGS, patch_tokenizer
+from tests.export.test_gguf import CONFIGS, PATCHED, patch_tokenizer
 from tests.tiny import (
     SENTENCEPIECE_TOKENS,
     TINY_CONFIGS,
@@ -45,6 +45,7 @@ TEXTS = [
     "  two  spaces, a tab\tand\n\n\nnew lines \n end ",
     "It's 12345 + 6.7e-8, isn't it? I'LL SAY: we've (done) [it]!",
     "Zwölf Boxkämpfer jagen Eva über den Sylter Deich. 日本語のテキスト 🦊👩‍👧",
+    "a tan man and the capital of thanks",
     'execute_code("""read_file(path="src/main.py")""")',
 ]
 
@@ -132,7 +133,7 @@ def compare_tokens(folder: Path, file: Path) -> None:
     ids=["gpt-2", "smollm", "qwen2", "llama-bpe"],
 )
 def test_byte_level_ids(tmp_path: Path, steps: list[str], ignore_merges: bool) -> None:
-    folder = write_random_weights(tmp_path / "model", TINY_CONFIGS["llama"])
+    folder = write_random_weights(tmp_path / "model", PATCHED)
     patch_tokenizer(folder, steps, ignore_merges)
     write_gguf(folder, tmp_path / "tiny.gguf", "f16")
     compare_tokens(folder, tmp_path / "tiny.gguf")

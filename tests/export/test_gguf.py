@@ -212,7 +212,7 @@ def test_llama_3_turns_as_in_mlx_lm() -> None:
 def test_byte_level_tokens_and_merges(
     tmp_path: Path, steps: list[str], ignore_merges: bool, pre: str
 ) -> None:
-    folder = write_random_weights(tmp_path / "model", TINY_CONFIGS["llama"])
+    folder = write_random_weights(tmp_path / "model", PATCHED)
     described = patch_tokenizer(folder, steps, ignore_merges)
     write_gguf(folder, tmp_path / "tiny.gguf", "f16")
     reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
@@ -220,20 +220,24 @@ def test_byte_level_tokens_and_merges(
     assert field(reader, "tokenizer.ggml.pre") == pre
     vocabulary = described["model"]["vocab"]
     tokens = field(reader, "tokenizer.ggml.tokens")
-    assert len(tokens) == 320 == len(set(tokens))
+    assert len(tokens) == 325 == len(set(tokens))
     assert {token: tokens.index(token) for token in vocabulary} == vocabulary
     merges = [" ".join(pair) for pair in described["model"]["merges"]]
     assert field(reader, "tokenizer.ggml.merges") == merges
     types = field(reader, "tokenizer.ggml.token_type")
-    unused = 320 - len(vocabulary)
+    unused = 325 - len(vocabulary)
+    assert unused == 2
     assert types == [3] * 3 + [1] * (len(vocabulary) - 3) + [5] * unused
     assert field(reader, "tokenizer.ggml.scores") is None
     assert field(reader, "tokenizer.ggml.add_bos_token") is False
 
 
+PATCHED = TINY_CONFIGS["llama"] | {"vocab_size": 325}
+
+
 def patch_tokenizer(folder: Path, steps: list[str], ignore_merges: bool) -> dict[str, Any]:
     """Give the tiny tokenizer the pre-tokenizer of SmolLM2 (digits), Qwen2 or Llama 3, which the
-    expressions for numbers tell apart.
+    expressions for numbers tell apart, and three tokens of several digits, which show it.
     """
     path = folder / "tokenizer.json"
     described = json.loads(path.read_text(encoding="utf-8"))
@@ -251,7 +255,10 @@ def patch_tokenizer(folder: Path, steps: list[str], ignore_merges: bool) -> dict
         first.append(split | {"behavior": "Isolated", "invert": False})
     last = bytes_only | {"use_regex": not steps or steps == ["digits"]}
     described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [*first, last]}
-    described["model"]["ignore_merges"] = ignore_merges
+    model = described["model"]
+    model["vocab"] |= {"12": 320, "34": 321, "1234": 322}
+    model["merges"] += [["1", "2"], ["3", "4"], ["12", "34"]]
+    model["ignore_merges"] = ignore_merges
     path.write_text(json.dumps(described), encoding="utf-8")
     return described
 
