@@ -110,6 +110,16 @@ def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
             assert (folder / name).read_bytes() == (job.base / name).read_bytes()
 
 
+def test_a_gguf_is_written_where_the_recipe_asks_for_one(job: ExportJob) -> None:
+    info = export_model(job, Console(io.StringIO()))
+    assert info["gguf"] is None and not list(job.folder.glob("*.gguf"))
+    asked = replace(job, folder=job.folder / "asked", recipe=ExportRecipe(gguf="q8_0"))
+    asked.folder.mkdir()
+    info = export_model(asked, Console(io.StringIO()))
+    size = (asked.folder / "tiny.gguf").stat().st_size
+    assert info["gguf"] == {"path": "tiny.gguf", "bytes": size, "kind": "q8_0"}
+
+
 def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
     rounding = replace(
         job, folder=tmp_path / "round", recipe=ExportRecipe(q_group_size=32, q_method="round")
