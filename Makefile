@@ -1,12 +1,16 @@
 # One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
 .DEFAULT_GOAL := $(if $(recipe),run,help)
-.PHONY: help run install test test-slow test-recipes bench check format docs clean
+.PHONY: help run install test test-slow test-recipes test-clients bench check format docs clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
+CLIENTS := .clients
+# node-llama-cpp with llama.cpp in it, built for this machine.
+LLAMA_CPP := 3.22.1
+LLAMA_CPP_BUILD := $(if $(filter Darwin,$(shell uname)),mac-arm64-metal,linux-x64)
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 MAKE_VENV := uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
@@ -48,6 +52,19 @@ test-slow: $(DEV_READY)  ## Run the slow tests (20 minutes: 200 kills of one tra
 test-recipes: $(DEV_READY)  ## Rehearse every shipped recipe with a random miniature of its kind of model.
 	@$(BIN)/python -m pytest -n 2 -m recipes
 
+test-clients: $(DEV_READY) $(CLIENTS)/.ready  ## Load exported GGUF files in llama.cpp and compare with MLX (needs node and npm).
+	@$(BIN)/python -m pytest -m clients -rP tests/clients
+
+$(CLIENTS)/.ready: Makefile
+	@command -v npm >/dev/null || { echo "cannot test with llama.cpp: npm is not installed" >&2; exit 2; }
+	@echo "installing node-llama-cpp $(LLAMA_CPP) into $(CLIENTS) (once)" >&2
+	@mkdir -p $(CLIENTS)
+	@NODE_LLAMA_CPP_SKIP_DOWNLOAD=true npm install --silent --no-audit --no-fund --no-save \
+	  --omit=optional --prefix $(CLIENTS) node-llama-cpp@$(LLAMA_CPP) \
+	  @node-llama-cpp/$(LLAMA_CPP_BUILD)@$(LLAMA_CPP) \
+	  || { echo "cannot test with llama.cpp: npm could not install node-llama-cpp $(LLAMA_CPP)" >&2; exit 2; }
+	@touch $@
+
 bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").
 	@$(BIN)/python -m tests.bench.training $(options)
 
@@ -66,4 +83,4 @@ docs: $(DEV_READY)  ## Write the generated parts of the README.
 	$(BIN)/python -m mlx_ft.reference README.md
 
 clean:  ## Remove .venv and caches; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from mlx_ft.gguf_support import GgufKind
 from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
 from mlx_ft.recipe_preflight import PreflightRecipe
 from mlx_ft.recipe_values import (
@@ -326,6 +327,11 @@ class ExportRecipe(Section):
     )
     keep_fused: bool = Field(
         True, description="Keep the 16-bit model after the run; it is the bulk of the disk."
+    )
+    gguf: GgufKind | None = Field(
+        None,
+        description="Write the 16-bit model as a GGUF file of this type too, for llama.cpp and "
+        "Ollama. Null: none.",
     )
 
 

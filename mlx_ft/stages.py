@@ -253,6 +253,7 @@ def export(job: Job) -> None:
     with writing_stage(job.run, "export") as folder:
         info = export_model(
             ExportJob(
+                name=job.recipe.name,
                 base=job.model.path,
                 adapter=job.run / "train" / "adapter",
                 folder=folder,

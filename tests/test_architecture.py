@@ -28,10 +28,12 @@ WALLS = {
     "tokenizers": ("mlx_ft.builtin_models",),
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
+    "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
 ALSO_WITHOUT_MLX = ("recipe_loading", "models", "chat", "runs", "hardware", "pipeline")
+ALSO_WITHOUT_MLX += ("gguf_support",)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}
 
 

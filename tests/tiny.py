@@ -66,6 +66,118 @@ def write_tiny_tokenizer(folder: Path) -> Path:
     return folder
 
 
+# Step by step as the tokenizers of SentencePiece models have it: where they put spaces.
+SENTENCEPIECE_STEPS = {
+    "gemma": (
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+    ),
+    "llama": (
+        {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
+        None,
+    ),
+    "mistral": (
+        None,
+        {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": "first",
+            "split": False,
+        },
+    ),
+}
+SENTENCEPIECE_TOKENS = 512
+
+
+def write_tiny_sentencepiece(folder: Path, kind: str) -> Path:
+    """Write a BPE tokenizer as it is made from a SentencePiece model, of a `kind` of the above.
+
+    Ids: unknown, <s>, </s>, two turn markers, 256 bytes, pieces by rank, single characters; as in
+    the originals there is a merge for every way to make a piece of two. A BOS begins plain text.
+    """
+    from tokenizers import Tokenizer, models, trainers
+
+    trained = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False)
+    texts = [sentence.replace(" ", "\u2581") for sentence in SENTENCES]
+    trained.train_from_iterator([*texts, "\u2581" + "\u2581".join(texts)], trainer)
+    learnt = json.loads(trained.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+    joined = dict.fromkeys("".join(pair) for pair in learnt["merges"])
+    letters = [piece for piece in learnt["vocab"] if piece not in joined]
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *joined, *letters]
+    known = {*joined, *letters}
+    merges = [
+        [piece[:cut], piece[cut:]]
+        for piece in joined
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+    normalizer, pre_tokenizer = SENTENCEPIECE_STEPS[kind]
+    bos = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    described = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for index, token in enumerate(special)
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": {piece: index for index, piece in enumerate(pieces)},
+            "merges": merges,
+        },
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+        "{{ message['role'] }}\n{{ message['content'] }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    generation = {"eos_token_id": [2, 4]}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder
+
+
 TINY_CONFIGS = {
     "llama": {
         "model_type": "llama",
@@ -94,6 +206,50 @@ TINY_CONFIGS = {
         "tie_word_embeddings": False,
         "max_position_embeddings": 512,
     },
+    "qwen2": {
+        "model_type": "qwen2",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 320,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+    },
+    "mistral": {
+        "model_type": "mistral",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 320,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 512,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "hidden_size": 64,
+        "num_hidden_layers": 7,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 320,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 8,
+        "sliding_window_pattern": 6,
+        "max_position_embeddings": 512,
+    },
 }
 
 
@@ -115,6 +271,40 @@ def write_tiny_model(
         nn.quantize(model, group_size=32, bits=bits)
         config["quantization"] = {"group_size": 32, "bits": bits}
     weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def write_random_weights(folder: Path, config: dict[str, object], seed: int = 0) -> Path:
+    """Write a float16 model of this config with the tokenizer that `folder` has (or the tiny one).
+
+    Every tensor is random, norms and biases too, and large enough that each one matters.
+    """
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    if not (folder / "tokenizer.json").exists():
+        write_tiny_tokenizer(folder)
+    model_class, arguments_class = _get_classes(config)
+    model = model_class(arguments_class.from_dict(config))
+    if config["model_type"] == "gemma3_text":
+        model.pop("lm_head")  # as its sanitize does for a folder without one
+    mx.random.seed(seed)
+    weights = {}
+    for name, array in tree_flatten(model.parameters()):
+        noise = mx.random.normal(array.shape)
+        if name.endswith("norm.weight"):
+            centre = 0.0 if config["model_type"] == "gemma3_text" else 1.0
+            array = centre + 0.3 * noise
+        elif array.ndim == 1:
+            array = noise
+        elif "embed_tokens" in name:  # a tied head then spreads its guesses over several tokens
+            array = 0.25 * noise
+        else:
+            array = 1.5 * noise / array.shape[-1] ** 0.5
+        weights[name] = array.astype(mx.float16)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder

@@ -15,6 +15,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_ft.console import Console
 from mlx_ft.export.folders import write_model_folder
 from mlx_ft.export.fuse import DTYPES, cast_floats, fuse, quantize
+from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.gptq import quantize_layers
 from mlx_ft.export.verify import (
     Check,
@@ -34,6 +35,8 @@ from mlx_ft.recipe import ExportRecipe
 from mlx_ft.runs import require_free_bytes
 
 FUSED_FOLDER = "fused-f16"
+# A block is 32 codes and a 16-bit scale; q4_0 files keep the embeddings in q8_0, up to all of it.
+GGUF_BYTES_PER_PARAMETER = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 34 / 32}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -41,9 +44,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 class ExportJob:
     """What is exported: `base` and `adapter` folders into `folder`, compared on `prompts` (ids).
 
-    `calibration` rows (ids) show q_method gptq what goes into the layers.
+    `calibration` rows (ids) show q_method gptq what goes into the layers. `name` is that of a GGUF
+    file, without its ending.
     """
 
+    name: str
     base: Path
     adapter: Path
     folder: Path
@@ -61,11 +66,13 @@ def quantized_folder(recipe: ExportRecipe) -> str:
 
 
 def needed_bytes(parameters: int, recipe: ExportRecipe) -> int:
-    """Return the disk that the export takes: 16 bits a parameter, and the quantized copy.
+    """Return the disk that the export takes: 16 bits a parameter, the quantized copy, the GGUF.
 
     Each quantization group carries a 16-bit scale and a 16-bit bias.
     """
     per_parameter = recipe.q_bits / 8 + 4 / recipe.q_group_size
+    if recipe.gguf is not None:
+        per_parameter += GGUF_BYTES_PER_PARAMETER[recipe.gguf]
     return int(parameters * (2 + per_parameter) * 1.05)
 
 
@@ -108,6 +115,7 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
     require_all(checks)
     console.say(f"fused {format_bytes(fused_bytes)}, quantized {format_bytes(small_bytes)}")
     return {
+        "gguf": _write_gguf(job, fused_folder, console),
         "checks": checks_info(checks),
         "fused": {"path": FUSED_FOLDER, "bytes": fused_bytes},
         "quantized": {
@@ -120,6 +128,18 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
         },
         "peak_memory_bytes": int(mx.get_peak_memory()),
     }
+
+
+def _write_gguf(job: ExportJob, fused_folder: Path, console: Console) -> dict[str, Any] | None:
+    """Write the verified 16-bit model as GGUF if the recipe asks for one, and say what it is."""
+    kind = job.recipe.gguf
+    if kind is None:
+        return None
+    console.say(f"writing {job.name}.gguf ({kind})")
+    file = job.folder / f"{job.name}.gguf"
+    total_bytes = write_gguf(fused_folder, file, kind)
+    console.say(f"GGUF {format_bytes(total_bytes)}")
+    return {"path": file.name, "bytes": total_bytes, "kind": kind}
 
 
 def _quantization_line(job: ExportJob) -> str:

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlx_ft.gguf_support import gguf_fault
 from mlx_ft.hardware import format_bytes
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted
 from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
@@ -330,6 +331,22 @@ def single_tokens(facts: PreflightInput) -> Finding:
     return Finding(check, "fail", ", ".join(split), limit, fix)
 
 
+def gguf(facts: PreflightInput) -> Finding:
+    """A model that cannot become the GGUF file that is asked for, which nobody wants to hear after
+    the training.
+    """
+    check, kind = "gguf", facts.recipe.export.gguf
+    limit = "a kind of model that the GGUF export knows"
+    if kind is None:
+        return _ok(check, "no GGUF file is asked for", limit)
+    fault = gguf_fault(facts.model_config)
+    if fault is None:
+        return _ok(
+            check, f"a {facts.model_config.get('model_type')} model can become {kind}", limit
+        )
+    return Finding(check, "fail", fault, limit, "leave export.gguf out, or use another model")
+
+
 CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     capacity,
     num_layers,
@@ -349,6 +366,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     tools,
     family,
     single_tokens,
+    gguf,
 )
 
 

@@ -56,6 +56,7 @@ SCHEMA_KEYS: dict[str, str] = {
     "export.checks": "What was verified: `check`, `measured`, `limit`, `ok`.",
     "export.fused": "The fused model: `path` in export/, `bytes`.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
+    "export.gguf": "The GGUF file, or null: `path` in export/, `bytes`, `kind` (f16, q8_0, q4_0).",
     "export.peak_memory_bytes": "Peak memory of the stage.",
     "eval.<suite>.<column>.mean": "Mean score, 0 to 1. Columns: base, adapter, fused, quantized.",
     "eval.<suite>.<column>.n": "Number of samples.",

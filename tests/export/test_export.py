@@ -71,6 +71,7 @@ def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
     folder = tmp_path / "export"
     folder.mkdir()
     yield ExportJob(
+        name="tiny",
         base=base,
         adapter=adapter,
         folder=folder,
@@ -107,6 +108,16 @@ def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
     for folder in (fused, small):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             assert (folder / name).read_bytes() == (job.base / name).read_bytes()
+
+
+def test_a_gguf_is_written_where_the_recipe_asks_for_one(job: ExportJob) -> None:
+    info = export_model(job, Console(io.StringIO()))
+    assert info["gguf"] is None and not list(job.folder.glob("*.gguf"))
+    asked = replace(job, folder=job.folder / "asked", recipe=ExportRecipe(gguf="q8_0"))
+    asked.folder.mkdir()
+    info = export_model(asked, Console(io.StringIO()))
+    size = (asked.folder / "tiny.gguf").stat().st_size
+    assert info["gguf"] == {"path": "tiny.gguf", "bytes": size, "kind": "q8_0"}
 
 
 def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
@@ -258,3 +269,5 @@ def test_divergence_is_zero_of_itself_and_grows() -> None:
 def test_the_disk_is_asked_for_both_copies() -> None:
     recipe = ExportRecipe()
     assert needed_bytes(1_000_000, recipe) > 1_000_000 * (2 + 5 / 8)
+    both = needed_bytes(1_000_000, ExportRecipe(gguf="f16"))
+    assert both > needed_bytes(1_000_000, recipe) + 2_000_000

@@ -459,3 +459,13 @@ def test_a_base_model_that_loops_is_stopped_before_it_is_trained(bad: int, level
     assert finding.level == level
     assert ("prompt-0: the same word again" in finding.fix) == bool(bad)
     assert base_health(10, looping, {"base_health": "known"}).level != "fail"
+
+
+def test_a_model_that_cannot_become_a_gguf_file_is_refused_before_training() -> None:
+    llama = {**SMOLLM2_135M, "rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
+    granite = {**llama, "model_type": "granite"}
+    assert finding_of("gguf", quickstart(model_config=granite)).level == "ok", "none is asked for"
+    asked = with_recipe(quickstart(), "export", gguf="q8_0")
+    assert finding_of("gguf", replace(asked, model_config=llama)).level == "ok"
+    finding = finding_of("gguf", replace(asked, model_config=granite))
+    assert finding.level == "fail" and "granite" in finding.measured

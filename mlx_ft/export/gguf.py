@@ -1,0 +1,283 @@
+"""Write a 16-bit model folder as one GGUF file, which llama.cpp and what is built on it load.
+
+Does: put every tensor under llama.cpp's name, in its order of rows and in the type asked for, one
+tensor at a time; state the model's numbers, its tokenizer and its chat template. Does not: change a
+weight beyond that type's rounding, or leave a file behind that looks finished and is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlx_ft.errors import Fault, GateFailed, ModelError
+from mlx_ft.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
+from mlx_ft.gguf_support import GgufKind, ModelShape, model_shape
+from mlx_ft.models import read_config
+
+Array = npt.NDArray[Any]
+
+_TYPES = {
+    "f16": gguf.GGMLQuantizationType.F16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+}
+_FILE_TYPES = {
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}
+# Where 4 bits cost most: every token goes through them. llama.cpp's own q4_0 files keep them wider.
+_EMBEDDINGS = ("token_embd.weight", "output.weight")
+_LARGEST_FLOAT16 = 65504.0
+# Elements that are quantized at a time; NumPy holds several float32 copies of them.
+_CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the file: its name there and in the folder, its shape and type."""
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    type: gguf.GGMLQuantizationType
+
+
+def write_gguf(model_folder: Path, file: Path, kind: GgufKind) -> int:
+    """Write the model of a 16-bit folder to `file` and return its bytes.
+
+    The file has its name only once it is complete and on the disk. Raises ModelError for a model or
+    a tokenizer that llama.cpp does not have, GateFailed for a number that the type cannot hold.
+    """
+    shape = _shape(model_folder)
+    tokenizer = read_tokenizer(model_folder, shape.vocabulary)
+    arrays = _lazy_arrays(model_folder)
+    tensors = _plan(arrays, shape, kind, model_folder)
+    with _finished_only(file) as part:
+        writer = gguf.GGUFWriter(part, shape.architecture)
+        try:
+            _state_model(writer, shape, kind, file.stem)
+            _state_tokenizer(writer, tokenizer)
+            factors = rope_factors(shape)
+            if factors is not None:
+                writer.add_tensor_info(
+                    "rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes
+                )
+            for tensor in tensors:
+                _announce(writer, tensor)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
+            for tensor in tensors:
+                array = _in_their_order(arrays.pop(tensor.source), tensor.source, shape)
+                writer.write_tensor_data(_encode(array, tensor))
+                del array
+                mx.clear_cache()
+        finally:
+            writer.close()
+    return file.stat().st_size
+
+
+@contextmanager
+def _finished_only(file: Path) -> Iterator[Path]:
+    """Yield a name to write to; it becomes `file` when nothing was raised, else it goes."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        yield part
+        descriptor = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _shape(folder: Path) -> ModelShape:
+    try:
+        return model_shape(read_config(folder))
+    except ValueError as error:
+        raise ModelError(Fault(str(folder), str(error), "set export.gguf: null")) from error
+
+
+def _lazy_arrays(folder: Path) -> dict[str, mx.array]:
+    """Return the folder's tensors by name, none of them read yet."""
+    arrays: dict[str, mx.array] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        loaded = mx.load(str(path))
+        assert isinstance(loaded, dict)
+        arrays.update(loaded)
+    return arrays
+
+
+def _plan(
+    arrays: Mapping[str, mx.array], shape: ModelShape, kind: GgufKind, folder: Path
+) -> list[_Tensor]:
+    """Return the file's tensors in the folder's order. ModelError for one that has no place."""
+    number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.architecture)
+    names = gguf.get_tensor_name_map(number, shape.layers)
+    tensors, faults = [], []
+    for source, array in arrays.items():
+        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        floating = mx.issubdtype(array.dtype, mx.floating)
+        if name is None or not floating:
+            found = f"{source} ({array.dtype}) has no place in a {shape.architecture} GGUF"
+            faults.append(Fault(str(folder), found, "set export.gguf: null"))
+            continue
+        tensors.append(_Tensor(name, source, array.shape, _type_of(name, array.shape, kind)))
+    if faults:
+        raise ModelError(faults[:3])
+    return tensors
+
+
+def _type_of(name: str, shape: tuple[int, ...], kind: GgufKind) -> gguf.GGMLQuantizationType:
+    """Return a tensor's type: vectors are float32, rows that make no whole blocks float16."""
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    wanted = "q8_0" if kind == "q4_0" and name in _EMBEDDINGS else kind
+    block, _ = gguf.GGML_QUANT_SIZES[_TYPES[wanted]]
+    return _TYPES[wanted if shape[-1] % block == 0 else "f16"]
+
+
+def _announce(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
+    """Tell the writer a tensor's name, shape and size, which stand before all the data."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+    count = int(np.prod(tensor.shape))
+    writer.add_tensor_info(
+        tensor.name,
+        tensor.shape,
+        np.dtype(np.float32),  # not looked at: the type is given
+        count // block * block_bytes,
+        raw_dtype=tensor.type,
+    )
+
+
+def _in_their_order(array: mx.array, source: str, shape: ModelShape) -> mx.array:
+    """Return a tensor as llama.cpp multiplies with it, in the type it has (vectors in float32).
+
+    llama.cpp turns neighbouring rows of a llama's q and k where mlx-lm and Hugging Face turn row i
+    and row i + half a head: the halves are interleaved. Its Gemma norms multiply by the weight,
+    theirs by one more.
+    """
+    if shape.architecture == "llama" and ".self_attn.q_proj." in source:
+        return interleave_halves(array, shape.heads)
+    if shape.architecture == "llama" and ".self_attn.k_proj." in source:
+        return interleave_halves(array, shape.kv_heads)
+    if shape.architecture == "gemma3" and source.endswith("norm.weight"):
+        return array.astype(mx.float32) + 1
+    return array
+
+
+def interleave_halves(array: mx.array, heads: int) -> mx.array:
+    """Return rows (heads x size, ...) with the two halves of every head interleaved."""
+    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _encode(array: mx.array, tensor: _Tensor) -> Array:
+    """Return a tensor's bytes in its type, computed some rows at a time.
+
+    Raises GateFailed for a number that is not finite or beyond float16 (float32 keeps every one).
+    """
+    mx.eval(array)
+    if tensor.type == gguf.GGMLQuantizationType.F32:
+        return np.array(array.astype(mx.float32))
+    block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
+    rows, columns = tensor.shape
+    encoded = np.empty((rows, columns // block * block_bytes), dtype=np.uint8)
+    step = max(1, _CHUNK_ELEMENTS // columns)
+    for start in range(0, rows, step):
+        chunk = np.array(array[start : start + step].astype(mx.float32))
+        largest = max(float(chunk.max()), -float(chunk.min()))
+        if not largest <= _LARGEST_FLOAT16:
+            found = f"its largest number is {largest:.3g}, float16 ends at 65,504"
+            raise GateFailed(Fault(tensor.source, found, "set export.gguf: null"))
+        encoded[start : start + step] = gguf.quantize(chunk, tensor.type).view(np.uint8)
+    return encoded
+
+
+def rope_factors(shape: ModelShape) -> npt.NDArray[np.float32] | None:
+    """Return by how much each angle of a Llama 3 turns slower, (head size / 2,); None for others.
+
+    As mlx_lm/models/rope_utils.py (Llama3RoPE) and "The Llama 3 Herd of Models": long wave lengths
+    by `factor`, short ones not at all, those between in proportion.
+    """
+    scaling = shape.rope_scaling
+    if "llama3" not in (scaling.get("type"), scaling.get("rope_type")):
+        return None
+    factor = float(scaling["factor"])
+    low = float(scaling.get("low_freq_factor", 1.0))
+    high = float(scaling.get("high_freq_factor", 4.0))
+    context = float(scaling.get("original_max_position_embeddings", 8192))
+    exponents = np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim
+    turns = context / (2 * np.pi * shape.rope_theta**exponents)  # in the original context
+    smooth = (turns - low) / (high - low)
+    factors = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(turns > high, 1.0, np.where(turns < low, factor, factors))
+    return factors.astype(np.float32)
+
+
+def _state_model(writer: gguf.GGUFWriter, shape: ModelShape, kind: GgufKind, name: str) -> None:
+    """Write the model's numbers (keys: gguf-py, constants.Keys)."""
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(int(_FILE_TYPES[kind]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_context_length(shape.context_tokens)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.intermediate)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
+    if "linear" in (shape.rope_scaling.get("type"), shape.rope_scaling.get("rope_type")):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(shape.rope_scaling["factor"]))
+    if shape.sliding_window is not None:
+        writer.add_sliding_window(shape.sliding_window)
+
+
+def _state_tokenizer(writer: gguf.GGUFWriter, tokenizer: GgufTokenizer) -> None:
+    """Write tokens, special ids and templates (keys: gguf-py, constants.Keys.Tokenizer)."""
+    special = tokenizer.special
+    writer.add_tokenizer_model(tokenizer.model)
+    writer.add_tokenizer_pre(tokenizer.pre)
+    writer.add_token_list(tokenizer.tokens)
+    writer.add_token_types(tokenizer.types)
+    writer.add_token_scores(tokenizer.scores)
+    writer.add_token_merges(tokenizer.merges)
+    stated = [
+        (writer.add_eos_token_id, special.stops[0]),
+        (writer.add_eot_token_id, special.stops[1] if len(special.stops) > 1 else None),
+        (writer.add_eom_token_id, special.stops[2] if len(special.stops) > 2 else None),
+        (writer.add_bos_token_id, special.bos),
+        (writer.add_unk_token_id, special.unknown),
+        (writer.add_pad_token_id, special.padding),
+    ]
+    for add, token in stated:
+        if token is not None:
+            add(token)
+    writer.add_add_bos_token(special.add_bos)
+    writer.add_add_eos_token(special.add_eos)
+    if tokenizer.add_space_prefix is not None:
+        writer.add_add_space_prefix(tokenizer.add_space_prefix)
+    templates = [{"name": name, "template": text} for name, text in tokenizer.templates.items()]
+    writer.add_chat_template(templates)
