@@ -137,7 +137,10 @@ eval: {suites: x, columns: [base, bas]}
         (MINIMAL + "chat: {date: today}", ["r.yaml:3 chat.date: 'today' is not a date"]),
         (MINIMAL + "train: {learning_rate: .inf}", ["r.yaml:3 train.learning_rate: inf is not a"]),
         (MINIMAL + "train: {optimizer_config: 3}", ["r.yaml:3 train.optimizer_config: 3 is not a"]),
-        (MINIMAL + "gguf: q8_0\n", ["r.yaml:3 gguf: is not a known key - the keys here are name"]),
+        (
+            MINIMAL + "flavour: q8_0\n",
+            ["r.yaml:3 flavour: is not a known key - the keys here are name"],
+        ),
         ("a: [1", ["r.yaml:1: is not YAML"]),
         ("", ["r.yaml: is empty"]),
     ],
