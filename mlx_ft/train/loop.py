@@ -99,16 +99,16 @@ class _Run:
         """Return the mini-batches after iteration `start`."""
         job = self.job
         batch_size, seed = job.recipe.batch_size, job.recipe.seed
-        lengths = job.train_rows.lengths
-        return plan_run(lengths, batch_size, seed, job.iterations, start, job.shuffle)
+        rows = len(job.train_rows)
+        return plan_run(rows, batch_size, seed, job.iterations, start, job.shuffle)
 
     def _count_cost(self) -> None:
         """Add up the work of the whole run, known from the plan, so that time left is honest."""
         lengths = self.job.train_rows.lengths
         done_at = [0.0]
         for mini_batch in self.plan(0):
-            padded = max(int(lengths[row]) for row in mini_batch.rows) * len(mini_batch.rows)
-            cost = TRAIN_COST * padded + self._validation_cost(mini_batch.iteration)
+            tokens = int(lengths[list(mini_batch.rows)].sum())
+            cost = TRAIN_COST * tokens + self._validation_cost(mini_batch.iteration)
             done_at.append(done_at[-1] + cost)
         self._cost_done_at = done_at
 

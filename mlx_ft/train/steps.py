@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.inference import scalar
 from mlx_ft.recipe import TrainRecipe
-from mlx_ft.tokens import Offsets, group_rows
+from mlx_ft.tokens import Offsets
 from mlx_ft.train.losses import Batch
 
 OPTIMIZERS = {
@@ -31,6 +31,8 @@ OPTIMIZERS = {
     "adafactor": optimizers.Adafactor,
     "lion": optimizers.Lion,
 }
+# What a group of rows costs by itself, in the time of so many tokens.
+GROUP_COST_TOKENS = 16
 # (batch, its prefix, shared tokens) -> the sum of its loss
 LossOf = Callable[[Batch, mx.array, int], mx.array]
 
@@ -61,13 +63,31 @@ def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
 def micro_batches(
     lengths: Offsets, rows: Sequence[int], limit_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Return the rows in groups of similar length, each of at most `limit_tokens` padded tokens.
+    """Return the rows, shortest first, in groups of at most `limit_tokens` padded tokens, such that
+    padding and what each group costs by itself are least together.
 
     Sums do not depend on how rows are grouped, so this bounds memory and changes no result beyond
     float32 round-off. A row that is longer than the limit is a group of its own.
     """
-    groups = group_rows([int(lengths[row]) for row in rows], limit_tokens)
-    return [tuple(rows[index] for index in group) for group in groups]
+    ordered = sorted(rows, key=lambda row: (int(lengths[row]), row))
+    # For the first n of them: the least cost in tokens, and where the last group then begins.
+    best = [(0, 0)]
+    for end in range(1, len(ordered) + 1):
+        longest = int(lengths[ordered[end - 1]])
+        costs = []
+        for first in range(end - 1, -1, -1):
+            padded = longest * (end - first)
+            if padded > limit_tokens and end - first > 1:
+                break
+            costs.append((best[first][0] + padded + GROUP_COST_TOKENS, first))
+        best.append(min(costs))
+    groups = []
+    end = len(ordered)
+    while end:
+        first = best[end][1]
+        groups.append(tuple(ordered[first:end]))
+        end = first
+    return groups[::-1]
 
 
 def gradient_norm(gradient: Any) -> mx.array:

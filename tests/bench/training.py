@@ -189,7 +189,7 @@ def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
 
     batches = iterate_batches(CacheDataset(Rows()), BATCH_SIZE, MAX_SEQ_LENGTH, seed=0)
     lengths = [len(row) - 1 for row in rows]
-    plan = plan_epoch(np.array(lengths), BATCH_SIZE, 0, 0)
+    plan = plan_epoch(len(lengths), BATCH_SIZE, 0, 0)
     return {
         "real": sum(lengths),
         "mlx_lm.lora": sum(int(batch.size) - batch.shape[0] for batch, _ in batches),

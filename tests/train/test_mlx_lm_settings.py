@@ -137,7 +137,7 @@ def test_a_batch_larger_than_the_data_ends_the_run() -> None:
     rows = [([5, 6, 7], 1)] * 3
     with pytest.raises(ValueError, match="at least batch_size=4"):
         next(iterate_batches(rows, 4, 32))
-    assert [sorted(batch.tolist()) for batch in plan_epoch([3, 3, 3], 4, 0, 0)] == [[0, 1, 2]]
+    assert [sorted(batch.tolist()) for batch in plan_epoch(3, 4, 0, 0)] == [[0, 1, 2]]
 
 
 def test_a_callback_is_replaced(monkeypatch: pytest.MonkeyPatch, make_job: MakeJob) -> None:

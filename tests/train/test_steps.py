@@ -3,6 +3,7 @@ applied.
 """
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +17,12 @@ from mlx.utils import tree_flatten
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
-from mlx_ft.train.steps import GradientWindow, gradient_norm, micro_batches
+from mlx_ft.train.steps import (
+    GROUP_COST_TOKENS,
+    GradientWindow,
+    gradient_norm,
+    micro_batches,
+)
 from tests.train.conftest import MakeJob, random_rows
 
 Arrays = dict[str, np.ndarray]
@@ -30,6 +36,28 @@ def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], 
     for group in groups:
         padded = max(lengths[row] for row in group) * len(group)
         assert padded <= limit or len(group) == 1
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=6), st.integers(1, 300))
+def test_no_other_cut_pads_less_for_its_number_of_parts(lengths: list[int], limit: int) -> None:
+    """Compared with every way to cut the sorted rows."""
+
+    def cost(groups: Sequence[Sequence[int]]) -> float:
+        sizes = [max(lengths[row] for row in group) * len(group) for group in groups]
+        too_large = any(s > limit and len(g) > 1 for s, g in zip(sizes, groups, strict=True))
+        return float("inf") if too_large else sum(sizes) + GROUP_COST_TOKENS * len(groups)
+
+    ordered = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    ways = []
+    for cuts in range(2 ** (len(ordered) - 1)):
+        groups: list[list[int]] = [[]]
+        for place, row in enumerate(ordered):
+            groups[-1].append(row)
+            if cuts >> place & 1:
+                groups.append([])
+        ways.append(cost([group for group in groups if group]))
+    found = micro_batches(np.array(lengths), range(len(lengths)), limit)
+    assert cost(found) == min(ways)
 
 
 def window_of(job: TrainingJob, max_norm: float | None = None) -> GradientWindow:
