@@ -17,6 +17,7 @@ from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.console import Console, printable
 from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.gguf_support import gguf_fault
 from mlx_ft.hardware import format_bytes
 from mlx_ft.models import ResolvedModel
 from mlx_ft.preflight.shapes import model_shape
@@ -101,6 +102,7 @@ def model_facts(model: ResolvedModel) -> dict[str, Any]:
     facts["adaptable_modules"] = sorted(shape.layer_names) if shape else None
     facts["quantization"] = model.config.get("quantization")
     facts["size_bytes"] = model.size_bytes
+    facts["gguf"] = gguf_fault(model.config) or "can be written"
     try:
         card = (model.path / "README.md").read_text(encoding="utf-8", errors="replace")[:4096]
     except OSError:

@@ -7,8 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mlx_lm import load as mlx_lm_load
 
+from mlx_ft import cli
+from tests.data_room.rows import chat, hostile_lines
 from tests.tiny import write_rows, write_tiny_model
 
 FLAT = """
@@ -185,3 +189,41 @@ def test_fit_prints_what_a_mac_can_train(tmp_path: Path) -> None:
     assert done.returncode == 0 and "Llama-3.2-3B" in done.stdout and "next " in done.stdout
     done = mlx_ft("fit", "--memory", "much", cwd=tmp_path)
     assert done.returncode == 2 and "16GB" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    write_tiny_model(folder / "model")
+    write_rows(folder / "data")
+    (folder / "r.yaml").write_text(f"model: {folder}/model\ndata: {{path: {folder}/data}}\n")
+    return folder
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lines=st.lists(hostile_lines, min_size=1, max_size=3), beside_good_rows=st.booleans())
+def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
+    lines: list[bytes],
+    beside_good_rows: bool,
+    hostile_place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Never with another exception, which would be a traceback."""
+    good = [json.dumps(chat()).encode()] if beside_good_rows else []
+    (hostile_place / "data" / "train.jsonl").write_bytes(b"\n".join([*good, *lines]))
+    recipe, runs = str(hostile_place / "r.yaml"), str(hostile_place / "runs")
+    monkeypatch.setattr(sys, "argv", ["mlx-ft", "check", recipe, "--runs", runs])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    assert code in (0, 2)
+    assert "Traceback" not in said.err
+    assert ("wrong input: " in said.err) == (code == 2)
+    assert ("nothing stops it" in said.out) == (code == 0)

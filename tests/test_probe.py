@@ -31,6 +31,7 @@ def test_facts_are_those_of_config_and_card(tiny: Path) -> None:
     assert facts["model_type"] == "llama" and facts["num_hidden_layers"] == 2
     assert facts["license"] == "apache-2.0" and facts["base_model"] == "a/b"
     assert facts["adaptable_modules"][-1] == "self_attn.v_proj"
+    assert facts["gguf"] == "can be written"
 
 
 def test_what_the_template_does_is_found_by_rendering(tiny: Path) -> None:
