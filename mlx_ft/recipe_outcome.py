@@ -1,0 +1,72 @@
+"""What a user can ask of the export and of the measurement at the end.
+
+Does: declare the recipe's `export` and `eval` keys and the checks between them. Does not: read
+suites, export or evaluate.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mlx_ft.gguf_support import GgufKind
+from mlx_ft.recipe_values import Conflict, Section, Text, Whole, whole_from_text
+
+Column = Literal["base", "adapter", "fused", "quantized"]
+COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
+
+
+class ExportRecipe(Section):
+    """What is made of the adapter."""
+
+    dtype: Literal["float16", "bfloat16"] = Field(
+        "float16", description="Type of the dequantized, fused model."
+    )
+    q_bits: Annotated[Literal[4, 5, 6, 8], BeforeValidator(whole_from_text)] = Field(
+        5, description="Bits of the final model."
+    )
+    q_group_size: Annotated[Literal[32, 64, 128], BeforeValidator(whole_from_text)] = Field(
+        64, description="Quantization group size."
+    )
+    q_method: Literal["gptq", "round"] = Field(
+        "gptq",
+        description="gptq: each rounding error is made up for by the weights after it, on "
+        "training rows; round: each weight by itself, as mlx_lm.convert does.",
+    )
+    keep_fused: bool = Field(
+        True, description="Keep the 16-bit model after the run; it is the bulk of the disk."
+    )
+    gguf: GgufKind | None = Field(
+        None,
+        description="Write the 16-bit model as a GGUF file of this type too, for llama.cpp and "
+        "Ollama. Null: none.",
+    )
+
+
+class EvalRecipe(Section):
+    """The measurement at the end."""
+
+    suites: list[Text] = Field(
+        default_factory=list, description="Suite files, relative to the current folder."
+    )
+    columns: list[Column] = Field(
+        default_factory=lambda: list(COLUMNS),
+        min_length=1,
+        description="Models to measure, side by side.",
+    )
+    limit: Whole | None = Field(
+        None,
+        ge=1,
+        description="Prompts of each suite that are asked, from its beginning. Null: all of them.",
+    )
+    batch_size: Whole = Field(16, ge=1, description="Prompts generated at a time.")
+
+    def conflicts(self) -> list[Conflict]:
+        """Return a conflict for every list that names something twice."""
+        lists: dict[str, list[str]] = {"suites": self.suites, "columns": [*self.columns]}
+        return [
+            Conflict((f"eval.{key}",), f"{twice[0]} is given twice", "name it once")
+            for key, names in lists.items()
+            if (twice := [name for name in names if names.count(name) > 1])
+        ]

@@ -1,0 +1,281 @@
+"""What a user can ask of training: the adapter, the length of the run, the rates.
+
+Does: declare the recipe's `train` keys and the checks between them. Does not: train, or check them
+against data, a model or the machine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mlx_ft.recipe_values import (
+    Conflict,
+    Real,
+    Section,
+    Text,
+    Whole,
+    optimizer_option_faults,
+    optimizer_updates,
+    plain_options,
+)
+
+DEFAULT_EPOCHS = 2
+DEFAULT_SCALE = 2.0
+
+
+class LoraParameters(Section):
+    """Size and strength of the adapter."""
+
+    rank: Whole = Field(8, ge=1, description="Rank of each adapter matrix.")
+    alpha: Real | None = Field(
+        None, gt=0, description="Strength as alpha; the effective scale is alpha / rank."
+    )
+    scale: Real | None = Field(
+        None, gt=0, description="Strength as mlx-lm's scale; 2.0 when alpha is not given either."
+    )
+    rslora: bool = Field(
+        False, description="Rank-stabilised: the effective scale is alpha / sqrt(rank)."
+    )
+    dropout: Real = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    keys: list[Text] | None = Field(
+        None,
+        min_length=1,
+        description="Modules to adapt, such as `self_attn.q_proj`; left out: every linear layer.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_strength(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("alpha") is values.get("scale") is None:
+            return {**values, "scale": DEFAULT_SCALE}
+        return values
+
+    def conflicts(self) -> list[Conflict]:
+        """Return a conflict when the strength is given twice, or as rslora cannot have it."""
+        key = "train.lora_parameters."
+        if self.alpha is not None and self.scale is not None:
+            both = (f"{key}alpha", f"{key}scale")
+            fix = "keep one (scale = alpha / rank)"
+            return [Conflict(both, "alpha and scale are both given", fix)]
+        if self.rslora and self.alpha is None:
+            found = "rslora is true but there is no alpha to divide by sqrt(rank)"
+            return [Conflict((f"{key}rslora", f"{key}scale"), found, "give alpha, without scale")]
+        return []
+
+    @property
+    def effective_scale(self) -> float:
+        """The factor on the adapter's output: `scale`, or alpha / rank, or with rslora
+        alpha / sqrt(rank) (Kalajdzievski, arXiv 2312.03732, theorem 3.2).
+        """
+        if self.alpha is not None:
+            return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return DEFAULT_SCALE if self.scale is None else self.scale
+
+
+class LrSchedule(Section):
+    """Shape of the learning rate, counted in optimizer updates."""
+
+    name: Literal["constant", "linear", "cosine", "cosine_with_restarts"] = Field(
+        "constant", description="Shape after warm-up."
+    )
+    warmup_steps: Whole | None = Field(None, ge=0, description="Warm-up in optimizer updates.")
+    warmup_ratio: Real | None = Field(
+        None, ge=0, lt=1, description="Warm-up as a share of all updates; or give warmup_steps."
+    )
+    warmup_init: Real = Field(0.0, ge=0, description="Learning rate at the start of warm-up.")
+    cycles: Whole = Field(1, ge=1, description="Number of cosine cycles (cosine_with_restarts).")
+    decay_steps: Whole | None = Field(
+        None, ge=1, description="Updates until the end value; the rest of the run when left out."
+    )
+    end: Real = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
+
+    allow_unfinished: bool = Field(
+        False, description="Let the run end before warm-up and decay_steps are over."
+    )
+
+    def conflicts(self) -> list[Conflict]:
+        """Return what this shape of the learning rate cannot mean."""
+        prefix = "train.lr_schedule."
+        found = []
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            found.append(
+                Conflict(
+                    (f"{prefix}warmup_steps", f"{prefix}warmup_ratio"),
+                    "warmup_steps and warmup_ratio are both given",
+                    "keep one",
+                )
+            )
+        if self.warmup_init > 0 and not self.warmup_steps and not self.warmup_ratio:
+            found.append(
+                Conflict(
+                    (f"{prefix}warmup_init", f"{prefix}warmup_steps", f"{prefix}warmup_ratio"),
+                    f"warmup_init is {self.warmup_init:g} but there is no warm-up",
+                    "give warmup_steps or warmup_ratio, or remove warmup_init",
+                )
+            )
+        if self.cycles > 1 and self.name != "cosine_with_restarts":
+            found.append(
+                Conflict(
+                    (f"{prefix}cycles", f"{prefix}name"),
+                    f"cycles is {self.cycles} but {self.name} has no cycles",
+                    "use name: cosine_with_restarts, or remove cycles",
+                )
+            )
+        for key, given in (("decay_steps", self.decay_steps), ("end", self.end)):
+            if given and self.name == "constant":
+                found.append(
+                    Conflict(
+                        (f"{prefix}{key}", f"{prefix}name"),
+                        f"{key} is {given:g} but a constant rate does not decay",
+                        f"use name: linear or cosine, or remove {key}",
+                    )
+                )
+        return found
+
+
+class TrainRecipe(Section):
+    """How the adapter is trained."""
+
+    num_layers: Whole = Field(
+        16, ge=-1, description="Top layers that are adapted; the rest stay frozen. -1: all."
+    )
+    fine_tune_type: Literal["lora", "dora", "full"] = Field(
+        "lora",
+        description="An adapter (LoRA, or DoRA with its magnitudes), or full: every weight of the "
+        "top layers, for models that are not quantized.",
+    )
+    lora_parameters: LoraParameters = Field(
+        default_factory=LoraParameters, description="Size and strength of the adapter."
+    )
+    batch_size: Whole = Field(4, ge=1, description="Rows a mini-batch.")
+    grad_accumulation_steps: Whole = Field(
+        1, ge=1, description="Mini-batches to one optimizer update."
+    )
+    micro_batch_tokens: Whole = Field(
+        1024,
+        ge=1,
+        description="Padded tokens that go through the model at a time; bounds memory, and changes "
+        "no result beyond round-off.",
+    )
+    epochs: Whole | None = Field(
+        None, ge=1, description="Passes over the rows; 2 when iters is not given either."
+    )
+    iters: Whole | None = Field(None, ge=1, description="Mini-batches in all; or give epochs.")
+    learning_rate: Real = Field(1e-5, gt=0, description="Peak learning rate.")
+    lr_schedule: LrSchedule = Field(
+        default_factory=LrSchedule, description="Shape of the learning rate."
+    )
+    optimizer: Literal["adam", "adamw", "muon", "sgd", "adafactor", "lion"] = Field(
+        "adam", description="Any optimizer of mlx."
+    )
+    optimizer_config: Annotated[dict[str, Any], BeforeValidator(plain_options)] = Field(
+        default_factory=dict, description="Its options, such as `{weight_decay: 0.01}`."
+    )
+    grad_checkpoint: bool = Field(
+        False, description="Compute activations of each layer twice instead of keeping them."
+    )
+    low_memory: bool = Field(
+        False,
+        description="Read weights of frozen layers from the disk each time they are needed and "
+        "keep none of them; on a CPU, compute with weights as stored, which is slow there.",
+    )
+    prefix_cache: Literal["disk", "memory", "off"] = Field(
+        "disk",
+        description="Where outputs of frozen layers are kept. disk: in a file that later runs find "
+        "again, in memory when it does not fit; memory; off: computed every time.",
+    )
+    max_grad_norm: Real | None = Field(
+        None, gt=0, description="Longest gradient; a longer one is scaled down. Null: no limit."
+    )
+    steps_per_report: Whole = Field(10, ge=1, description="Mini-batches between report lines.")
+    steps_per_eval: Whole = Field(200, ge=1, description="Mini-batches between validations.")
+    save_every: Whole = Field(100, ge=1, description="Mini-batches between checkpoints.")
+    segment_steps: Whole | None = Field(
+        None,
+        ge=1,
+        description="Mini-batches after which a new process goes on, with the same bits; for runs "
+        "that use something up that only the end of a process gives back. Null: one process.",
+    )
+    keep_checkpoints: Whole = Field(2, ge=2, description="How many checkpoints are kept.")
+    val_batches: Whole = Field(
+        -1, ge=-1, description="Mini-batches of the fixed validation set. -1: all of it."
+    )
+    seed: Whole = Field(0, ge=0, description="Seed of the adapter's start and of the data order.")
+    resume_adapter_file: Text | None = Field(
+        None, description="Adapter weights to start from (weights only, as in mlx-lm)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") is values.get("iters") is None:
+            return {**values, "epochs": DEFAULT_EPOCHS}
+        return values
+
+    def conflicts(self) -> list[Conflict]:
+        """Return what is wrong between the length of the run, its optimizer and its schedule."""
+        found = []
+        if self.epochs is not None and self.iters is not None:
+            found.append(
+                Conflict(
+                    ("train.epochs", "train.iters"),
+                    "epochs and iters are both given",
+                    "keep one (--set train.epochs=null or --set train.iters=null takes one out)",
+                )
+            )
+        for key, given, meaning in (
+            ("num_layers", self.num_layers, "nothing would be trained - -1 means all layers"),
+            ("val_batches", self.val_batches, "nothing would be validated - -1 means all rows"),
+        ):
+            if given == 0:
+                nothing, fix = meaning.split(" - ")
+                found.append(Conflict((f"train.{key}",), f"{key} is 0, so {nothing}", fix))
+        if self.fine_tune_type == "full" and self.lora_parameters.keys is not None:
+            keys = ("train.lora_parameters.keys", "train.fine_tune_type")
+            found.append(
+                Conflict(keys, "keys are given but full trains whole layers", "remove keys")
+            )
+        return [*found, *self._optimizer_conflicts(), *self._schedule_conflicts()]
+
+    def _optimizer_conflicts(self) -> list[Conflict]:
+        keys = ("train.optimizer_config", "train.optimizer")
+        faults = optimizer_option_faults(self.optimizer, self.optimizer_config)
+        return [Conflict(keys, found, fix) for found, fix in faults]
+
+    def _schedule_conflicts(self) -> list[Conflict]:
+        schedule = self.lr_schedule
+        found = []
+        if schedule.name != "constant" and schedule.end > self.learning_rate:
+            found.append(
+                Conflict(
+                    ("train.lr_schedule.end", "train.learning_rate", "train.lr_schedule.name"),
+                    f"end is {schedule.end:g}, above the peak learning_rate {self.learning_rate:g}",
+                    "lower end or raise learning_rate",
+                )
+            )
+        if self.iters is None or schedule.allow_unfinished:
+            return found
+        updates = optimizer_updates(self.iters, self.grad_accumulation_steps)
+        warmup = schedule.warmup_steps or 0
+        needed = warmup + (schedule.decay_steps or 1)
+        if needed > updates:
+            given = [
+                f"train.lr_schedule.{key}"
+                for key in ("warmup_steps", "decay_steps")
+                if getattr(schedule, key)
+            ]
+            shape = f"warm-up of {warmup}" + (
+                f" and decay of {schedule.decay_steps}" if schedule.decay_steps else ""
+            )
+            found.append(
+                Conflict(
+                    (*given, "train.iters", "train.grad_accumulation_steps"),
+                    f"a {shape} optimizer updates is longer than the run: {self.iters} iters make "
+                    f"{updates} optimizer updates",
+                    "shorten it or raise iters; allow_unfinished: true lets the run end first",
+                )
+            )
+        return found
