@@ -58,7 +58,7 @@ def report_html(run: Path) -> str:
     samples = read_suite_samples(reader)
     reader.raise_faults()
     page: str = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             document=document,
@@ -82,8 +82,9 @@ def report_html(run: Path) -> str:
     return page
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the template engine of the pages: every text is cleaned and escaped."""
+    made = Environment(
         loader=PackageLoader("mlx_ft", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -91,8 +92,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters["excerpt"] = lambda text: excerpt(text, TEXT_LIMIT)
-    return environment
+    made.filters["excerpt"] = lambda text: excerpt(text, TEXT_LIMIT)
+    return made
 
 
 def _shown(value: Any) -> Any:
