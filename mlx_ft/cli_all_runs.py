@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -83,4 +84,67 @@ def list_runs(
     click.echo(next_line(entries))
 
 
-VERBS = (list_runs, compare)
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def watch(run: Path) -> None:
+    """Look at a run that goes on in another process, until it ends.
+
+    Curves, memory, time left, last answers; lines of a log where there is no terminal. Ctrl-C ends
+    only the watching. Exit code 0 when the run ended well, else 1.
+    """
+    from mlx_ft.watching import next_line
+    from mlx_ft.watching import watch as watch_run
+
+    try:
+        code = watch_run(run, sys.stdout)
+    except KeyboardInterrupt:
+        click.echo(f"{run}: no longer watched; the run itself goes on", err=True)
+        code = 130
+    click.echo(next_line(run))
+    sys.exit(code)
+
+
+@click.command()
+@click.argument("runs", metavar="[RUN...]", nargs=-1, type=click.Path(path_type=Path))
+@RUNS
+@click.option("--checkpoints", is_flag=True, help="All but the best, pinned and resumable ones.")
+@click.option("--fused", is_flag=True, help="16-bit models of finished runs.")
+@click.option("--stale", is_flag=True, help="Left-overs of processes that died.")
+@click.option("--prefix", is_flag=True, help="Outputs of frozen layers in the cache.")
+@click.option("--failed", is_flag=True, help="Whole runs that failed or were stopped by a gate.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0),
+    default=7.0,
+    show_default=True,
+    help="Days that --prefix and --failed must have been left alone.",
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def clean(
+    runs: tuple[Path, ...], runs_root: Path, older_than: float, yes: bool, **kinds: bool
+) -> None:
+    """Show what could be removed, and remove it when asked.
+
+    Without a kind everything is shown and nothing is removed. Never the best or a pinned
+    checkpoint, and nothing of a run that is worked on.
+    """
+    from mlx_ft.cleaning import KINDS, find_rubbish, listing, remove_all, sum_line
+
+    chosen = [kind for kind in KINDS if kinds[kind]]
+    if yes and not chosen:
+        raise click.UsageError(f"say what: {', '.join(f'--{kind}' for kind in KINDS)}")
+    found = find_rubbish(runs_root, runs, chosen or list(KINDS), older_than)
+    for line in listing(found):
+        click.echo(line)
+    asked = chosen and found and not yes and sys.stdin.isatty()
+    if chosen and found and (yes or (asked and click.confirm("Remove this?", err=True))):
+        freed, errors = remove_all(found, lambda text: click.echo(text, err=True))
+        click.echo(sum_line(freed))
+        click.echo(f"next     mlx-ft runs --runs {runs_root}")
+        sys.exit(2 if errors else 0)
+    kind = f"--{found[0].kind}" if found else ""
+    click.echo("nothing was removed")
+    click.echo(f"next     mlx-ft clean {kind} --yes" if kind else "next     mlx-ft runs")
+
+
+VERBS = (list_runs, compare, watch, clean)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.runs import disk_errors_explained
 
 LOCK_FILE = ".working"
 # Somebody who only asks holds the lock for an instant.
@@ -27,7 +28,9 @@ def working(run: Path) -> Iterator[None]:
 
     Raises RunError when another one works on it. On a file system without locks nothing is held.
     """
-    with (run / LOCK_FILE).open("a+", encoding="ascii") as stream:
+    with disk_errors_explained(run):
+        opened = (run / LOCK_FILE).open("a+", encoding="ascii")
+    with opened as stream:
         _take(stream, run)
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")

@@ -23,6 +23,7 @@ from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
+from mlx_ft.liveness import working
 from mlx_ft.miniature import miniature_sets, write_miniature
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
 from mlx_ft.rehearsal import rehearsal_sets
@@ -87,6 +88,11 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
     unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
+    with working(job.run):
+        _run_stages(job, unfinished)
+
+
+def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
     _begin(job)
     try:
         with interruptible():
