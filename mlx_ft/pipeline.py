@@ -37,9 +37,11 @@ from mlx_ft.runs import (
     write_json,
 )
 from mlx_ft.stages import Job
+from mlx_ft.tracker_processes import tracked
 
 LAST = "eval"
 CHECKED = "preflight"
+TRACKED = ("train", "eval")  # stages that measure what trackers are told
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -88,12 +90,15 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
     unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
+    recipe = job.recipe.train
+    told = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
     with working(job.run):
-        _run_stages(job, unfinished)
+        _begin(job)
+        with tracked(job.run, told, recipe.project_name, job.console):
+            _run_stages(job, unfinished)
 
 
 def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
-    _begin(job)
     try:
         with interruptible():
             for stage in unfinished:

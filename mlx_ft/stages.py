@@ -21,6 +21,7 @@ from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
+TOLD_ELSEWHERE = ("report_to", "project_name")
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
 
@@ -99,11 +101,14 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    faults += missing_packages(recipe.train.report_to)
     attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json")
+    for key in TOLD_ELSEWHERE:  # who is told of a run changes nothing of it
+        del values["train"][key]
     inputs = _stage_inputs(values, sources, model, suites)
     identity = hash_of([values, sources, model.identity])
     return Resolved(model, suites, inputs, identity)

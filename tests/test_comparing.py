@@ -21,7 +21,7 @@ TEXT = HOSTILE.replace("\ud800", "")  # no file of ours can hold half a characte
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three runs as an experimenter makes them: more rows, then another schedule and more epochs."""
+    """Three runs as experimenters make them: more rows, then another schedule and more epochs."""
     folder = tmp_path_factory.mktemp("experiments")
     first = {"train.epochs": 1, "train.lr_schedule.name": "cosine"}
     restarts = {"train.epochs": 2, "train.lr_schedule.name": "cosine_with_restarts"}
