@@ -107,15 +107,14 @@ class _SwanLab:
         known = "SWANLAB_API_KEY" in os.environ or Path("~/.swanlab/.netrc").expanduser().exists()
         given = os.environ.get("SWANLAB_MODE")
         mode = given or ("online" if known else "offline")
-        # It can go on with a run only where it can ask its server for it.
-        again = {"id": _letters(session.name), "resume": "allow"} if mode == "online" else {}
         swanlab.init(
             project=session.project,
             experiment_name=session.name,
             log_dir=str(session.store),
             config=dict(session.config),
             mode=mode,
-            **again,
+            id=_letters(session.name),
+            resume="allow",
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:

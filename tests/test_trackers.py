@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ def sent(run: Path) -> int:
     return iterations.get("train", 0)
 
 
+def has_sent(run: Path, iteration: int) -> bool:
+    return sent(run) >= iteration
+
+
 def test_everything_is_told_once_in_one_run_although_trainings_begin_anew(
     tmp_path: Path, told: Path
 ) -> None:
@@ -110,7 +115,7 @@ def test_everything_is_told_once_in_one_run_although_trainings_begin_anew(
         with tracked(run, ["trackio"], "mine", Console(out)):
             for iterations in session:
                 train(run, iterations)
-                wait_until(lambda upto=iterations: sent(run) >= upto)
+                wait_until(partial(has_sent, run, iterations))
     lines = read_told(told)
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == list(range(5, 121, 5))
@@ -216,7 +221,7 @@ def test_who_is_told_changes_nothing_of_a_run(
     write_place(tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
     monkeypatch.setattr("mlx_ft.trackers.find_spec", lambda name: name)
-    sets = ([], ["train.report_to=[trackio]", "train.project_name=other"])
+    sets: tuple[list[str], ...] = ([], ["train.report_to=[trackio]", "train.project_name=other"])
     plain, reported = (
         resolve(load_recipe(Path("r.yaml"), each), Console(io.StringIO())) for each in sets
     )

@@ -29,6 +29,7 @@ TELLING = (
 TELLING_SHOWN = 3
 NOTHING = "-"
 BASELINE = "baseline"
+EXPORTED = ("fused", "quantized")
 TONES = {"better": "ok", "worse": "fail"}
 
 
@@ -175,31 +176,36 @@ def _score(result: Mapping[str, Any] | None) -> Cell:
 
 
 def survival_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return what of the training survived the export, the plain values of survival.json."""
-    told = [run for run in runs if run["survival"]]
-    plain = [
-        {key: value for key, value in run["survival"].items() if _is_plain(key, value)}
-        for run in told
-    ]
-    keys = list(dict.fromkeys(key for values in plain for key in values))
-    if not keys:
+    """Return what of the training survived in each stored model, and the least that was asked."""
+    told = [(run, _ways(run["survival"])) for run in runs if run["survival"]]
+    ways = list(dict.fromkeys(way for _, found in told for way in found))
+    if not ways:
         return None
     rows = [
-        [run["run"], *(_plain_text(values.get(key)) for key in keys)]
-        for run, values in zip(told, plain, strict=True)
+        [
+            run["run"],
+            *(_share(found.get(way)) for way in ways),
+            _share(run["survival"].get("min_survival")),
+        ]
+        for run, found in told
     ]
-    head = ("run", *(one_line(key.replace("_", " "), 40) for key in keys))
-    return table("What survived the export", head, rows, range(1, 1 + len(keys)))
+    head = ("run", *(one_line(way, 40) for way in ways), "at least")
+    return table("Share of the training that survived", head, rows, range(1, 2 + len(ways)))
 
 
-def _is_plain(key: str, value: Any) -> bool:
-    return key != "schema" and (q.is_number(value) or isinstance(value, bool))
+def _ways(survival: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored model -> its survival, of those that this run exported."""
+    model = survival.get("model")
+    ways = model.get("ways") if isinstance(model, dict) else None
+    return {
+        name: way.get("survival")
+        for name, way in (ways.items() if isinstance(ways, dict) else ())
+        if name in EXPORTED and isinstance(way, dict)
+    }
 
 
-def _plain_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4g}" if q.is_number(value) else NOTHING
+def _share(value: Any) -> str:
+    return q.share(value) if q.is_number(value) else NOTHING
 
 
 def cost_table(runs: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,6 +18,9 @@ from markupsafe import Markup
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.report import curves, tables
 from mlx_ft.report import quantities as q
+from mlx_ft.report.checklist import checklist_table
+from mlx_ft.report.differences import marked
+from mlx_ft.report.failures import confusion_table, lint_table
 from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import conversation, read_suite_samples, written
 from mlx_ft.report.summary import read_document
@@ -26,6 +29,7 @@ from mlx_ft.report.verdict import absence, verdict
 
 REPORT = "report.html"
 TEXT_LIMIT = 1500  # characters of one output that are shown
+GRADIENT, MEMORY = "Gradient norm", "Peak memory so far"
 REST_LIMIT = 200  # further samples of a suite; all of them are in eval/
 
 
@@ -73,6 +77,7 @@ def report_html(run: Path) -> str:
             look_samples=_look_samples(document["train"]),
             data=_data(document["data"]),
             findings=tables.finding_table(document["preflight"]) if document["preflight"] else None,
+            checklist=checklist_table(document),
             export=_export(document["export"]),
             stages=tables.stage_table(document["timings"]),
             environment=tables.environment_table(document),
@@ -93,6 +98,7 @@ def environment() -> Environment:
         finalize=_shown,
     )
     made.filters["excerpt"] = lambda text: excerpt(text, TEXT_LIMIT)
+    made.filters["marked"] = marked
     return made
 
 
@@ -141,6 +147,7 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
                 "bars": _picture(curves.score_bars(f"suite-{number}", columns))
                 if columns
                 else None,
+                "confusion": confusion_table(samples[name]) if name in samples else None,
                 "samples": samples.get(name),
             }
         )
@@ -150,11 +157,20 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
 def _training(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if train is None:
         return None
+    metrics = train["metrics"]
     return {
         "facts": tables.training_facts(train),
         "layers": [written(name) for name in (train["info"] or {}).get("adapted_layers") or []],
-        "loss": _picture(curves.loss_curve(train["metrics"])),
-        "learning_rate": _picture(curves.learning_rate_curve(train["metrics"])),
+        "loss": _picture(curves.loss_curve(metrics)),
+        "curves": [
+            (words, _picture(picture))
+            for words, picture in (
+                ("Learning rate", curves.learning_rate_curve(metrics)),
+                (GRADIENT, curves.plain_curve(metrics, "gradient_norm", GRADIENT)),
+                (MEMORY, curves.plain_curve(metrics, "peak_memory_bytes", MEMORY, "GB", 1e9)),
+            )
+            if picture is not None
+        ],
     }
 
 
@@ -178,6 +194,7 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "tables": tables.data_tables(data),
         "overlap_rows": data.get("overlap_rows"),
+        "lint": lint_table(data),
         "lengths": _picture(curves.length_histogram(split)),
     }
 
