@@ -212,10 +212,20 @@ def remove(rubbish: Rubbish) -> None:
             rubbish.path.rename(doomed)
             _delete(doomed)
             return
-        stage = rubbish.run / rubbish.path.relative_to(rubbish.run).parts[0]
-        if rubbish.path != stage and stage.is_dir():
-            forget_files(stage, rubbish.path.relative_to(stage).as_posix())
-        _delete(rubbish.path)
+        _take_out(rubbish.run, rubbish.path)
+
+
+def drop_fused(run: Path) -> None:
+    """Remove the 16-bit model of a finished run that this process works on."""
+    for each in _fused(run, 0.0):
+        _take_out(run, each.path)
+
+
+def _take_out(run: Path, path: Path) -> None:
+    stage = run / path.relative_to(run).parts[0]
+    if path != stage and stage.is_dir():
+        forget_files(stage, path.relative_to(stage).as_posix())
+    _delete(path)
 
 
 def _delete(path: Path) -> None:

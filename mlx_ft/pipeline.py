@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_ft import measuring, stages
+from mlx_ft.cleaning import drop_fused
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
@@ -116,6 +117,8 @@ def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
         raise
     whole = all(is_complete(job, stage.name) for stage in STAGES if stage.kept)
     _end(job, "done" if whole else "stopped", None)
+    if whole and not job.recipe.export.keep_fused:
+        drop_fused(job.run)
 
 
 def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.cache import cache_home
-from mlx_ft.cleaning import KINDS, Rubbish, find_rubbish, listing, remove, remove_all
+from mlx_ft.cleaning import KINDS, Rubbish, drop_fused, find_rubbish, listing, remove, remove_all
 from mlx_ft.errors import RunError
 from mlx_ft.liveness import working
 from mlx_ft.report.summary import run_document
@@ -87,6 +87,12 @@ def test_the_fused_model_goes_and_the_export_stays_whole(run: Path) -> None:
     (run / "export" / "fused-f16").mkdir()
     (run / "export" / "q5" / "model.safetensors").unlink()
     assert found_in(run, "fused") == []  # no quantized model: the fused one is the only one
+
+
+def test_a_run_drops_its_own_fused_model_while_it_works_on_itself(run: Path) -> None:
+    with working(run):
+        drop_fused(run)
+    assert not (run / "export" / "fused-f16").exists() and verify_files(run / "export") == []
 
 
 @pytest.mark.parametrize("kind", ALL)
