@@ -244,7 +244,10 @@ def prove_packing(split: SplitForward, row: Sequence[int]) -> Proof:
     states at every position.
     """
     rows = [mx.array([list(row)]), mx.array([list(row[len(row) // 2 :])])]
-    prefixes = [split.prefix(ids) for ids in rows]
+    prefixes = []
+    for each in rows:  # one by one, so that streamed weights are not held for the second
+        prefixes.append(split.prefix(each))
+        split.evaluate(prefixes[-1])
     ids, prefix = (mx.concatenate(arrays, axis=1) for arrays in (rows, prefixes))
     together = split.top(ids, prefix, Packing(0, tuple(ids.shape[1] for ids in rows)))
     one_by_one = [split.top(*pair) for pair in zip(rows, prefixes, strict=True)]
