@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_ft import __version__
+from mlx_ft.cli_experiments import VERBS as EXPERIMENTS
 from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def upgrade(file: Path) -> None:
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 
 
-for verb in VERBS:
+for verb in (*VERBS, *EXPERIMENTS):
     cli.add_command(verb)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_ft import measuring, stages
+from mlx_ft import measuring, stages, training
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
@@ -61,7 +61,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
     ),
-    Stage("train", stages.train, "Training"),
+    Stage("train", training.train, "Training"),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
 )
@@ -76,7 +76,15 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
     """
     resolved = stages.resolve(loaded, console)
     run = run_folder(runs_root, loaded.recipe.name, resolved.identity)
-    return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
+    return Job(
+        loaded,
+        resolved.model,
+        resolved.suites,
+        resolved.inputs,
+        run,
+        console,
+        choosing=resolved.choosing,
+    )
 
 
 def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:

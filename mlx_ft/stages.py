@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 2}
-PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
 
@@ -40,12 +39,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a recipe's names stand for: the model, the suites, and the hash of each stage's
-    inputs.
+    """What a recipe's names stand for: the model, the suites, the prompts that choose a checkpoint,
+    and the hash of each stage's inputs.
     """
 
     model: ResolvedModel
     suites: tuple[Suite, ...]
+    choosing: Suite | None
     inputs: Mapping[str, str]
     identity: str
 
@@ -53,6 +53,8 @@ class Resolved:
 @dataclass(frozen=True)
 class Job:
     """One run: the recipe, what its names stand for, and its folder.
+
+    The prompts of `choosing` choose a checkpoint, and are none of `suites`.
 
     A rehearsal with random weights is not `judged`: what it says is noise.
     """
@@ -64,6 +66,7 @@ class Job:
     run: Path
     console: Console
     judged: bool = True
+    choosing: Suite | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -85,6 +88,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     from mlx_ft.data import data_inputs
     from mlx_ft.evaluate.harness import check_thinking
     from mlx_ft.evaluate.suites import load_suites
+    from mlx_ft.selection import chooser, evaluated
 
     recipe = loaded.recipe
     faults: list[Fault] = []
@@ -99,14 +103,20 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
-    attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
+    choosing = attempt(lambda: chooser(recipe.train.select))
+    asked = [*(suites or ()), *([choosing] if choosing else [])]
+    attempt(lambda: check_thinking(asked, recipe.chat.enable_thinking))
+    if suites is not None and choosing is not None:
+        whole, chosen = suites, choosing
+        suites = attempt(lambda: evaluated(whole, recipe.eval.suites, chosen))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
-    values = recipe.model_dump(mode="json")
-    inputs = _stage_inputs(values, sources, model, suites)
+    # What is hoped for makes no other run.
+    values = recipe.model_dump(mode="json", exclude={"hypothesis", "expected"})
+    inputs = _stage_inputs(values, sources, model, suites, choosing)
     identity = hash_of([values, sources, model.identity])
-    return Resolved(model, suites, inputs, identity)
+    return Resolved(model, suites, choosing, inputs, identity)
 
 
 def _stage_inputs(
@@ -114,11 +124,13 @@ def _stage_inputs(
     sources: Mapping[str, Any],
     model: ResolvedModel,
     suites: Sequence[Suite],
+    choosing: Suite | None,
 ) -> dict[str, str]:
     """Return stage -> hash; each stage's inputs contain those of the stage before."""
     versions = STAGE_VERSIONS
     data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
-    train = hash_of([versions["train"], data, values["train"]])
+    select = None if choosing is None else choosing.file_sha256
+    train = hash_of([versions["train"], data, values["train"], select])
     export = hash_of([versions["export"], train, values["export"]])
     evaluation = hash_of(
         [versions["eval"], export, values["eval"], [suite.file_sha256 for suite in suites]]
@@ -173,7 +185,7 @@ def preflight_facts(job: Job) -> PreflightInput:
 
     asked = {
         f"{suite.name}/{sample.id}": last_question(sample.messages)
-        for suite in job.suites
+        for suite in (*job.suites, *([job.choosing] if job.choosing else []))
         for sample in suite.samples
     }
     rows = job.rows["train"].rows if asked else ()
@@ -209,39 +221,6 @@ def say_finding(console: Console, finding: Finding) -> None:
     style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
     advice = f" - {finding.fix}" if finding.fix else ""
     console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
-
-
-def train(job: Job) -> None:
-    """Train the adapter into `train/`, and look at what it says before it is called done."""
-    from mlx_ft.train.handover import TrainStage
-    from mlx_ft.train.prompts import Prompt, choose_prompts
-    from mlx_ft.train.supervisor import supervise
-
-    prompts = choose_prompts(
-        [
-            (row.category, Prompt(row.messages[:-1], row.tools))
-            for row in job.rows["valid"].rows
-            if row.messages is not None
-        ]
-    )
-    with writing_stage(job.run, "train", keep_partial=True) as folder:
-        info = supervise(
-            TrainStage(
-                recipe=job.recipe,
-                model_folder=job.model.path,
-                data_folder=job.run / "data",
-                folder=folder,
-                inputs=job.inputs["train"],
-                model_identity=job.model.identity,
-                prefix_folder=cache_home() / "prefix",
-                prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
-                look_prompts=prompts,
-                judge_look=job.judged,
-            ),
-            job.run,
-            job.console,
-        )
-        seal(folder, "train", job.inputs["train"], info)
 
 
 def export(job: Job) -> None:

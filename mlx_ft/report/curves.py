@@ -75,7 +75,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     The axis starts at 0, and is logarithmic when the highest loss is over 50 times the lowest.
     """
     train = _points(metrics, "loss", is_report)
-    validation = _points(metrics, "loss", lambda line: not is_report(line))
+    validation = _points(metrics, "loss", lambda line: line.get("kind") == "validation")
     losses = [value for _, value in (*train, *validation)]
     if not losses:
         return None
@@ -93,6 +93,32 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
         else:
             axes.set_ylim(0, 1.05 * max(losses) or 1)
             axes.set_ylabel("loss")
+        _iterations(axes)
+        _legend(axes, 2)
+    return out[0]
+
+
+def selection_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the score of the choosing prompts over iterations, its 95 % interval, and the chosen
+    weights marked; None when nobody was asked.
+    """
+    lines = [line for line in metrics if line.get("kind") == "selection"]
+    points = _points(lines, "score", lambda line: True)
+    if not points:
+        return None
+    with _chart("selection", "Score of the choosing prompts over iterations", 230) as (axes, out):
+        _line(axes, points, COLUMN_COLOURS["adapter"], "score", "o")
+        for line in lines:
+            ends = [line.get("low"), line.get("high")]
+            if is_number(line.get("iteration")) and all(map(is_number, ends)):
+                axes.plot([line["iteration"]] * 2, ends, color=INK, linewidth=0.8, alpha=0.5)
+        chosen = [point for point in points if point[0] == lines[-1].get("best_iteration")]
+        for x, y in chosen:
+            label = f"chosen: iteration {x:,.0f}, {y:.2f}"
+            colour = COLUMN_COLOURS["quantized"]
+            axes.plot([x], [y], marker="D", markersize=7, color=colour, linewidth=0, label=label)
+        axes.set_ylim(0, 1.03)
+        axes.set_ylabel("score")
         _iterations(axes)
         _legend(axes, 2)
     return out[0]

@@ -1,0 +1,166 @@
+"""Several seeds: each complete or to go on, the best of them exported, and all of them counted."""
+
+import json
+import shutil
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_ft.evaluate.stats import wilson_interval
+from mlx_ft.pipeline import run_pipeline
+from mlx_ft.recipe import DataRecipe, Recipe, SelectRecipe, TrainRecipe
+from mlx_ft.runs import read_json, read_json_lines, read_manifest
+from mlx_ft.train import supervisor
+from mlx_ft.training import seeds_info
+from tests.test_selection import write_suite
+from tests.tiny import job_of, write_place
+
+SETS = (
+    "train.seeds=[0, 1, 2]",
+    "train.epochs=null",
+    "train.iters=12",
+    "train.steps_per_eval=6",
+    "train.steps_per_report=6",
+    "train.lora_parameters.rank=2",
+    "train.select.suite=choose.yaml",
+    "train.select.metric=passed",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A place where three seeds were trained, and how often frozen layers were computed."""
+    place = tmp_path_factory.mktemp("seeds")
+    with pytest.MonkeyPatch.context() as patch:
+        write_place(place)
+        write_suite(place, "choose", [("talk", f"lazy fox {number}") for number in range(4)])
+        patch.chdir(place)
+        patch.setenv("MLX_FT_HOME", str(place / "cache"))
+        job = job_of(place, *SETS, "preflight.accept={base_health: random}")
+        run_pipeline(job, "train")
+        yield place, job
+
+
+def test_each_seed_is_a_whole_training_and_the_best_one_is_handed_on(trained: Any) -> None:
+    _, job = trained
+    info = read_manifest(job.run / "train").info
+    folders = {seed: job.run / "train" / f"seed-{seed}" for seed in (0, 1, 2)}
+    manifests = {seed: read_manifest(folder) for seed, folder in folders.items()}
+    assert all(manifests.values())
+    entries = {entry["seed"]: entry for entry in info["seeds"]["trained"]}
+    for seed, entry in entries.items():
+        lines = read_json_lines(folders[seed] / "metrics.jsonl")
+        scores = {m["iteration"]: m["score"] for m in lines if m["kind"] == "selection"}
+        assert set(scores) == {6, 12} and entry["score"] == max(scores.values())
+        answers = folders[seed] / "selection" / "choose"
+        assert len(read_json_lines(answers / "0000006.jsonl")) == 4
+    best = max(entries.values(), key=lambda e: (e["score"], -e["validation_loss"]))["seed"]
+    assert info["seeds"]["chosen"] == info["seed"] == best
+    for name in ("adapter/adapters.safetensors", "metrics.jsonl", "samples.jsonl"):
+        assert (job.run / "train" / name).read_bytes() == (folders[best] / name).read_bytes()
+    weights = [(f / "adapter" / "adapters.safetensors").read_bytes() for f in folders.values()]
+    assert len(set(weights)) == 3, "each seed learns something else"
+
+
+def test_all_seeds_share_the_outputs_of_frozen_layers(trained: Any) -> None:
+    """Here no layer is frozen but the tokens; what is shared is the data folder and one cache."""
+    place, job = trained
+    cached = list((place / "cache" / "prefix").glob("*")) if (place / "cache").exists() else []
+    assert len(cached) <= 2
+    assert not list(job.run.glob("train/seed-*/data"))
+
+
+def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
+    place, job = trained
+    alone = job_of(place, *SETS[1:], "train.seed=1", "preflight.accept={base_health: random}")
+    run_pipeline(alone, "train")
+    one, other = job.run / "train" / "seed-1", alone.run / "train"
+    adapter = "adapter/adapters.safetensors"
+    assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
+
+
+def test_seeds_that_are_finished_are_not_trained_again(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a kill while the second was trained: the first stays, the others are made."""
+    place, _ = trained
+    sets = (*SETS, "train.learning_rate=2e-3", "preflight.accept={base_health: random}")
+    job = job_of(place, *sets)
+    begun: list[int] = []
+    plain = supervisor.supervise
+
+    def killed(stage: Any, *rest: Any) -> Any:
+        begun.append(stage.recipe.train.seed)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return plain(stage, *rest)
+
+    monkeypatch.setattr(supervisor, "supervise", killed)
+    with pytest.raises(Exception, match="interrupted"):
+        run_pipeline(job, "train")
+    first = job.run / "train.tmp" / "seed-0" / "manifest.json"
+    before = first.read_bytes()
+    run_pipeline(job_of(place, *sets), "train")
+    assert begun == [0, 1, 1, 2]
+    assert (job.run / "train" / "seed-0" / "manifest.json").read_bytes() == before
+    shutil.rmtree(job.run)
+
+
+RECIPE = Recipe(
+    name="r",
+    model="m",
+    data=DataRecipe(path="."),
+    train=TrainRecipe(seeds=[0, 1], select=SelectRecipe(suite="s.yaml", gate=0.5)),
+)
+INFOS = st.lists(
+    st.none() | st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0.1, 3.0)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(results=INFOS)
+def test_the_probability_of_learning_the_task_counts_stopped_seeds(
+    results: list[tuple[float, float] | None],
+) -> None:
+    infos: list[dict[str, Any]] = []
+    for seed, result in enumerate(results):
+        if result is None:
+            fault = {"where": "look", "found": "it loops", "fix": "less"}
+            infos.append({"seed": seed, "stopped": [fault]})
+            continue
+        score, loss = result
+        infos.append(
+            {
+                "seed": seed,
+                "chosen_score": score,
+                "chosen_validation_loss": loss,
+                "chosen_iteration": 1,
+                "iterations": 2,
+                "seconds": 1.0,
+            }
+        )
+    trained = [info for info in infos if "stopped" not in info]
+    if not trained:
+        return
+    info = seeds_info(infos, trained[0], RECIPE)
+    good = sum(result is not None and result[0] >= 0.5 for result in results)
+    low, high = wilson_interval(good / len(results), len(results))
+    assert info["reached"] == {
+        "gate": 0.5,
+        "count": good,
+        "of": len(results),
+        "low": low,
+        "high": high,
+    }
+    scores = [result[0] for result in results if result is not None]
+    assert info["spread"]["low"] == min(scores) and info["spread"]["high"] == max(scores)
+    json.dumps(info, allow_nan=False)
+
+
+def test_a_manifest_of_seeds_is_plain_json(trained: Any) -> None:
+    _, job = trained
+    info = read_json(job.run / "train" / "manifest.json")["info"]
+    assert info["seeds"]["reached"]["of"] == 3 and info["seeds"]["spread"]["measure"] == "score"
