@@ -103,15 +103,15 @@ def selection_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     weights marked; None when nobody was asked.
     """
     lines = [line for line in metrics if line.get("kind") == "selection"]
-    points = _points(lines, "score", lambda line: True)
+    points = _points(lines, "score", bool)
     if not points:
         return None
     with _chart("selection", "Score of the choosing prompts over iterations", 230) as (axes, out):
         _line(axes, points, COLUMN_COLOURS["adapter"], "score", "o")
-        for line in lines:
-            ends = [line.get("low"), line.get("high")]
-            if is_number(line.get("iteration")) and all(map(is_number, ends)):
-                axes.plot([line["iteration"]] * 2, ends, color=INK, linewidth=0.8, alpha=0.5)
+        for (x, low), (_, high) in zip(
+            _points(lines, "low", bool), _points(lines, "high", bool), strict=False
+        ):
+            axes.plot([x, x], [low, high], color=INK, linewidth=0.8, alpha=0.5)
         chosen = [point for point in points if point[0] == lines[-1].get("best_iteration")]
         for x, y in chosen:
             label = f"chosen: iteration {x:,.0f}, {y:.2f}"
