@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_ft import sweep
@@ -33,6 +33,7 @@ SMALL = (
     count=st.none() | st.integers(1, 70),
     seed=st.integers(0, 5),
 )
+@settings(deadline=None)
 def test_members_are_all_combinations_or_some_of_them_drawn(
     axes: dict[str, list[int]], count: int | None, seed: int
 ) -> None:
@@ -42,9 +43,9 @@ def test_members_are_all_combinations_or_some_of_them_drawn(
     for values in axes.values():
         size *= len(values)
     assert len(set(whole)) == len(whole) == size
-    for settings in whole:
-        assert [each.split("=")[0] for each in settings] == list(axes)
-        assert all(int(each.split("=")[1]) in axes[each.split("=")[0]] for each in settings)
+    for member in whole:
+        assert [each.split("=")[0] for each in member] == list(axes)
+        assert all(int(each.split("=")[1]) in axes[each.split("=")[0]] for each in member)
     drawn = sweep.grid_settings(grids, count, seed)
     assert drawn == sweep.grid_settings(grids, count, seed)
     assert len(drawn) == min(count or size, size) and [m for m in whole if m in drawn] == drawn
@@ -58,6 +59,7 @@ VALUES = st.recursive(
 
 
 @given(values=st.lists(VALUES, min_size=1, max_size=4))
+@settings(deadline=None)
 def test_a_comma_inside_a_value_divides_nothing(values: list[Any]) -> None:
     texts = [yaml_text(value) for value in values]
     quoted = [text for text in texts if "'" not in text and "\\" not in text]

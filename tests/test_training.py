@@ -1,13 +1,18 @@
 """Several seeds: each complete or to go on, the best of them exported, and all of them counted."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import GateFailed
@@ -119,6 +124,43 @@ def test_seeds_that_are_finished_are_not_trained_again(
     shutil.rmtree(job.run)
 
 
+def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
+    """With a real signal, right after a comparison; its process asks and scores by itself."""
+    place, job = trained
+    sets = (*SETS[1:], "train.seed=2", "train.save_every=2", "train.iters=12")
+    alone = job_in(place, *sets)
+    killed: list[int] = []
+
+    def kill() -> None:
+        metrics = alone.run / "train.tmp" / "metrics.jsonl"
+        while not killed:
+            if any(line["kind"] == "selection" for line in read_json_lines(metrics)):
+                for pid in training_processes():
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    run_pipeline(alone, "train")
+    killer.join()
+    one, other = job.run / "train" / "seed-2", alone.run / "train"
+    adapter = "adapter/adapters.safetensors"
+    assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
+    scores = [
+        [line for line in read_json_lines(folder / "metrics.jsonl") if line["kind"] == "selection"]
+        for folder in (one, other)
+    ]
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
+def training_processes() -> list[int]:
+    """Return the training processes that this process has started."""
+    command = ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.training_process"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 def test_when_a_gate_stops_every_seed_the_run_is_stopped(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +189,7 @@ INFOS = st.lists(
 
 
 @given(results=INFOS)
+@settings(deadline=None)
 def test_the_probability_of_learning_the_task_counts_stopped_seeds(
     results: list[tuple[float, float] | None],
 ) -> None:
