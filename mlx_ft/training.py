@@ -29,7 +29,12 @@ OF_THE_CHOSEN = ("adapter", "metrics.jsonl", "samples.jsonl")
 
 def train(job: Job) -> None:
     """Train into `train/`, and look at what the model says before it is called done."""
-    inputs = job.inputs["train"]
+    inputs, choosing = job.inputs["train"], job.choosing
+    if choosing is not None:
+        job.console.say(
+            f"{len(choosing.samples)} prompts of {choosing.name} choose the weights; the "
+            "evaluation does not ask them"
+        )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
         if job.recipe.train.seeds:
             info = _train_seeds(job, folder)

@@ -53,7 +53,8 @@ def reached_words(reached: Mapping[str, Any]) -> str:
     """Return how many seeds learned the task, with the interval of its probability."""
     share = reached["count"] / reached["of"] if reached.get("of") else None
     return (
-        f"{reached.get('count')} of {reached.get('of')} reached {reached.get('gate')}: "
+        f"{reached.get('count')} of {reached.get('of')} reached {reached.get('gate')} "
+        "on the prompts that choose: "
         f"{q.share(share)}, 95 % interval {q.interval(reached.get('low'), reached.get('high'))}"
     )
 

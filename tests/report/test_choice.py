@@ -95,7 +95,11 @@ def test_the_terminal_says_what_was_expected_what_was_chosen_and_how_reliable_it
     line = "chosen   weights of iteration 80 of 240 (mean 0.88, validation loss 0.0911); nothing"
     assert line in text
     assert "3 trained, 1 chosen; score 0.50 to 0.88, mean 0.69" in text
-    assert "1 of 3 reached 0.8: 33" in text and "0.06" in text and "0.79" in text
+    assert (
+        "1 of 3 reached 0.8 on the prompts that choose: 33" in text
+        and "0.06" in text
+        and "0.79" in text
+    )
     assert text.isascii() and "\x1b" not in text
 
 
