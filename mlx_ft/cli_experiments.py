@@ -51,8 +51,8 @@ def sweep(
 ) -> None:
     """Run a recipe with every combination of some values, and print a table.
 
-    Each is a run of its own; finished ones are not run again. A gate that stops one does not stop
-    the others.
+    Each is a run of its own; finished ones are not run again, and token ids and trainings that are
+    the same are made once. A gate that stops one does not stop the others.
     """
     from mlx_ft import sweep as sweeping
 

@@ -17,7 +17,7 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, GateFailed, MlxFtError, RecipeError
+from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.report.choice import selected_by
 from mlx_ft.report.quantities import is_number, loss, score
@@ -110,13 +110,13 @@ def open_members(
 
 
 def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]:
-    """Run each member to its end; return what gates said of those that they stopped."""
+    """Run each member to its end; return why those that did not get there were stopped."""
     stopped: list[MlxFtError] = []
     for number, member in enumerate(members, start=1):
         console.heading(f"Sweep, {number} of {len(members)}: {', '.join(member.settings)}")
         try:
             run_pipeline(member.job)
-        except GateFailed as error:
+        except (GateFailed, InputError) as error:
             for fault in error.faults:
                 console.say(f"stopped: {fault}", "red")
             stopped.append(error)

@@ -1,6 +1,8 @@
 """A sweep runs each member once, whatever was interrupted, and says all that is wrong before."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,12 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     assert "train.seed" in text.splitlines()[0] and len(text.splitlines()) == 5
     assert sweep.next_step(members).startswith("mlx-ft compare ")
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_a_wrong_grid_is_wrong_input_and_nothing_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(MINIMAL)
+    command = [sys.executable, "-m", "mlx_ft", "sweep", "r.yaml", "--grid", "train.sed=1,2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("did you mean train.seed?") == 2 and "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()

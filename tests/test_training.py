@@ -97,6 +97,20 @@ def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
     assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
 
 
+def test_a_run_that_differs_later_on_takes_the_training_over(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, job = trained
+    monkeypatch.setattr(supervisor, "supervise", lambda *_: pytest.fail("trained again"))
+    other = job_in(place, *SETS, "export.q_bits=8")
+    run_pipeline(other, "train")
+    assert other.run != job.run
+    assert read_manifest(other.run / "train") == read_manifest(job.run / "train")
+    record = read_json(other.run / "run.json")["stages"]
+    assert record["train"]["reused"] and record["data"]["reused"]
+    assert not read_json(job.run / "run.json")["stages"]["train"]["reused"]
+
+
 def test_seeds_that_are_finished_are_not_trained_again(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,5 +124,5 @@ def _result(run: Run) -> TrainingResult:
         chosen_validation_loss=(
             place.chosen_loss if place.chosen_loss is not None else final["loss"]
         ),
-        ended_early=patience_is_over(run.job, place),
+        ended_early=place.iteration < run.job.iterations,
     )
