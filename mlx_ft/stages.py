@@ -208,8 +208,11 @@ def preflight_facts(job: Job) -> PreflightInput:
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
+    from mlx_ft.selection import selection_finding
 
     findings = preflight.run_checks(preflight_facts(job))
+    if job.choosing is not None:
+        findings = (*findings, selection_finding(job.choosing, job.suites))
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
     for finding in findings:
         say_finding(job.console, finding)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlx_ft.errors import DataError
 from mlx_ft.evaluate.suites import load_suite
 from mlx_ft.recipe import SelectRecipe
-from mlx_ft.selection import chooser, evaluated
+from mlx_ft.selection import FEWEST_LEFT, chooser, evaluated, selection_finding
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -73,6 +73,19 @@ def test_a_prompt_of_another_suite_in_the_same_words_is_refused(tmp_path: Path) 
         evaluated([load_suite(Path(path))], [path], choosing)
     (fault,) = caught.value.faults
     assert "final-1" in fault.where and "own-0" in fault.found
+
+
+@pytest.mark.parametrize(("limit", "level"), [(4, "ok"), (6, "warn")])
+def test_too_few_prompts_left_to_measure_with_is_said(
+    tmp_path: Path, limit: int, level: str
+) -> None:
+    asked = [("a", f"question {number}") for number in range(FEWEST_LEFT + 4)]
+    path = write_suite(tmp_path, "one", asked)
+    choosing = chooser(select(path, limit))
+    assert choosing is not None
+    rest = evaluated([load_suite(Path(path))], [path], choosing)
+    assert selection_finding(choosing, rest).level == level
+    assert selection_finding(choosing, ()).level == "ok"
 
 
 def test_suites_that_share_nothing_stay_whole(tmp_path: Path) -> None:

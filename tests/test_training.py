@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.errors import GateFailed
+from mlx_ft.errors import GateFailed, InputError
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe import DataRecipe, Recipe, SelectRecipe, TrainRecipe
@@ -86,6 +86,17 @@ def test_all_seeds_share_the_outputs_of_frozen_layers(trained: Any) -> None:
     place, job = trained
     assert len(list((place / "cache" / "prefix").iterdir())) == 2
     assert not list(job.run.glob("train/seed-*/data"))
+
+
+def test_a_check_refuses_to_choose_by_what_measures(trained: Any) -> None:
+    """The evaluation's suite has three prompts, all of which would choose."""
+    place, job = trained
+    with pytest.raises(InputError, match="all of its 3 prompts choose the checkpoint"):
+        job_in(place, *SETS, "train.select.suite=suite.yaml")
+    some = job_in(place, *SETS, "train.select.suite=suite.yaml", "train.select.limit=1")
+    assert some.choosing is not None and len(some.suites[0].samples) == 2
+    findings = read_json(job.run / "preflight.json")["findings"]
+    assert [f["level"] for f in findings if f["check"] == "selection"] == ["ok"]
 
 
 def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
