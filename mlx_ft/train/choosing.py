@@ -19,7 +19,7 @@ from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS
 from mlx_ft.train.checkpoints import Position
 from mlx_ft.train.job import TrainingJob
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.losses import cross_entropy_sum
 from mlx_ft.train.run import Run
 
 
@@ -31,12 +31,9 @@ def validation_loss(run: Run) -> tuple[float, int]:
     total, weight, tokens = 0.0, 0.0, 0
     prefix = run.validation_prefix
     for mini_batch in run.course.validation_batches:
-        for rows in run.micro_batches(run.job.validation_rows, mini_batch):
-            batch = make_batch(run.job.validation_rows, rows)
-            before, shared = prefix.batch(batch), prefix.shared_tokens
-            total += scalar(
-                cross_entropy_sum(run.job.forward, batch, before, shared, with_gradient=False)
-            )
+        for batch in run.micro_batches(run.job.validation_rows, prefix, mini_batch):
+            before = prefix.batch(batch)
+            total += scalar(cross_entropy_sum(run.job.forward, batch, before, with_gradient=False))
             weight += batch.weight
             tokens += batch.trained_tokens
             run.show_progress("validation after iteration")

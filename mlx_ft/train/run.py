@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.checkpoints import Position, restore_checkpoint, save_checkpoint
 from mlx_ft.train.course import Course
 from mlx_ft.train.job import Listener, TrainingJob
-from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
+from mlx_ft.train.losses import Batch, cross_entropy_sum
 from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile
 from mlx_ft.train.prefix import PrefixCache, content_key
 from mlx_ft.train.prefix_store import Place
@@ -82,31 +82,33 @@ class Run:
             return Position()
         return restore_checkpoint(checkpoints[-1], self.job.model, self.optimizer)
 
-    def _loss(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> mx.array:
-        return cross_entropy_sum(self.job.forward, batch, prefix, shared_tokens)
+    def _loss(self, batch: Batch, prefix: mx.array) -> mx.array:
+        return cross_entropy_sum(self.job.forward, batch, prefix)
 
     def tell(self, metric: Metric) -> None:
         """Write a metric down, and tell the listener."""
         self.metrics.add(metric)
         self.listener.metric(metric)
 
-    def micro_batches(self, split: TokenizedSplit, rows: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the groups of rows that go through the model at a time."""
-        return micro_batches(split.lengths, rows, self.job.recipe.micro_batch_tokens)
+    def micro_batches(
+        self, split: TokenizedSplit, prefix: PrefixCache, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        """Yield what goes through the model at a time."""
+        limit_tokens = self.job.recipe.micro_batch_tokens
+        return micro_batches(split, rows, prefix.shared_tokens, limit_tokens)
 
     def step(self, mini_batch: MiniBatch) -> None:
         """Train one mini-batch; update the weights when it completes its accumulation window."""
         self.job.model.train()
         first_seed = self.job.recipe.seed * 1_000_003 + mini_batch.iteration
         prefix = self.train_prefix
-        groups = self.micro_batches(self.job.train_rows, mini_batch.rows)
-        for index, rows in enumerate(groups):
-            batch = make_batch(self.job.train_rows, rows)
+        batches = self.micro_batches(self.job.train_rows, prefix, mini_batch.rows)
+        for index, batch in enumerate(batches):
             before = prefix.batch(batch)
             # Dropout depends on (seed, iteration, group) alone: a resumed run draws the same masks,
             # and so does one whose frozen layers, read again, drew first weights just now.
             mx.random.seed(first_seed * SEEDS_PER_ITERATION + index)
-            loss = self.window.add(batch, before, prefix.shared_tokens)
+            loss = self.window.add(batch, before)
             self._count(batch, loss)
         now = time.perf_counter()
         self.position = replace(
