@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_ft import measuring, stages
+from mlx_ft import measuring, stages, training
 from mlx_ft.cleaning import drop_fused
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
@@ -34,6 +34,7 @@ from mlx_ft.runs import (
     read_json,
     read_manifest,
     run_folder,
+    taken_over,
     update_record,
     write_json,
 )
@@ -51,21 +52,23 @@ class Stage:
     """One stage: its name (and folder), what makes it, and what is said when it begins.
 
     `kept` stages are folders with a manifest; the others are done anew whenever any stage is.
+    `shared` ones are taken over from a run that made the same of the same inputs.
     """
 
     name: str
     run: Callable[[Job], None]
     title: str
     kept: bool = True
+    shared: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("data", stages.prepare_data, "Data: rows to token ids"),
+    Stage("data", stages.prepare_data, "Data: rows to token ids", shared=True),
     Stage(CHECKED, stages.check, "Preflight: is anything wrong before training?", kept=False),
     Stage(
         "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
     ),
-    Stage("train", stages.train, "Training"),
+    Stage("train", training.train, "Training", shared=True),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
 )
@@ -80,7 +83,15 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
     """
     resolved = stages.resolve(loaded, console)
     run = run_folder(runs_root, loaded.recipe.name, resolved.identity)
-    return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
+    return Job(
+        loaded,
+        resolved.model,
+        resolved.suites,
+        resolved.inputs,
+        run,
+        console,
+        choosing=resolved.choosing,
+    )
 
 
 def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:
@@ -218,12 +229,24 @@ def _run_stage(job: Job, stage: Stage) -> None:
     job.console.heading(stage.title)
     started = time.perf_counter()
     with disk_errors_explained(job.run):
-        stage.run(job)
+        other = _take_over(job, stage)
+        if other is None:
+            stage.run(job)
         seconds = time.perf_counter() - started
         peak = _peak_memory_bytes(job, stage)
-        record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": False}
+        record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": other is not None}
         update_record(job.run, stages={stage.name: record})
     job.console.say(f"{stage.name} done in {format_seconds(seconds)}")
+
+
+def _take_over(job: Job, stage: Stage) -> Path | None:
+    """Return the run that a stage was taken over from, unless it is begun here already."""
+    if not stage.shared or (job.run / f"{stage.name}.tmp").exists():
+        return None
+    other = taken_over(job.run, stage.name, job.inputs[stage.name])
+    if other is not None:
+        job.console.say(f"taken over from {other.name}, which made it of the same inputs")
+    return other
 
 
 def _peak_memory_bytes(job: Job, stage: Stage) -> int | None:

@@ -33,4 +33,8 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.report_to": "[]",
         "eval.limit": PROMPTS_PER_SUITE,
     }
+    if train.select.by is not None:
+        values |= {"train.select.every": window, "train.select.limit": PROMPTS_PER_SUITE}
+    if train.seeds:
+        values |= {"train.seeds": "[]", "train.seed": train.seeds[0]}
     return tuple(f"{key}={value}" for key, value in values.items())

@@ -215,6 +215,21 @@ def writing_stage(run: Path, stage: str, *, keep_partial: bool = False) -> Itera
     flush_to_disk(run)
 
 
+def taken_over(run: Path, stage: str, inputs: str) -> Path | None:
+    """Copy a stage from a run beside this one that made it whole from the same inputs; return that
+    run, or None when there is none.
+    """
+    for other in sorted(run.parent.iterdir()):
+        if other == run or complete_stage(other, stage, inputs) is None:
+            continue
+        if verify_files(other / stage):
+            continue
+        with writing_stage(run, stage) as folder:
+            shutil.copytree(other / stage, folder, dirs_exist_ok=True)
+        return other
+    return None
+
+
 def run_folder(runs_root: Path, recipe_name: str, identity: str) -> Path:
     """Return (and make) `<runs_root>/<recipe name>-<8 hex of identity>`.
 

@@ -78,7 +78,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     The axis starts at 0, and is logarithmic when the highest loss is over 50 times the lowest.
     """
     train = _points(metrics, "loss", is_report)
-    validation = _points(metrics, "loss", lambda line: not is_report(line))
+    validation = _points(metrics, "loss", lambda line: line.get("kind") == "validation")
     losses = [value for _, value in (*train, *validation)]
     if not losses:
         return None
@@ -138,6 +138,32 @@ def plain_curve(
         mean = f" (mean of {grouped} reports)" if grouped > 1 else ""
         axes.set_ylabel(f"{unit or words.lower()}{mean}")
         _iterations(axes)
+    return out[0]
+
+
+def selection_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the score of the choosing prompts over iterations, its 95 % interval, and the chosen
+    weights marked; None when nobody was asked.
+    """
+    lines = [line for line in metrics if line.get("kind") == "selection"]
+    points = _points(lines, "score", bool)
+    if not points:
+        return None
+    with _chart("selection", "Score of the choosing prompts over iterations", 230) as (axes, out):
+        _line(axes, points, COLUMN_COLOURS["adapter"], "score", "o")
+        for (x, low), (_, high) in zip(
+            _points(lines, "low", bool), _points(lines, "high", bool), strict=False
+        ):
+            axes.plot([x, x], [low, high], color=INK, linewidth=0.8, alpha=0.5)
+        chosen = [point for point in points if point[0] == lines[-1].get("best_iteration")]
+        for x, y in chosen:
+            label = f"chosen: iteration {x:,.0f}, {y:.2f}"
+            colour = COLUMN_COLOURS["quantized"]
+            axes.plot([x], [y], marker="D", markersize=7, color=colour, linewidth=0, label=label)
+        axes.set_ylim(0, 1.03)
+        axes.set_ylabel("score")
+        _iterations(axes)
+        _legend(axes, 2)
     return out[0]
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import curves, tables
+from mlx_ft.report import choice, curves, tables
 from mlx_ft.report import quantities as q
 from mlx_ft.report.checklist import checklist_table
 from mlx_ft.report.differences import marked
@@ -24,7 +24,7 @@ from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import conversation, read_suite_samples, written
 from mlx_ft.report.summary import read_document
 from mlx_ft.report.text import clean, excerpt
-from mlx_ft.report.verdict import absence, verdict
+from mlx_ft.report.verdict import absence, expectations, verdict
 from mlx_ft.runs import replacing
 
 REPORT = "report.html"
@@ -68,7 +68,8 @@ def report_html(run: Path) -> str:
             reproduce=tables.reproduce_commands(document),
             suites=_suites(document, {suite.suite: suite for suite in samples}),
             rest_limit=REST_LIMIT,
-            training=_training(document["train"]),
+            training=_training(document),
+            expectations=expectations(document),
             look_samples=_look_samples(document["train"]),
             data=_data(document["data"]),
             findings=tables.finding_table(document["preflight"]) if document["preflight"] else None,
@@ -149,12 +150,22 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
     return suites
 
 
-def _training(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _training(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    train, by = document["train"], choice.selected_by(document)
     if train is None:
         return None
     metrics = train["metrics"]
+    info = train["info"] or {}
+    facts = tables.training_facts(train)
+    if by is not None and info:
+        facts.append(("chosen weights", choice.chosen_words(info, by)))
+    seeds = info.get("seeds")
+    if isinstance(seeds, dict):
+        facts.append(("seeds", choice.seeds_words(seeds)))
     return {
-        "facts": tables.training_facts(train),
+        "facts": facts,
+        "seeds": choice.seed_table(seeds) if isinstance(seeds, dict) else None,
+        "scores": _picture(curves.selection_curve(train["metrics"])),
         "layers": [written(name) for name in (train["info"] or {}).get("adapted_layers") or []],
         "loss": _picture(curves.loss_curve(metrics)),
         "curves": [
