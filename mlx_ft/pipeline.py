@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_ft import measuring, stages, training
+from mlx_ft.cleaning import drop_fused
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
+from mlx_ft.liveness import working
 from mlx_ft.miniature import miniature_sets, write_miniature
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
 from mlx_ft.rehearsal import rehearsal_sets
@@ -37,9 +39,11 @@ from mlx_ft.runs import (
     write_json,
 )
 from mlx_ft.stages import Job
+from mlx_ft.tracker_processes import tracked
 
 LAST = "eval"
 CHECKED = "preflight"
+TRACKED = ("train", "eval")  # stages that measure what trackers are told
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -98,7 +102,15 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
     unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
-    _begin(job)
+    recipe = job.recipe.train
+    told = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
+    with working(job.run):
+        _begin(job)
+        with tracked(job.run, told, recipe.project_name, job.console):
+            _run_stages(job, unfinished)
+
+
+def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
     try:
         with interruptible():
             for stage in unfinished:
@@ -116,6 +128,8 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
         raise
     whole = all(is_complete(job, stage.name) for stage in STAGES if stage.kept)
     _end(job, "done" if whole else "stopped", None)
+    if whole and not job.recipe.export.keep_fused:
+        drop_fused(job.run)
 
 
 def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:

@@ -22,6 +22,7 @@ from mlx_ft.recipe_values import (
     plain_options,
 )
 
+TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow", "swanlab"]
 DEFAULT_EPOCHS = 2
 DEFAULT_SCALE = 2.0
 
@@ -278,6 +279,15 @@ class TrainRecipe(Section):
         None, description="Adapter weights to start from (weights only, as in mlx-lm)."
     )
 
+    report_to: list[TrackerName] = Field(
+        default_factory=list,
+        description="Trackers that are told of the run, each a package of its own to install. "
+        "None of them can stop it.",
+    )
+    project_name: Text | None = Field(
+        None, description="The run's project there; `mlx-ft` when left out."
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _default_length(cls, values: Any) -> Any:
@@ -296,6 +306,9 @@ class TrainRecipe(Section):
                     "keep one (--set train.epochs=null or --set train.iters=null takes one out)",
                 )
             )
+        if len(set(self.report_to)) < len(self.report_to):
+            twice = Conflict(("train.report_to",), "names a tracker twice", "name it once")
+            found.append(twice)
         for key, given, meaning in (
             ("num_layers", self.num_layers, "nothing would be trained - -1 means all layers"),
             ("val_batches", self.val_batches, "nothing would be validated - -1 means all rows"),

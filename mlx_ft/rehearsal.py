@@ -30,6 +30,7 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.steps_per_eval": window,
         "train.save_every": window,
         "train.lr_schedule.allow_unfinished": "true",
+        "train.report_to": "[]",
         "eval.limit": PROMPTS_PER_SUITE,
     }
     if train.select.by is not None:

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def forget_files(folder: Path, under: str) -> None:
+    """Take the files at or below the relative path `under` out of a stage's manifest, so that they
+    may go and the stage stays complete. A folder without a valid manifest is left alone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    kept = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name != under and not name.startswith(f"{under}/")
+    }
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **vars(replace(manifest, files=kept))})
+    flush_to_disk(folder)
 
 
 def verify_files(folder: Path) -> list[Fault]:

@@ -21,6 +21,7 @@ from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 2}
+# Hopes for a run, and who is told of it, change nothing of it.
+BESIDE_THE_RUN = {
+    "hypothesis": True,
+    "expected": True,
+    "train": {"report_to": True, "project_name": True},
+}
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
 
@@ -103,6 +110,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))
     asked = [*(suites or ()), *([choosing] if choosing else [])]
     attempt(lambda: check_thinking(asked, recipe.chat.enable_thinking))
@@ -112,8 +120,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
-    # What is hoped for makes no other run.
-    values = recipe.model_dump(mode="json", exclude={"hypothesis", "expected"})
+    values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
     inputs = _stage_inputs(values, sources, model, suites, choosing)
     identity = hash_of([values, sources, model.identity])
     return Resolved(model, suites, choosing, inputs, identity)

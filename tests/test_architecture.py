@@ -29,6 +29,9 @@ WALLS = {
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
+    **dict.fromkeys(
+        ("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("mlx_ft.trackers",)
+    ),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
