@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 2}
 # Hopes for a run, and who is told of it, change nothing of it.
-BESIDE_THE_RUN: Mapping[str, bool | Mapping[str, bool]] = {
+BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
     "hypothesis": True,
     "expected": True,
     "train": {"report_to": True, "project_name": True},
