@@ -66,13 +66,9 @@ class Reader:
         """Return one cache that has these prompts read, in this order, all but their last token."""
         starts = [self._start_cache(self._own[index]) for index in indices]
         skipped = [_read_length(start) for start in starts]
-        cache = [
-            type(layers[0]).merge(list(layers))
-            for layers in zip(*starts, strict=True)
-        ]
+        cache = [type(layers[0]).merge(list(layers)) for layers in zip(*starts, strict=True)]
         rests = [
-            list(self.prompts[index][done:-1])
-            for index, done in zip(indices, skipped, strict=True)
+            list(self.prompts[index][done:-1]) for index, done in zip(indices, skipped, strict=True)
         ]
         self._advance(cache, rests)
         return cache
@@ -80,7 +76,8 @@ class Reader:
     def _start_cache(self, number: int | None) -> Cache:
         """Return the cache of a start (of nothing for None), which nobody may change."""
         if number is None:
-            return make_prompt_cache(self.model)
+            empty: Cache = make_prompt_cache(self.model)
+            return empty
         if number not in self._caches:
             start = self._starts[number]
             parent = self._start_cache(start.parent)
@@ -150,7 +147,7 @@ class _Batch:
                 mine.extend(new)
         else:
             self.cache = cache
-        self.tokens = mx.concatenate([self.tokens, mx.array(last, dtype=mx.uint32)])
+        self.tokens = mx.concatenate([self.tokens, mx.array(list(last), dtype=mx.uint32)])
         self.answers += answers
 
     def step(self) -> list[tuple[_Answer, str]]:
@@ -158,8 +155,7 @@ class _Batch:
         following = self._following() if self.ahead else None
         ended: list[tuple[_Answer, str]] = []
         going: list[int] = []
-        values = self.tokens.tolist()
-        assert isinstance(values, list)
+        values: Any = self.tokens.tolist()
         for place, (answer, token) in enumerate(zip(self.answers, values, strict=True)):
             reason = self._take(answer, int(token))
             if reason is None:
@@ -177,7 +173,7 @@ class _Batch:
     def _following(self) -> mx.array:
         logits = self.model(self.tokens[:, None], cache=self.cache)
         tokens = mx.argmax(logits[:, -1, :], axis=-1)
-        mx.async_eval(tokens)
+        mx.async_eval(tokens)  # type: ignore[no-untyped-call]  # mlx has no types for it
         return tokens
 
     def _take(self, answer: _Answer, token: int) -> str | None:

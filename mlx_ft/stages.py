@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 3}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
@@ -83,7 +83,7 @@ class Job:
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     """Look up model, data and suites; raises one InputError with the faults of all of them."""
     from mlx_ft.data import data_inputs
-    from mlx_ft.evaluate.harness import check_thinking
+    from mlx_ft.evaluate.harness import thinking_faults
     from mlx_ft.evaluate.suites import load_suites
 
     recipe = loaded.recipe
@@ -99,7 +99,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
-    attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
+    faults += thinking_faults(suites or (), recipe.chat.enable_thinking)
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
