@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # importing it would load MLX
     from mlx_ft.inference import Generation, LoadedModel
 
 DEFAULT_COLUMN = "quantized"
+# As mlx_lm.batch_generate has it; on a CPU, a prompt then costs two thirds of what it does with 16.
+DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from mlx_ft.columns import Target, read_targets
+from mlx_ft.columns import DEFAULT_BATCH_SIZE, Target, read_targets
 from mlx_ft.console import Console, printable
 from mlx_ft.errors import Fault, InputError, Interrupted, RunError
 from mlx_ft.interrupts import interruptible
@@ -26,8 +26,6 @@ from mlx_ft.runs import disk_errors_explained, hash_of, run_folder
 if TYPE_CHECKING:
     from mlx_ft.evaluate.asking import Column
     from mlx_ft.evaluate.suites import Suite
-
-DEFAULT_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)

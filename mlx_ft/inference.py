@@ -31,7 +31,7 @@ from mlx_ft.errors import Fault, ModelError
 class Generation:
     """One answer: text without control tokens, its ids (stop token excluded), and why it ended.
 
-    `finish_reason` is "stop" (a stop token), "length" (max_tokens reached), or "loop" (ended because
+    `finish_reason` is "stop" (a stop token), "length" (max_tokens reached), or "loop" (ended, as
     its tokens only repeated themselves).
     """
 
@@ -195,7 +195,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int | Sequence[int],
-    batch_size: int = 16,
+    batch_size: int = 32,
     on_done: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
     """Generate greedily from prompts of token ids, `batch_size` at a time.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.cache import cache_home
-from mlx_ft.columns import ModelPlace, local_column, open_loaded
+from mlx_ft.columns import DEFAULT_BATCH_SIZE, ModelPlace, local_column, open_loaded
 from mlx_ft.console import Console
 from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.evaluate.sample_log import recover as read_rows
@@ -44,7 +44,7 @@ def column_place(job: Job, column: str) -> ModelPlace:
 
 
 def run_column(job: Job, column: str) -> Column:
-    """Return a column of a run; its chat format must be the one that the rows were rendered with."""
+    """Return a column of a run; its chat format must be the one that the rows have."""
     stage = "train" if column == "adapter" else "export"
     is_base = column == "base"
     return local_column(
@@ -167,7 +167,9 @@ def probe(
     if not loaded_suites:
         return
     place = ModelPlace(model.path, None, enable_thinking, date)
-    column = local_column("base", place, model.identity, batch_size=16, reusable=True)
+    column = local_column(
+        "base", place, model.identity, batch_size=DEFAULT_BATCH_SIZE, reusable=True
+    )
     with (
         tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder,
         suite_progress(console, loaded_suites, 1) as progress,
