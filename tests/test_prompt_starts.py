@@ -1,4 +1,4 @@
-"""A start is read once: it is what its prompts begin with, saves what it must, and leaves a token."""
+"""A start is what its prompts begin with, saves what it must, and leaves them a token."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
