@@ -40,7 +40,7 @@ test_split: test
 output_type: generate_until
 doc_to_text: "{{question}}"
 doc_to_target: said
-generation_kwargs: {until: ["\\n\\n\\n"], max_gen_toks: 6, do_sample: false}
+generation_kwargs: {until: ["@@@@"], max_gen_toks: 6, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """,
     "plain": """

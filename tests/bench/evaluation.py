@@ -133,8 +133,7 @@ def difference(
     pairs = enumerate(zip(ours, theirs, strict=False))
     position = next((index for index, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
     logits = loaded.model(mx.array([[*prompt, *theirs[:position]]]))[0, -1]
-    best = mx.sort(logits)[-2:].tolist()
-    assert isinstance(best, list)
+    best: Any = mx.sort(logits)[-2:].tolist()
     return Difference(sample, position, float(best[1]) - float(best[0]))
 
 
