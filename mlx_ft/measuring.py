@@ -107,13 +107,16 @@ def _ask(job: Job, columns: Sequence[str], folder: Path) -> dict[str, Any]:
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
 
     with suite_progress(job.console, job.suites, len(columns)) as progress:
-        return evaluate_suites(
+        results = evaluate_suites(
             job.suites,
             [run_column(job, column) for column in columns],
             folder,
             progress=progress,
             cache_folder=answers_folder(),
         )
+    for warning in results["warnings"]:
+        job.console.say(f"warning: {warning}", "yellow")
+    return results
 
 
 @contextmanager

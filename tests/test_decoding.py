@@ -135,7 +135,7 @@ def test_prompts_are_read_in_parts_of_bounded_size(
         assert found[index][0] == plainly(tiny.model, prompt, 3)
 
 
-class Saying(nn.Module):
+class Saying(nn.Module):  # type: ignore[misc]  # mlx has no types for it
     """Says a given sequence of tokens, whatever it is asked, as a model with one layer would."""
 
     def __init__(self, said: Sequence[int]) -> None:

@@ -321,7 +321,8 @@ def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
     judged = without_thinking(text) if suite.enable_thinking else text + "".join(leak)
     ids = answer.ids if stop is None else None
     result = asdict(score(suite.scorer, judged, sample.target, ids))
-    measured = {"reference_loss": answer.reference_loss} if answer.reference_loss else {}
+    loss = answer.reference_loss
+    measured = {} if loss is None else {"reference_loss": loss}
     return {
         "id": sample.id,
         "category": sample.category,

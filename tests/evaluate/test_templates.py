@@ -132,7 +132,11 @@ def changed(folder: Path, how: str) -> dict[str, Any]:
     elif how == "rendering":
         config["chat_template"] += "{{ ' ' }}"
     path.write_text(json.dumps(config))
-    return {"thinking": {"thinking": True}, "date": {"date": "2025-01-02"}}.get(how, {})
+    options: dict[str, dict[str, Any]] = {
+        "thinking": {"thinking": True},
+        "date": {"date": "2025-01-02"},
+    }
+    return options.get(how, {})
 
 
 CHANGES = {
