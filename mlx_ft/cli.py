@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_ft import __version__
+from mlx_ft.cli_all_runs import VERBS as ALL_RUNS_VERBS
 from mlx_ft.cli_eval import evaluate
+from mlx_ft.cli_experiments import VERBS as EXPERIMENTS
 from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ def upgrade(file: Path) -> None:
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 
 
-for verb in (evaluate, *VERBS):
+for verb in (evaluate, *VERBS, *ALL_RUNS_VERBS, *EXPERIMENTS):
     cli.add_command(verb)
 
 

@@ -8,7 +8,7 @@ a model is opened. Servers are in `evaluate/endpoint.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,6 +142,21 @@ def local_column(
         enable_thinking=place.enable_thinking,
         reusable=reusable,
         facts=facts,
+    )
+
+
+def loaded_column(
+    name: str, loaded: LoadedModel, sha256: str, *, batch_size: int, reusable: bool = False
+) -> Column:
+    """Return the column of a model that is in memory already, and stays there."""
+    local = LocalModel(loaded, batch_size)
+    return Column(
+        name=name,
+        sha256=sha256,
+        renderer=loaded.renderer,
+        open=lambda: nullcontext(local),
+        enable_thinking=loaded.renderer.enable_thinking,
+        reusable=reusable,
     )
 
 

@@ -168,6 +168,18 @@ def load_weights(folder: Path, low_memory: bool = False) -> tuple[nn.Module, dic
     return model, config, compute
 
 
+def load_layers(folder: Path, count: int, low_memory: bool = False) -> list[nn.Module]:
+    """Return the first `count` layers of a model folder as `load_weights` would hold them; the rest
+    of the model is not read.
+    """
+    configure_backend()
+    model, _ = read_lazily(folder)
+    layers: list[nn.Module] = model.model.layers[:count]
+    if not low_memory and on_cpu():
+        layers = hold_for_cpu(nn.Sequential(*layers)).layers
+    return layers
+
+
 def load_model(
     folder: Path,
     *,

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.cache import cache_home
 from mlx_ft.columns import (
     DEFAULT_BATCH_SIZE,
-    LocalModel,
     ModelPlace,
+    loaded_column,
     local_column,
     open_loaded,
 )
@@ -179,15 +178,16 @@ def probe(
         probe_model(model, loaded, probe_file(model), console)
         if not loaded_suites:
             return
-        column = local_column("base", place, model.identity, batch_size=DEFAULT_BATCH_SIZE)
-        local = LocalModel(loaded, DEFAULT_BATCH_SIZE)
+        column = loaded_column(
+            "base", loaded, model.identity, batch_size=DEFAULT_BATCH_SIZE, reusable=True
+        )
         with (
             tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder,
             suite_progress(console, loaded_suites, 1) as progress,
         ):
             results = evaluate_column(
                 loaded_suites,
-                replace(column, open=lambda: nullcontext(local), reusable=True),
+                column,
                 Path(folder),
                 progress=progress,
                 cache_folder=answers_folder(),

@@ -30,6 +30,11 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.steps_per_eval": window,
         "train.save_every": window,
         "train.lr_schedule.allow_unfinished": "true",
+        "train.report_to": "[]",
         "eval.limit": PROMPTS_PER_SUITE,
     }
+    if train.select.by is not None:
+        values |= {"train.select.every": window, "train.select.limit": PROMPTS_PER_SUITE}
+    if train.seeds:
+        values |= {"train.seeds": "[]", "train.seed": train.seeds[0]}
     return tuple(f"{key}={value}" for key, value in values.items())

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest if whole else None
 
 
+def forget_files(folder: Path, under: str) -> None:
+    """Take the files at or below the relative path `under` out of a stage's manifest, so that they
+    may go and the stage stays complete. A folder without a valid manifest is left alone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    kept = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name != under and not name.startswith(f"{under}/")
+    }
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **vars(replace(manifest, files=kept))})
+    flush_to_disk(folder)
+
+
 def verify_files(folder: Path) -> list[Fault]:
     """Return a fault for every file of a stage whose content is not what its manifest says."""
     manifest = read_manifest(folder)
@@ -197,6 +213,21 @@ def writing_stage(run: Path, stage: str, *, keep_partial: bool = False) -> Itera
         shutil.rmtree(final)
     partial.replace(final)
     flush_to_disk(run)
+
+
+def taken_over(run: Path, stage: str, inputs: str) -> Path | None:
+    """Copy a stage from a run beside this one that made it whole from the same inputs; return that
+    run, or None when there is none.
+    """
+    for other in sorted(run.parent.iterdir()):
+        if other == run or complete_stage(other, stage, inputs) is None:
+            continue
+        if verify_files(other / stage):
+            continue
+        with writing_stage(run, stage) as folder:
+            shutil.copytree(other / stage, folder, dirs_exist_ok=True)
+        return other
+    return None
 
 
 def run_folder(runs_root: Path, recipe_name: str, identity: str) -> Path:

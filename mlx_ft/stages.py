@@ -21,6 +21,7 @@ from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 3}
-PREFIX_LIMIT_BYTES = 2 << 30
+# Hopes for a run, and who is told of it, change nothing of it.
+BESIDE_THE_RUN = {
+    "hypothesis": True,
+    "expected": True,
+    "train": {"report_to": True, "project_name": True},
+}
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
 
@@ -40,12 +46,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a recipe's names stand for: the model, the suites, and the hash of each stage's
-    inputs.
+    """What a recipe's names stand for: the model, the suites, the prompts that choose a checkpoint,
+    and the hash of each stage's inputs.
     """
 
     model: ResolvedModel
     suites: tuple[Suite, ...]
+    choosing: Suite | None
     inputs: Mapping[str, str]
     identity: str
 
@@ -53,6 +60,8 @@ class Resolved:
 @dataclass(frozen=True)
 class Job:
     """One run: the recipe, what its names stand for, and its folder.
+
+    The prompts of `choosing` choose a checkpoint, and are none of `suites`.
 
     A rehearsal with random weights is not `judged`: what it says is noise.
     """
@@ -64,6 +73,7 @@ class Job:
     run: Path
     console: Console
     judged: bool = True
+    choosing: Suite | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -85,6 +95,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     from mlx_ft.data import data_inputs
     from mlx_ft.evaluate.harness import thinking_faults
     from mlx_ft.evaluate.suites import load_suites
+    from mlx_ft.selection import chooser, evaluated
 
     recipe = loaded.recipe
     faults: list[Fault] = []
@@ -99,14 +110,20 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
-    faults += thinking_faults(suites or (), recipe.chat.enable_thinking)
+    faults += missing_packages(recipe.train.report_to)
+    choosing = attempt(lambda: chooser(recipe.train.select))
+    asked = [*(suites or ()), *([choosing] if choosing else [])]
+    faults += thinking_faults(asked, recipe.chat.enable_thinking)
+    if suites is not None and choosing is not None:
+        whole, chosen = suites, choosing
+        suites = attempt(lambda: evaluated(whole, recipe.eval.suites, chosen))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
-    values = recipe.model_dump(mode="json")
-    inputs = _stage_inputs(values, sources, model, suites)
+    values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    inputs = _stage_inputs(values, sources, model, suites, choosing)
     identity = hash_of([values, sources, model.identity])
-    return Resolved(model, suites, inputs, identity)
+    return Resolved(model, suites, choosing, inputs, identity)
 
 
 def _stage_inputs(
@@ -114,11 +131,13 @@ def _stage_inputs(
     sources: Mapping[str, Any],
     model: ResolvedModel,
     suites: Sequence[Suite],
+    choosing: Suite | None,
 ) -> dict[str, str]:
     """Return stage -> hash; each stage's inputs contain those of the stage before."""
     versions = STAGE_VERSIONS
     data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
-    train = hash_of([versions["train"], data, values["train"]])
+    select = None if choosing is None else choosing.file_sha256
+    train = hash_of([versions["train"], data, values["train"], select])
     export = hash_of([versions["export"], train, values["export"]])
     evaluation = hash_of(
         [versions["eval"], export, values["eval"], [suite.file_sha256 for suite in suites]]
@@ -186,7 +205,7 @@ def _contaminated(job: Job) -> tuple[tuple[str, int, bool], ...]:
 
     asked = {
         f"{suite.name}/{sample.id}": last_question(sample.messages)
-        for suite in job.suites
+        for suite in (*job.suites, *([job.choosing] if job.choosing else []))
         for sample in suite.samples
     }
     if not asked:
@@ -207,6 +226,7 @@ def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
+    from mlx_ft.selection import selection_finding
 
     facts = replace(
         preflight_facts(job),
@@ -215,6 +235,8 @@ def check(job: Job) -> None:
         probed=probe_file(job.model).exists(),
     )
     findings = preflight.run_checks(facts)
+    if job.choosing is not None:
+        findings = (*findings, selection_finding(job.choosing, job.suites))
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
     for finding in findings:
         say_finding(job.console, finding)
@@ -226,39 +248,6 @@ def say_finding(console: Console, finding: Finding) -> None:
     style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
     advice = f" - {finding.fix}" if finding.fix else ""
     console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
-
-
-def train(job: Job) -> None:
-    """Train the adapter into `train/`, and look at what it says before it is called done."""
-    from mlx_ft.train.handover import TrainStage
-    from mlx_ft.train.prompts import Prompt, choose_prompts
-    from mlx_ft.train.supervisor import supervise
-
-    prompts = choose_prompts(
-        [
-            (row.category, Prompt(row.messages[:-1], row.tools))
-            for row in job.rows["valid"].rows
-            if row.messages is not None
-        ]
-    )
-    with writing_stage(job.run, "train", keep_partial=True) as folder:
-        info = supervise(
-            TrainStage(
-                recipe=job.recipe,
-                model_folder=job.model.path,
-                data_folder=job.run / "data",
-                folder=folder,
-                inputs=job.inputs["train"],
-                model_identity=job.model.identity,
-                prefix_folder=cache_home() / "prefix",
-                prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
-                look_prompts=prompts,
-                judge_look=job.judged,
-            ),
-            job.run,
-            job.console,
-        )
-        seal(folder, "train", job.inputs["train"], info)
 
 
 def export(job: Job) -> None:

@@ -30,6 +30,9 @@ WALLS = {
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
     "lm_eval": ("mlx_ft.lm_eval",),
+    **dict.fromkeys(
+        ("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("mlx_ft.trackers",)
+    ),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")

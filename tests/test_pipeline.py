@@ -17,8 +17,9 @@ from mlx_ft import inference, stages
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
-from mlx_ft.errors import GateFailed, InputError, ModelError
+from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
 from mlx_ft.hardware import machine
+from mlx_ft.liveness import worked_on, working
 from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.preflight.shapes import model_shape
@@ -26,7 +27,7 @@ from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
-from mlx_ft.runs import read_json
+from mlx_ft.runs import read_json, verify_files
 from tests.tiny import job_of, write_place
 
 
@@ -245,6 +246,25 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     before = times_of(job.run)
     run_pipeline(job_of(finished))
     assert times_of(job.run) == before, "a finished run is not touched"
+
+
+def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(place: Path) -> None:
+    sets = ("export.keep_fused=false",)
+    run_pipeline(job_of(place, *sets))
+    run = job_of(place, *sets).run
+    assert not (run / "export" / "fused-f16").exists()
+    assert verify_files(run / "export") == []
+    before = sorted(run.rglob("*"))
+    run_pipeline(job_of(place, *sets))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_two_pipelines_do_not_work_on_one_run_at_once(place: Path) -> None:
+    job = job_of(place)
+    with working(job.run), pytest.raises(RunError, match="works on it"):
+        run_pipeline(job, "data")
+    run_pipeline(job, "data")
+    assert worked_on(job.run) is False
 
 
 def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:

@@ -48,8 +48,13 @@ SCHEMA_KEYS: dict[str, str] = {
     "preflight.counts": "Level -> number of findings.",
     "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
     "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
-    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`.",
-    "train.metrics": "Every report line in order: `kind` (train, validation), `iteration`, `loss`, "
+    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`, "
+    "`chosen_iteration`, `chosen_score` (null: nothing was asked) and `chosen_validation_loss` of "
+    "the weights that were taken, `ended_early`.",
+    "train.info.seeds": "With several seeds: `chosen`, `trained` (an entry a seed), `spread` of "
+    "what chose, and `reached`: how many came up to the gate, with the interval of that share.",
+    "train.metrics": "Every report line in order: `kind` (train, validation, selection), "
+    "`iteration`, `loss`, `score`, "
     "`learning_rate`, `tokens_per_second`, `peak_memory_bytes` and more. Null: not finite.",
     "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
     "`generated_tokens`, `degenerate` (null or the reason).",

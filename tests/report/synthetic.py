@@ -184,6 +184,7 @@ def metrics(iterations: int) -> list[dict[str, Any]]:
                     "updates": 120,
                     "loss": falling * (1 + 0.12 * math.sin(iteration * 1.7)),
                     "learning_rate": 4e-4 * math.sin(math.pi * (iteration + 8) / 260),
+                    "gradient_norm": 2.5 + math.sin(iteration / 9),
                     "tokens_per_second": 410 + 20 * math.cos(iteration),
                     "trained_tokens": iteration * 124,
                     "peak_memory_bytes": 930_000_000,
