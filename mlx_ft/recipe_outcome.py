@@ -60,7 +60,7 @@ class EvalRecipe(Section):
         ge=1,
         description="Prompts of each suite that are asked, from its beginning. Null: all of them.",
     )
-    batch_size: Whole = Field(16, ge=1, description="Prompts generated at a time.")
+    batch_size: Whole = Field(32, ge=1, description="Prompts generated at a time.")
 
     def conflicts(self) -> list[Conflict]:
         """Return a conflict for every list that names something twice."""

@@ -110,26 +110,23 @@ def judge(recipe: Recipe, loaded: LoadedModel, folder: Path) -> Judge | None:
     suite = chooser(recipe.train.select)
     if suite is None:
         return None
-    from mlx_ft.evaluate.harness import evaluate_column, prompts_of
-    from mlx_ft.inference import generate
+    from mlx_ft.columns import loaded_column
+    from mlx_ft.evaluate.harness import evaluate_column, questions_of
     from mlx_ft.train.job import Judge
 
     def ask(iteration: int, alive: Callable[[], None]) -> Judgement:
         column = f"{iteration:07d}"
         (folder / FOLDER / suite.name / f"{column}.jsonl").unlink(missing_ok=True)
-        result = evaluate_column(
-            suite,
-            column,
-            loaded,
+        sha256, batch_size = hash_of([str(folder), iteration]), recipe.eval.batch_size
+        (result,) = evaluate_column(
+            [suite],
+            loaded_column(column, loaded, sha256, batch_size=batch_size),
             folder / FOLDER,
-            model_sha256=hash_of([str(folder), iteration]),
-            generate=generate,
-            batch_size=recipe.eval.batch_size,
             progress=lambda done, of, what: alive(),
         )
         return _judgement(suite, recipe.train.select, dict(result.summary))
 
-    prompts = prompts_of(suite, loaded.renderer)
+    prompts = [question.ids or () for question in questions_of(suite, loaded.renderer)]
     return Judge(ask, sum(map(len, prompts)) + suite.max_tokens * len(prompts))
 
 

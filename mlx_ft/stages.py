@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 3}
 # Hopes for a run, and who is told of it, change nothing of it.
 BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
     "hypothesis": True,
@@ -93,7 +93,7 @@ class Job:
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     """Look up model, data and suites; raises one InputError with the faults of all of them."""
     from mlx_ft.data import data_inputs
-    from mlx_ft.evaluate.harness import check_thinking
+    from mlx_ft.evaluate.harness import thinking_faults
     from mlx_ft.evaluate.suites import load_suites
     from mlx_ft.selection import chooser, evaluated
 
@@ -113,7 +113,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))
     asked = [*(suites or ()), *([choosing] if choosing else [])]
-    attempt(lambda: check_thinking(asked, recipe.chat.enable_thinking))
+    faults += thinking_faults(asked, recipe.chat.enable_thinking)
     if suites is not None and choosing is not None:
         whole, chosen = suites, choosing
         suites = attempt(lambda: evaluated(whole, recipe.eval.suites, chosen))

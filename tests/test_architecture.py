@@ -29,6 +29,7 @@ WALLS = {
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
+    "lm_eval": ("mlx_ft.lm_eval",),
     **dict.fromkeys(
         ("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("mlx_ft.trackers",)
     ),

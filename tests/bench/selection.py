@@ -21,6 +21,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from mlx_ft.cache import cache_home
+from mlx_ft.columns import loaded_column
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
 from mlx_ft.evaluate.harness import evaluate_column
@@ -94,7 +95,7 @@ def train(job: Job) -> list[Look]:
 
 def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
     """Return the mean score of weights on unseen prompts; answers are kept."""
-    from mlx_ft.inference import generate, load_model, release
+    from mlx_ft.inference import load_model, release
 
     folder = job.run / ("train" if (job.run / "train").exists() else "train.tmp")
     adapter = folder / "checkpoints" / f"{look.iteration:07d}"
@@ -103,14 +104,11 @@ def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
         job.model.path, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
     )
     with console.progress(f"unseen, iteration {look.iteration}", len(unseen.samples)) as line:
-        result = evaluate_column(
-            unseen,
-            f"{look.iteration:07d}",
-            loaded,
+        sha256 = f"{job.inputs['train']}, {look.iteration}"
+        (result,) = evaluate_column(
+            [unseen],
+            loaded_column(f"{look.iteration:07d}", loaded, sha256, batch_size=16),
             job.run / "unseen",
-            model_sha256=f"{job.inputs['train']}, {look.iteration}",
-            generate=generate,
-            batch_size=16,
             progress=lambda done, of, what: line.update(done, what),
         )
     del loaded
