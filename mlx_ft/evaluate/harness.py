@@ -19,8 +19,11 @@ from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.fingerprint import check_fingerprint
 from mlx_ft.evaluate.sample_log import Row
-from mlx_ft.evaluate.scorers import THINKING_TAGS, score
+from mlx_ft.evaluate.scorers import reference_of, score
+from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
+from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.runs import hash_of, write_json
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:  # importing it would load MLX
 
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.
-LINE_VERSION = 1
+LINE_VERSION = 2
 
 # Told after every answer: samples answered, of how many, and by which model to which suite.
 Progress = Callable[[int, int, str], None]
@@ -103,6 +106,7 @@ def evaluate(
     check_fingerprint(fingerprint, renderer.fingerprint())
     check_thinking(suites, renderer.enable_thinking)
     results: dict[str, dict[str, Any]] = {suite.name: {} for suite in suites}
+    rows: dict[str, dict[str, tuple[Row, ...]]] = {suite.name: {} for suite in suites}
     for column in columns:
         sha256 = model_sha256[column]
         plans = [_plan(suite, column, renderer, sha256, folder) for suite in suites]
@@ -128,6 +132,10 @@ def evaluate(
             done = [_finished(s, column, p) for s, p in zip(suites, plans, strict=True)]
         for result in done:
             results[result.suite][column] = dict(result.summary)
+            rows[result.suite][column] = result.rows
+    for suite_name, compared in compare_columns(rows).items():
+        for column, against in compared.items():
+            results[suite_name][column]["against"] = against
     document = {
         "schema": SCHEMA,
         "suites": results,
@@ -167,7 +175,9 @@ def evaluate_column(
             def keep(position: int, generation: Generation) -> None:
                 nonlocal ended
                 index, now = missing[position], time.perf_counter()
-                row = _row(suite, suite.samples[index], generation, loaded.renderer)
+                sample = suite.samples[index]
+                loss = _reference_loss(suite, sample, loaded)
+                row = _row(suite, sample, generation, loaded.renderer, loss)
                 row |= {"seconds": now - ended, "key": plan.keys[index]}
                 ended = now
                 sample_log.append(stream, row)
@@ -256,7 +266,23 @@ def _plan(
     return _Plan(path, prompts, keys, {key: known[key] for key in keys if key in known})
 
 
-def _row(suite: Suite, sample: Sample, generation: Generation, renderer: ChatRenderer) -> Row:
+def _reference_loss(suite: Suite, sample: Sample, loaded: LoadedModel) -> float | None:
+    """Return what a scorer of the model's own probabilities has to be given, else None."""
+    reference = reference_of(suite.scorer, sample.target)
+    if reference is None:
+        return None
+    from mlx_ft.likelihood import answer_loss
+
+    return answer_loss(loaded, sample.messages, sample.tools, reference)
+
+
+def _row(
+    suite: Suite,
+    sample: Sample,
+    generation: Generation,
+    renderer: ChatRenderer,
+    reference_loss: float | None = None,
+) -> Row:
     """Return the line of one answer, but for `seconds` and `key`.
 
     A thinking tag may be a control token, which the text of a generation leaves out: it is looked
@@ -269,7 +295,12 @@ def _row(suite: Suite, sample: Sample, generation: Generation, renderer: ChatRen
     leak = [tag for tag in THINKING_TAGS if tag == stop or tag in raw]
     judged = without_thinking(text) if suite.enable_thinking else text + "".join(leak)
     ids = generation.ids if stop is None else None
-    result = asdict(score(suite.scorer, judged, sample.target, ids))
+    marked = without_thinking(raw) if suite.enable_thinking else raw
+    given = Given(marked, sample.tools or (), reference_loss)
+    result = asdict(score(suite.scorer, judged, sample.target, ids, given))
+    finish_reason = generation.finish_reason if stop is None else "stop_text"
+    question = str(sample.messages[-1].get("content") or "")
+    thinks = suite.enable_thinking
     return {
         "id": sample.id,
         "category": sample.category,
@@ -277,7 +308,8 @@ def _row(suite: Suite, sample: Sample, generation: Generation, renderer: ChatRen
         "messages": [dict(message) for message in sample.messages],
         "target": dict(sample.target),
         "text": text,
-        "finish_reason": generation.finish_reason if stop is None else "stop_text",
+        "finish_reason": finish_reason,
+        "flags": signs_of(text, raw, ids, finish_reason, question, thinks),
         "generated_tokens": len(generation.ids),
         "score": result.pop("value"),
         **result,
@@ -291,7 +323,12 @@ def _finished(
     rows = plan.found if rows is None else rows
     assert all(key in rows for key in plan.keys), "a prompt was left unanswered"
     ordered = tuple(
-        {**rows[key], "category": sample.category, "weight": sample.weight}
+        {
+            **rows[key],
+            "category": sample.category,
+            "weight": sample.weight,
+            "source": sample.source,
+        }
         for key, sample in zip(plan.keys, suite.samples, strict=True)
     )
     sample_log.rewrite(plan.path, ordered)
@@ -316,5 +353,6 @@ def _suite_info(suite: Suite) -> dict[str, Any]:
         "enable_thinking": suite.enable_thinking,
         "tags": list(suite.tags),
         "samples": len(suite.samples),
+        "margin": suite.margin,
         "file_sha256": suite.file_sha256,
     }

@@ -28,7 +28,7 @@ from mlx_ft.evaluate.harness import (
     evaluate_column,
     without_thinking,
 )
-from mlx_ft.evaluate.scorers import Talk
+from mlx_ft.evaluate.scorers_text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.inference import Generation, LoadedModel, generate
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer

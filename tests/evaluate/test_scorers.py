@@ -9,20 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.evaluate.scorers import (
-    FAILURES,
-    MAX_TEXT_CHARACTERS,
-    Choice,
-    Contains,
-    Exact,
-    Regex,
-    Score,
-    Scorer,
-    Talk,
-    WrappedCall,
-    plain,
-    score,
-)
+from mlx_ft.evaluate.scorers import Scorer, score
+from mlx_ft.evaluate.scorers_calls import WrappedCall
+from mlx_ft.evaluate.scorers_text import Choice, Contains, Exact, Regex, Talk, plain
+from mlx_ft.evaluate.scoring import FAILURES, MAX_TEXT_CHARACTERS, Score
 from mlx_ft.evaluate.suites import Sample, Suite, load_suite
 
 EVALS = Path(__file__).resolve().parents[2] / "evals"
