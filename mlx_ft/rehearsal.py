@@ -15,7 +15,7 @@ PROMPTS_PER_SUITE = 2
 
 def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
     """Return the `KEY=VALUE` settings that make a rehearsal of a recipe: two optimizer updates on a
-    few rows, with a report, a validation and a checkpoint after each, and two prompts a suite.
+    few rows, with a report, a validation and a checkpoint after each, and two prompts a suite, judged by no gate.
 
     Model, adapter, batch, lengths and export stay as they are: what fails with them fails now.
     """
@@ -31,5 +31,6 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.save_every": window,
         "train.lr_schedule.allow_unfinished": "true",
         "eval.limit": PROMPTS_PER_SUITE,
+        "eval.gates": "{}",
     }
     return tuple(f"{key}={value}" for key, value in values.items())

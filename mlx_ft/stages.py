@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 3}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
@@ -100,13 +100,26 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
     attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
+    if suites is not None:
+        faults += _gate_faults(loaded, suites)
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json")
     inputs = _stage_inputs(values, sources, model, suites)
+    # Another gate judges the same run anew; it makes no other run.
+    del values["eval"]["gates"]
     identity = hash_of([values, sources, model.identity])
     return Resolved(model, suites, inputs, identity)
+
+
+def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
+    """Return a fault for every gate on a suite that the recipe does not measure."""
+    from mlx_ft.evaluate.gates import gate_faults
+
+    at = "eval.gates."
+    places = {key.removeprefix(at): v for key, v in loaded.origins.items() if key.startswith(at)}
+    return gate_faults(loaded.recipe.eval.parsed_gates(), suites, places)
 
 
 def _stage_inputs(

@@ -78,7 +78,7 @@ def test_no_answer_of_another_talk_sample_scores_1_unless_it_says_an_accepted_wo
         accepted = {plain(phrase) for phrase in sample.target.get("any_of", [])}
         for other in KEEP_TALKING.samples:
             answer = ideal_answer(KEEP_TALKING, other)
-            if accepted and plain(answer) not in accepted:
+            if accepted and not any(f" {word} " in f" {plain(answer)} " for word in accepted):
                 compared += 1
                 judged = score(KEEP_TALKING.scorer, answer, sample.target)
                 assert judged.value < 1.0, (sample.id, answer)
