@@ -91,7 +91,8 @@ def parse_gate(name: str, limit: str) -> Gate:
         raise GateRefused(f"{metric!r} is no metric", fix)
     if not front or not all(front):
         raise GateRefused(
-            f"{name!r} names no suite", "write SUITE.COLUMN.METRIC, such as code_mode.quantized.mean"
+            f"{name!r} names no suite",
+            "write SUITE.COLUMN.METRIC, such as code_mode.quantized.mean",
         )
     if column is None and len(front) > 1:
         near = difflib.get_close_matches(front[-1], COLUMN_NAMES, n=1, cutoff=0.7)

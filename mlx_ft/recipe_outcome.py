@@ -67,7 +67,7 @@ class EvalRecipe(Section):
         ge=1,
         description="Prompts of each suite that are asked, from its beginning. Null: all of them.",
     )
-    batch_size: Whole = Field(16, ge=1, description="Prompts generated at a time.")
+    batch_size: Whole = Field(32, ge=1, description="Prompts generated at a time.")
     gates: dict[Text, Annotated[str, BeforeValidator(_limit_text)]] = Field(
         default_factory=dict,
         description="Limits that a measured number must keep, or the run ends with exit code 1: "
@@ -94,7 +94,7 @@ class EvalRecipe(Section):
         return found
 
     def _gate_fault(self, name: str, limit: str) -> tuple[str, str] | None:
-        """Return (found, fix) of a gate that cannot be read, or on a column that is not measured."""
+        """Return (found, fix) of a gate that cannot be read, or that nothing is measured for."""
         try:
             gate = parse_gate(name, limit)
         except GateRefused as refusal:

@@ -83,7 +83,7 @@ class Job:
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     """Look up model, data and suites; raises one InputError with the faults of all of them."""
     from mlx_ft.data import data_inputs
-    from mlx_ft.evaluate.harness import check_thinking
+    from mlx_ft.evaluate.harness import thinking_faults
     from mlx_ft.evaluate.suites import load_suites
 
     recipe = loaded.recipe
@@ -99,7 +99,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
-    attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
+    faults += thinking_faults(suites or (), recipe.chat.enable_thinking)
     if suites is not None:
         faults += _gate_faults(loaded, suites)
     if faults or model is None or sources is None or suites is None:

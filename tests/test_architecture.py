@@ -29,6 +29,7 @@ WALLS = {
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
+    "lm_eval": ("mlx_ft.lm_eval",),
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate")

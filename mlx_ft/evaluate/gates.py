@@ -133,7 +133,7 @@ def _last(columns: Mapping[str, Any]) -> str:
 def _measured(
     gate: Gate, column: str, columns: Mapping[str, Mapping[str, Any]]
 ) -> tuple[float, float | None, float | None]:
-    """Return the number that a gate is on, and the ends of its interval (None: it is itself one)."""
+    """Return the number that a gate is on, and the ends of its interval (None: there is none)."""
     assert gate.metric in METRICS
     summary = columns[column]
     if gate.metric in AGAINST_BASE:

@@ -157,16 +157,17 @@ def compare_columns(
     """Return suite -> column -> reference -> the comparison as plain JSON.
 
     `suites` are the rows of each suite and column, prompts in the same order. Every column but the
-    base is compared with the base, and every exported one with the adapter. Keys are those of
-    Comparison, and `p_holm` (corrected over the suites), `verdict`, and `more_prompts`.
+    base is compared with the base, and every exported one with the adapter; where there is neither,
+    every one with the first. Keys are those of Comparison, and `p_holm` (corrected over the
+    suites), `verdict`, and `more_prompts`.
     """
     found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {name: {} for name in suites}
     pairs = dict.fromkeys(
         (column, reference)
         for columns in suites.values()
-        for reference in ("base", "adapter")
+        for reference in _references(columns)
         for column in columns
-        if reference in columns and column not in ("base", reference)
+        if column not in ("base", reference)
     )
     for column, reference in pairs:
         asked = [name for name, by in suites.items() if column in by and reference in by]
@@ -179,6 +180,11 @@ def compare_columns(
             entry = {**asdict(each), "p_holm": p, "verdict": said, "more_prompts": more}
             found[name].setdefault(column, {})[reference] = entry
     return found
+
+
+def _references(columns: Mapping[str, Any]) -> list[str]:
+    known = [name for name in ("base", "adapter") if name in columns]
+    return known or list(columns)[:1]
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -20,14 +20,8 @@ from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.scorers import Scorer, ideal_answer, score
 from mlx_ft.evaluate.scoring import Given
 from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
-from mlx_ft.evaluate.suite_scorers import (
-    SCORERS,
-    Rules,
-    ScorerKeys,
-    WantedCall,
-    WantedToolCall,
-    target_fault,
-)
+from mlx_ft.evaluate.suite_scorers import SCORERS, ScorerKeys, target_fault
+from mlx_ft.evaluate.suite_targets import Rules, WantedCall, WantedToolCall
 from mlx_ft.recipe_values import Section
 from mlx_ft.runs import file_sha256, hash_of
 from mlx_ft.strict_yaml import Reading, label_of, read_mapping, read_text, shown

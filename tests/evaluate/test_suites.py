@@ -125,7 +125,11 @@ enable_thinking: 1
     ("old", "new", "expected"),
     [
         ("name: talk", "name: tlak", "chat.yaml:5: `scorer.name` is 'tlak' - did you mean `talk`?"),
-        ("name: talk", "name: bleu", "use one of wrapped_call, tool_call, json, instructions, talk"),
+        (
+            "name: talk",
+            "name: bleu",
+            "use one of wrapped_call, tool_call, json, instructions, talk",
+        ),
         ("  name: talk\n", "", "chat.yaml:4: `scorer.name` is null - "),
         ("max_tokens: 16", "max_tokens: 0", "chat.yaml:7: `max_tokens` is 0 - "),
         ("max_tokens: 16", "max_tokens: 16\nmax_tokens: 17", "chat.yaml:8"),
