@@ -225,12 +225,13 @@ def _interval(sums: Floats, totals: Floats) -> tuple[float, float]:
     sums = np.append(sums, [middling, -middling])
     totals = np.append(totals, [middling, middling])
     generator = np.random.default_rng(SEED)
-    count = len(sums)
+    # Equal sources are drawn together: how often each kind comes up is multinomial.
+    kinds, counts = np.unique(np.stack([sums, totals], axis=1), axis=0, return_counts=True)
+    at_once = max(1, min(RESAMPLES, CHUNK_DRAWS // len(kinds)))
     means = []
-    for _ in range(math.ceil(RESAMPLES * count / CHUNK_DRAWS)):
-        at_once = min(RESAMPLES, CHUNK_DRAWS // count or 1)
-        drawn = generator.integers(0, count, size=(at_once, count))
-        means.append(sums[drawn].sum(axis=1) / totals[drawn].sum(axis=1))
+    for _ in range(math.ceil(RESAMPLES / at_once)):
+        drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=at_once)
+        means.append((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(low), float(high)

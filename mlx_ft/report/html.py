@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import curves, tables
+from mlx_ft.report import curves, evidence, tables
 from mlx_ft.report import quantities as q
 from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import conversation, read_suite_samples, written
@@ -68,6 +68,7 @@ def report_html(run: Path) -> str:
             recipe_tables=tables.recipe_tables(document["recipe"]) if document["recipe"] else None,
             reproduce=tables.reproduce_commands(document),
             suites=_suites(document, {suite.suite: suite for suite in samples}),
+            gates=evidence.gate_table(document["gates"]),
             rest_limit=REST_LIMIT,
             training=_training(document["train"]),
             look_samples=_look_samples(document["train"]),
@@ -137,6 +138,8 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
                 "id": f"suite-{number}",
                 "scores": tables.score_table(name, columns) if columns else None,
                 "failures": tables.failure_table(name, columns) if columns else None,
+                "paired": evidence.comparison_table(name, columns) if columns else None,
+                "degenerate": evidence.degenerate_table(name, columns) if columns else None,
                 "bars": _picture(curves.score_bars(f"suite-{number}", columns))
                 if columns
                 else None,

@@ -14,6 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.evidence import comparison_lines, degenerate_lines, gate_lines
 from mlx_ft.report.text import clean, one_line
 from mlx_ft.report.verdict import absence, next_step, ordered_columns, progress, verdict
 
@@ -34,7 +35,8 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
             lines += [*_suite_lines(str(suite), columns), ""]
     else:
         lines += [absence(document, "evaluation"), ""]
-    facts = [_preflight_line(document), _train_line(document), _export_line(document)]
+    gates = gate_lines(document.get("gates") or [])
+    facts = [*gates, _preflight_line(document), _train_line(document), _export_line(document)]
     facts += [_checks_line(document), _time_line(document)]
     lines += [line for line in facts if line]
     lines += [f"report   {where}/report.html", f"next     {next_step(document, where)}"]
@@ -56,7 +58,9 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
     text = tabulate(
         rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
     )
-    return [*text.splitlines(), *_failure_lines(columns, names)]
+    lines = [*text.splitlines(), *_failure_lines(columns, names), *degenerate_lines(columns)]
+    paired = comparison_lines(columns)
+    return [*lines, "", *paired] if paired else lines
 
 
 def _scores(results: list[Any]) -> list[str]:
