@@ -80,10 +80,16 @@ def compare(
         test, p = "mcnemar", mcnemar_p(wins, losses)
     else:
         test, p = "sign_flip", sign_flip_p(sums)
-    difference = float(sums.sum() / totals.sum())
-    low, high = _interval(sums, totals)
-    ends = min(low, difference), max(high, difference)
-    return Comparison(len(scores), len(sums), difference, *ends, wins, losses, p, test)
+    interval = _interval(sums, totals)
+    return Comparison(len(scores), len(sums), *interval, wins, losses, p, test)
+
+
+def difference_interval(
+    scores: Sequence[float], others: Sequence[float]
+) -> tuple[float, float, float]:
+    """Return the mean difference and the ends of its interval, as `compare` has them."""
+    differences = np.asarray(scores, dtype=float) - np.asarray(others, dtype=float)
+    return _interval(differences, np.ones(len(differences)))
 
 
 def mcnemar_p(wins: int, losses: int) -> float:
@@ -217,10 +223,11 @@ def _by_source(
     return sums, np.bincount(groups, weights=weights).astype(np.float64)
 
 
-def _interval(sums: Floats, totals: Floats) -> tuple[float, float]:
-    """Return the ends of the percentile bootstrap of sum(sums) / sum(totals), with a source of
+def _interval(sums: Floats, totals: Floats) -> tuple[float, float, float]:
+    """Return sum(sums) / sum(totals) and the ends of its percentile bootstrap, with a source of
     middling weight won and one lost added.
     """
+    difference = float(sums.sum() / totals.sum())
     middling = totals.mean()
     sums = np.append(sums, [middling, -middling])
     totals = np.append(totals, [middling, middling])
@@ -234,4 +241,4 @@ def _interval(sums: Floats, totals: Floats) -> tuple[float, float]:
         means.append((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)
+    return difference, min(float(low), difference), max(float(high), difference)

@@ -44,8 +44,8 @@ def _said(found: Mapping[str, Any]) -> tuple[str, str]:
     if verdict != "cannot tell":
         return verdict, ""
     if q.is_number(more):
-        return verdict, f"about {q.count(more)} more such prompts would tell"
-    return verdict, "no difference was seen"
+        return verdict, f"about {q.count(more)} more would"
+    return verdict, ""
 
 
 def comparison_table(suite: str, columns: Columns) -> Table | None:
@@ -130,7 +130,7 @@ def comparison_lines(columns: Columns) -> list[str]:
                 q.signed_interval(found.get("low"), found.get("high")),
                 f"{q.count(found.get('wins'))}/{q.count(found.get('losses'))}",
                 f"{q.probability(found.get('p_holm'))} (n {q.count(found.get('n'))})",
-                f"{verdict} ({note})" if note else verdict,
+                f"{verdict}, {note}" if note else verdict,
             ]
         )
     if not rows:
@@ -165,12 +165,11 @@ def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
         name = one_line(f"{gate['suite']}.{gate['column']}.{gate['metric']}", 80)
         interval = q.signed_interval(gate["low"], gate["high"])
         between = f", 95 % {interval}" if interval else ""
-        unsure = "" if gate["settled"] else "; too few prompts to settle it"
-        failed = (
-            f"; see {one_line(', '.join(map(str, gate['failed'])), 120)}" if gate["failed"] else ""
-        )
+        unsure = "" if gate["settled"] else ", not settled"
         lines.append(
             f"gate     {word} {name} {_number(gate['measured'])} {gate['limit']} "
-            f"(n {q.count(gate['n'])}{between}){unsure}{failed}"
+            f"(n {q.count(gate['n'])}{between}){unsure}"
         )
+        if gate["failed"]:
+            lines.append(f"         see {one_line(', '.join(map(str, gate['failed'])), 90)}")
     return lines
