@@ -30,6 +30,8 @@ MAX_OPEN_BRACKETS = 24
 MAX_PARTS = 32
 # Names, operators and tags that Python or a parser would otherwise nest as deep as they are long.
 _DEEP = re.compile(r"[-+~]{24}|(?:\bnot\s+){24}|(?:\blambda\b[^:]{0,9}:\s*){24}")
+# Parsers that share their marks take each other's calls for very strange names.
+_NAME = re.compile(r"[\w.:/-]{1,128}")
 _ATTEMPT = re.compile(
     r"<tool_call|<function=|<start_function_call>|\[TOOL_CALLS\]|<\|?tool_call|"
     r"^\s*[\[{]+\s*\"(?:name|function|tool_calls)\"\s*:"
@@ -158,7 +160,8 @@ def _parsed(part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> 
         name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
         if isinstance(arguments, str):
             arguments = _object(arguments)
-        if isinstance(name, str) and isinstance(arguments, dict):
+        is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
+        if is_name and isinstance(arguments, dict):
             yield FoundCall(name, {str(key): value for key, value in arguments.items()})
 
 
