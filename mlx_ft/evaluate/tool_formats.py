@@ -160,8 +160,9 @@ def _parsed(part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> 
         name, arguments = fields.get("name"), fields.get("arguments", fields.get("parameters"))
         if isinstance(arguments, str):
             arguments = _object(arguments)
-        is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
-        if is_name and isinstance(arguments, dict):
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            continue
+        if isinstance(arguments, dict):
             yield FoundCall(name, {str(key): value for key, value in arguments.items()})
 
 
