@@ -43,6 +43,10 @@ class Reader:
     """
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]]) -> None:
+        for prompt in prompts:
+            given: object = prompt  # whatever the annotation says
+            if isinstance(given, str | bytes):
+                raise TypeError("a chat model is prompted with ids of its template, not with text")
         self.model = model
         self.prompts = prompts
         self.read_tokens = 0

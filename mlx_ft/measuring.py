@@ -9,12 +9,19 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.cache import cache_home
-from mlx_ft.columns import DEFAULT_BATCH_SIZE, ModelPlace, local_column, open_loaded
+from mlx_ft.columns import (
+    DEFAULT_BATCH_SIZE,
+    LocalModel,
+    ModelPlace,
+    local_column,
+    open_loaded,
+)
 from mlx_ft.console import Console
 from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import GateFailed
@@ -142,13 +149,16 @@ def _ask(job: Job, columns: Sequence[str], folder: Path) -> dict[str, Any]:
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
 
     with suite_progress(job.console, job.suites, len(columns)) as progress:
-        return evaluate_suites(
+        results = evaluate_suites(
             job.suites,
             [run_column(job, column) for column in columns],
             folder,
             progress=progress,
             cache_folder=answers_folder(),
         )
+    for warning in results["warnings"]:
+        job.console.say(f"warning: {warning}", "yellow")
+    return results
 
 
 @contextmanager
@@ -205,20 +215,25 @@ def probe(
 
     loaded_suites = load_suites(list(suites))
     model, date = resolve_model(name, revision, console.say), ChatRecipe().date
-    probe_model(model, probe_file(model), enable_thinking, date, console)
-    if not loaded_suites:
-        return
+    console.say(f"looking at {model.name} ({model.path})")
     place = ModelPlace(model.path, None, enable_thinking, date)
-    column = local_column(
-        "base", place, model.identity, batch_size=DEFAULT_BATCH_SIZE, reusable=True
-    )
-    with (
-        tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder,
-        suite_progress(console, loaded_suites, 1) as progress,
-    ):
-        results = evaluate_column(
-            loaded_suites, column, Path(folder), progress=progress, cache_folder=answers_folder()
-        )
+    with open_loaded(place) as loaded:
+        probe_model(model, loaded, probe_file(model), console)
+        if not loaded_suites:
+            return
+        column = local_column("base", place, model.identity, batch_size=DEFAULT_BATCH_SIZE)
+        local = LocalModel(loaded, DEFAULT_BATCH_SIZE)
+        with (
+            tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder,
+            suite_progress(console, loaded_suites, 1) as progress,
+        ):
+            results = evaluate_column(
+                loaded_suites,
+                replace(column, open=lambda: nullcontext(local), reusable=True),
+                Path(folder),
+                progress=progress,
+                cache_folder=answers_folder(),
+            )
     for result in results:
         mean = result.summary["mean"]
         console.say(f"{result.suite}: {mean:.2f} over {len(result.rows)} prompts")

@@ -8,7 +8,7 @@ Does not: load models or generate (that is a column's `open`), or compare column
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,7 +114,10 @@ def evaluate(
             column.name: {**(column.facts or {}), "template": templates[column.name].state}
             for column in columns
         },
-        "warnings": [text for check in templates.values() for text in check.warnings],
+        "warnings": [
+            *(text for check in templates.values() for text in check.warnings),
+            *(text for column in columns for text in _unseen_tools(suites, column)),
+        ],
     }
     write_json(folder / "results.json", document)
     return document
@@ -325,12 +328,13 @@ def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
     judged = without_thinking(text) if suite.enable_thinking else text + "".join(leak)
     ids = answer.ids if stop is None else None
     marked = without_thinking(raw) if suite.enable_thinking else raw
-    given = Given(marked, sample.tools or (), answer.reference_loss)
+    loss = answer.reference_loss
+    given = Given(marked, sample.tools or (), loss)
     result = asdict(score(suite.scorer, judged, sample.target, ids, given))
     finish_reason = answer.finish_reason if stop is None else "stop_text"
     question = str(sample.messages[-1].get("content") or "")
     flags = signs_of(text, raw, ids, finish_reason, question, suite.enable_thinking)
-    measured = {"reference_loss": answer.reference_loss} if answer.reference_loss else {}
+    measured = {} if loss is None else {"reference_loss": loss}
     return {
         "id": sample.id,
         "category": sample.category,
@@ -371,6 +375,17 @@ def _finished(plan: _Plan, rows: Mapping[str, Row]) -> ColumnResult:
         generated=len(ordered) - reused,
         reused=reused,
     )
+
+
+def _unseen_tools(suites: Sequence[Suite], column: Column) -> Iterator[str]:
+    """Yield a warning for every suite whose tools the column's template leaves out."""
+    for suite in suites:
+        sample = next((sample for sample in suite.samples if sample.tools), None)
+        if sample is None or column.renderer is None:
+            continue
+        plain = column.renderer.prompt_ids(sample.messages)
+        if plain == column.renderer.prompt_ids(sample.messages, sample.tools):
+            yield f"{column.name}: its chat template does not show the tools of suite {suite.name}"
 
 
 def _suite_info(suite: Suite) -> dict[str, Any]:

@@ -425,7 +425,9 @@ def evaluate_all(
     suites: Sequence[Suite], columns: Columns, folder: Path, asked: Scripted, **changes: Any
 ) -> dict[str, Any]:
     trained = changes.pop("fingerprint", columns.renderer.fingerprint())
-    made = columns.columns(asked, trained_with=trained)
+    made = columns.columns(
+        asked, trained_with=trained, reusable=bool(changes.pop("reusable", False))
+    )
     return evaluate(suites, made, folder, progress=silent, **changes)
 
 
