@@ -355,13 +355,8 @@ def _finished(plan: _Plan, rows: Mapping[str, Row]) -> ColumnResult:
     """Put the rows in the suite's order, in memory and on disk, and sum them up."""
     assert all(key in rows for key in plan.keys), "a prompt was left unanswered"
     ordered = tuple(
-        {
-            **rows[key],
-            "category": sample.category,
-            "weight": sample.weight,
-            "source": sample.source,
-        }
-        for key, sample in zip(plan.keys, plan.suite.samples, strict=True)
+        {**rows[key], "category": each.category, "weight": each.weight, "source": each.source}
+        for key, each in zip(plan.keys, plan.suite.samples, strict=True)
     )
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     sample_log.rewrite(plan.path, ordered)
