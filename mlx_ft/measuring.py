@@ -6,6 +6,7 @@ the base is sound. Does not: score, or decide when (`pipeline.py`).
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mlx_ft.columns import (
 )
 from mlx_ft.console import Console
 from mlx_ft.degenerate import degenerate_reason
+from mlx_ft.errors import GateFailed
 from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.models import resolve_model
 from mlx_ft.recipe import ChatRecipe
@@ -64,13 +66,53 @@ def run_column(job: Job, column: str) -> Column:
 
 
 def evaluate(job: Job) -> None:
-    """Ask every suite of every column into `eval/`; the rendering must be the one trained with."""
+    """Ask every suite of every column into `eval/`, and judge the answers by the gates; the
+    rendering must be the one trained with.
+
+    Raises GateFailed when a gate does not hold. The answers then stay in `eval.tmp/`, and judging
+    them again asks nothing again.
+    """
     if not job.suites:
         job.console.say("the recipe names no suites, so nothing is measured", "yellow")
     columns = job.recipe.eval.columns
     with writing_stage(job.run, "eval", keep_partial=True) as folder:
+        _keep_answers(job.run / "eval", folder)
         results = _ask(job, columns, folder)
+        _judge(job, results, folder)
         seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
+
+
+def _keep_answers(finished: Path, folder: Path) -> None:
+    """Copy the answers of a finished evaluation that is to be made anew, such as for other gates:
+    those that are still answers to the same questions are not asked for again.
+    """
+    for path in sorted(finished.glob("*/*.jsonl")):
+        target = folder / path.parent.name / path.name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(path, target)
+
+
+def _judge(job: Job, results: dict[str, Any], folder: Path) -> None:
+    """Judge the results into results.json, and say so; raises GateFailed unless all gates hold."""
+    from mlx_ft.evaluate import gates
+
+    suites = results["suites"]
+    rows = {
+        suite: {column: read_rows(folder / suite / f"{column}.jsonl") for column in columns}
+        for suite, columns in suites.items()
+    }
+    margins = {suite.name: suite.margin for suite in job.suites if suite.margin is not None}
+    judged = gates.judge(job.recipe.eval.parsed_gates(), margins, suites, rows)
+    entries = gates.judgements_json(judged)
+    write_json(folder / "results.json", {**results, "gates": entries})
+    for entry in entries:
+        word, style = ("holds", None) if entry["passed"] else ("fails", "red")
+        unsettled = entry["passed"] and not entry["settled"]
+        job.console.say(f"  {word:5} {gates.described(entry)}", "yellow" if unsettled else style)
+    faults = gates.gate_faults_of(judged)
+    if faults and job.judged:
+        raise GateFailed(faults)
 
 
 def look_at_base(job: Job) -> None:

@@ -263,6 +263,9 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     if faults or recipe is None:
         raise RecipeError(_in_file_order(faults, label))
     origins = {dotted(key): _origin(draft, key) for key in value_keys()}
+    # The suites that gates name are looked up later, and a fault wants its line.
+    gates = [("eval", "gates", name) for name in recipe.eval.gates]
+    origins |= {dotted(key): _origin(draft, key) for key in gates}
     form: Literal["recipe", "mlx-lm"] = "mlx-lm" if flat else "recipe"
     return LoadedRecipe(recipe, origins, path, notes, form, header_of(text), adapter_path)
 

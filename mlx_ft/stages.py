@@ -114,6 +114,8 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     choosing = attempt(lambda: chooser(recipe.train.select))
     asked = [*(suites or ()), *([choosing] if choosing else [])]
     faults += thinking_faults(asked, recipe.chat.enable_thinking)
+    if suites is not None:
+        faults += _gate_faults(loaded, suites)
     if suites is not None and choosing is not None:
         whole, chosen = suites, choosing
         suites = attempt(lambda: evaluated(whole, recipe.eval.suites, chosen))
@@ -122,8 +124,19 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
     inputs = _stage_inputs(values, sources, model, suites, choosing)
+    # Another gate judges the same run anew; it makes no other run.
+    del values["eval"]["gates"]
     identity = hash_of([values, sources, model.identity])
     return Resolved(model, suites, choosing, inputs, identity)
+
+
+def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
+    """Return a fault for every gate on a suite that the recipe does not measure."""
+    from mlx_ft.evaluate.gates import gate_faults
+
+    at = "eval.gates."
+    places = {key.removeprefix(at): v for key, v in loaded.origins.items() if key.startswith(at)}
+    return gate_faults(loaded.recipe.eval.parsed_gates(), suites, places)
 
 
 def _stage_inputs(

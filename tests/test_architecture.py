@@ -35,7 +35,7 @@ WALLS = {
     ),
 }
 # These run anywhere: not even indirectly may they need MLX.
-WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
+WITHOUT_MLX = ("data", "preflight", "report", "evaluate")
 ALSO_WITHOUT_MLX = ("recipe_loading", "models", "chat", "runs", "hardware", "pipeline")
 ALSO_WITHOUT_MLX += ("gguf_support",)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}

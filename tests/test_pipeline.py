@@ -412,3 +412,33 @@ def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
 def test_stages_in_the_documented_order() -> None:
     names = ["data", "preflight", "base", "train", "export", "eval"]
     assert [stage.name for stage in STAGES] == names
+
+
+def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers of the finished run are judged anew; no model is loaded."""
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mlx_ft.inference.load_model", never)
+    (suite,) = read_json(next((finished / "runs").iterdir()) / "eval" / "results.json")["suites"]
+    run = job_of(finished).run
+    failing = job_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')
+    assert failing.run == run, "a gate makes no other run"
+    with pytest.raises(GateFailed, match=f"gate {suite}.mean"):
+        run_pipeline(failing, of=[stage for stage in STAGES if stage.name == "eval"])
+    assert read_json(run / "run.json")["status"] == "gate_failed"
+    assert f"{suite}.quantized.mean" in (run / "report.html").read_text(encoding="utf-8")
+    holding = job_of(finished, f'eval.gates={{{suite}.mean: ">= 0"}}')
+    run_pipeline(holding, of=[stage for stage in STAGES if stage.name == "eval"])
+    assert read_json(run / "run.json")["status"] == "done"
+    (gate,) = (g for g in read_json(run / "eval" / "results.json")["gates"])
+    assert gate["passed"] and gate["limit"] == ">= 0"
+
+
+def test_a_gate_on_a_suite_that_is_not_measured_is_found_before_anything_is(place: Path) -> None:
+    with pytest.raises(InputError, match=r"eval\.gates\.nothing\.mean: no suite 'nothing'"):
+        job_of(place, 'eval.gates={nothing.mean: "> 0.5"}')
+    assert not (place / "runs").exists()

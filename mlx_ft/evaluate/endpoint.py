@@ -23,7 +23,7 @@ from typing import Any
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
-from mlx_ft.evaluate.scorers import THINKING_TAGS
+from mlx_ft.evaluate.signs import THINKING_TAGS
 from mlx_ft.runs import hash_of
 
 TIMEOUT_SECONDS = 600.0

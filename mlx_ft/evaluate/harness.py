@@ -21,14 +21,17 @@ from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
 from mlx_ft.evaluate.asking import Answer, Column, Question
 from mlx_ft.evaluate.fingerprint import compare_template
 from mlx_ft.evaluate.sample_log import Row
-from mlx_ft.evaluate.scorers import THINKING_TAGS, score
+from mlx_ft.evaluate.scorers import reference_of, score
+from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
+from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.runs import hash_of, write_json
 
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.
-LINE_VERSION = 2
+LINE_VERSION = 3
 
 # Told after every answer: samples answered, of how many, and by which model to which suite.
 Progress = Callable[[int, int, str], None]
@@ -93,11 +96,16 @@ def evaluate(
         for column in columns
     }
     results: dict[str, dict[str, Any]] = {suite.name: {} for suite in suites}
+    rows: dict[str, dict[str, tuple[Row, ...]]] = {suite.name: {} for suite in suites}
     for column in columns:
         for result in evaluate_column(
             suites, column, folder, progress=progress, cache_folder=cache_folder
         ):
             results[result.suite][column.name] = dict(result.summary)
+            rows[result.suite][column.name] = result.rows
+    for suite_name, compared in compare_columns(rows).items():
+        for name, against in compared.items():
+            results[suite_name][name]["against"] = against
     document = {
         "schema": SCHEMA,
         "suites": results,
@@ -236,15 +244,14 @@ def questions_of(suite: Suite, renderer: ChatRenderer | None) -> tuple[Question,
 def _rendered(
     question: Question, suite: Suite, sample: Sample, renderer: ChatRenderer | None
 ) -> Question:
-    wanted = suite.scorer_config.get("name") == "perplexity"
+    text = reference_of(suite.scorer, sample.target)
     if renderer is None:
-        if wanted:
+        if text is not None:
             raise RowRefused("a server does not tell the loss of a reference")
         return question
     ids = tuple(renderer.prompt_ids(sample.messages, sample.tools))
-    if not wanted:
+    if text is None:
         return replace(question, ids=ids)
-    text = str(sample.target["reference"])
     reference = renderer.answer_ids(sample.messages, text, sample.tools)
     return replace(question, ids=ids, reference=reference)
 
@@ -320,8 +327,13 @@ def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
     leak = [tag for tag in THINKING_TAGS if tag == stop or tag in raw]
     judged = without_thinking(text) if suite.enable_thinking else text + "".join(leak)
     ids = answer.ids if stop is None else None
-    result = asdict(score(suite.scorer, judged, sample.target, ids))
+    marked = without_thinking(raw) if suite.enable_thinking else raw
     loss = answer.reference_loss
+    given = Given(marked, sample.tools or (), loss)
+    result = asdict(score(suite.scorer, judged, sample.target, ids, given))
+    finish_reason = answer.finish_reason if stop is None else "stop_text"
+    question = str(sample.messages[-1].get("content") or "")
+    flags = signs_of(text, raw, ids, finish_reason, question, suite.enable_thinking)
     measured = {} if loss is None else {"reference_loss": loss}
     return {
         "id": sample.id,
@@ -330,7 +342,8 @@ def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
         "messages": [dict(message) for message in sample.messages],
         "target": dict(sample.target),
         "text": text,
-        "finish_reason": answer.finish_reason if stop is None else "stop_text",
+        "finish_reason": finish_reason,
+        "flags": flags,
         "generated_tokens": answer.generated_tokens,
         **measured,
         "score": result.pop("value"),
@@ -342,8 +355,8 @@ def _finished(plan: _Plan, rows: Mapping[str, Row]) -> ColumnResult:
     """Put the rows in the suite's order, in memory and on disk, and sum them up."""
     assert all(key in rows for key in plan.keys), "a prompt was left unanswered"
     ordered = tuple(
-        {**rows[key], "category": sample.category, "weight": sample.weight}
-        for key, sample in zip(plan.keys, plan.suite.samples, strict=True)
+        {**rows[key], "category": each.category, "weight": each.weight, "source": each.source}
+        for key, each in zip(plan.keys, plan.suite.samples, strict=True)
     )
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     sample_log.rewrite(plan.path, ordered)
@@ -379,5 +392,6 @@ def _suite_info(suite: Suite) -> dict[str, Any]:
         "enable_thinking": suite.enable_thinking,
         "tags": list(suite.tags),
         "samples": len(suite.samples),
+        "margin": suite.margin,
         "file_sha256": suite.file_sha256,
     }

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import choice, curves, tables
+from mlx_ft.report import choice, curves, evidence, tables
 from mlx_ft.report import quantities as q
 from mlx_ft.report.checklist import checklist_table
 from mlx_ft.report.differences import marked
@@ -67,6 +67,7 @@ def report_html(run: Path) -> str:
             recipe_tables=tables.recipe_tables(document["recipe"]) if document["recipe"] else None,
             reproduce=tables.reproduce_commands(document),
             suites=_suites(document, {suite.suite: suite for suite in samples}),
+            gates=evidence.gate_table(document["gates"]),
             rest_limit=REST_LIMIT,
             training=_training(document),
             expectations=expectations(document),
@@ -140,6 +141,8 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
                 "id": f"suite-{number}",
                 "scores": tables.score_table(name, columns) if columns else None,
                 "failures": tables.failure_table(name, columns) if columns else None,
+                "paired": evidence.comparison_table(name, columns) if columns else None,
+                "degenerate": evidence.degenerate_table(name, columns) if columns else None,
                 "bars": _picture(curves.score_bars(f"suite-{number}", columns))
                 if columns
                 else None,

@@ -70,6 +70,17 @@ SCHEMA_KEYS: dict[str, str] = {
     "eval.<suite>.<column>.high": "Upper end of the mean's 95 % interval.",
     "eval.<suite>.<column>.by_category": "Category -> `mean`, `n`, `low`, `high`.",
     "eval.<suite>.<column>.failures": "Kind of wrong output -> number of samples.",
+    "eval.<suite>.<column>.degenerate": "Sign (empty, loop, cut, leaked_token, open_thinking, "
+    "wrong_language, and `any` of empty, loop, leaked_token and open_thinking) -> `count`, `rate` "
+    "and its 95 % interval `low`, `high`.",
+    "eval.<suite>.<column>.against.<other>": "The column less another one (base, adapter) on the "
+    "same prompts: `difference` with its 95 % interval `low`, `high`; `n`, `clusters`, `wins`, "
+    "`losses`; `p` of `test` (mcnemar, sign_flip), `p_holm` (corrected over the suites); `verdict` "
+    "(better, worse, cannot tell); `more_prompts` that would about tell, or null.",
+    "gates": "List of what was judged: `gate`, `suite`, `column`, `metric`, `limit`, `asked_by` "
+    "(recipe, or a suite's margin), `measured` with `low` and `high` of its 95 % interval or null, "
+    "`n`, `passed`, `settled` (the interval is on one side of the limit), `failed` (ids of "
+    "samples).",
     "timings.created": "Start of the run, seconds since 1970.",
     "timings.updated": "Last change of run.json, seconds since 1970.",
     "timings.exit_reason": "Why the run ended.",
@@ -110,6 +121,7 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "train": _train(reader),
         "export": reader.manifest_info("export"),
         "eval": _eval(reader),
+        "gates": _gates(reader),
         "timings": _timings(reader, record),
         "environment": _object(record.get("environment")),
     }
@@ -173,6 +185,20 @@ def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
         if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
             reader.broken(f"{folder}/results.json", f"suites.{suite} is not a table of columns")
     return suites
+
+
+def _gates(reader: ArtifactReader) -> list[dict[str, Any]]:
+    folder = reader.folder("eval")
+    stored = reader.json(f"{folder}/results.json") if folder else None
+    judged = (stored or {}).get("gates") or []
+    keys = ("suite", "column", "metric", "limit", "asked_by", "measured", "n", "passed", "settled")
+    if not isinstance(judged, list) or not all(
+        isinstance(each, dict) and all(key in each for key in (*keys, "low", "high", "failed"))
+        for each in judged
+    ):
+        reader.broken(f"{folder}/results.json", "gates is not a list of judgements")
+        return []
+    return judged
 
 
 def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:

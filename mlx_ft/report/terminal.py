@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from mlx_ft.report import quantities as q
 from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
+from mlx_ft.report.evidence import comparison_lines, degenerate_lines, gate_lines
 from mlx_ft.report.text import clean, one_line
 from mlx_ft.report.verdict import (
     absence,
@@ -45,7 +46,8 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
             lines += [*_suite_lines(str(suite), columns), ""]
     else:
         lines += [absence(document, "evaluation"), ""]
-    facts = [_preflight_line(document), _train_line(document), *_choice_lines(document)]
+    gates = gate_lines(document.get("gates") or [])
+    facts = [*gates, _preflight_line(document), _train_line(document), *_choice_lines(document)]
     facts += [_export_line(document)]
     facts += [_checks_line(document), _time_line(document)]
     lines += [line for line in facts if line]
@@ -68,7 +70,9 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
     text = tabulate(
         rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
     )
-    return [*text.splitlines(), *_failure_lines(columns, names)]
+    lines = [*text.splitlines(), *_failure_lines(columns, names), *degenerate_lines(columns)]
+    paired = comparison_lines(columns)
+    return [*lines, "", *paired] if paired else lines
 
 
 def _scores(results: list[Any]) -> list[str]:

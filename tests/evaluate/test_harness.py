@@ -31,7 +31,7 @@ from mlx_ft.evaluate.harness import (
     thinking_faults,
     without_thinking,
 )
-from mlx_ft.evaluate.scorers import Talk
+from mlx_ft.evaluate.scorers_text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.inference import LoadedModel, generate
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
@@ -199,6 +199,8 @@ def test_a_line_says_all_about_its_sample(loaded: LoadedModel, tmp_path: Path) -
         "messages": [{"role": "user", "content": "how are you"}],
         "target": {"any_of": ["fine"]},
         "text": "I am fine.",
+        "source": None,
+        "flags": [],
         "finish_reason": "stop",
         "generated_tokens": len(loaded.renderer.tokenizer.encode("I am fine.")),
         "score": 1.0,
