@@ -31,5 +31,7 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.save_every": window,
         "train.lr_schedule.allow_unfinished": "true",
         "eval.limit": PROMPTS_PER_SUITE,
+        "export.min_survival": "null",  # two updates teach nothing that could survive
+        "export.q_bits": recipe.export.most_bits,
     }
     return tuple(f"{key}={value}" for key, value in values.items())

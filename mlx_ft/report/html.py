@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import curves, tables
+from mlx_ft.report import curves, survival, tables
 from mlx_ft.report import quantities as q
 from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import conversation, read_suite_samples, written
@@ -74,6 +74,7 @@ def report_html(run: Path) -> str:
             data=_data(document["data"]),
             findings=tables.finding_table(document["preflight"]) if document["preflight"] else None,
             export=_export(document["export"]),
+            survival=_survival(document["survival"]),
             stages=tables.stage_table(document["timings"]),
             environment=tables.environment_table(document),
             q=q,
@@ -112,7 +113,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
-    final = f"{q.size(quantized.get('bytes'))}, {quantized.get('bits')}-bit"
+    final = f"{q.size(quantized.get('bytes'))}, {survival.bits_name(quantized)}"
     timings = document["timings"]
     time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [
@@ -178,6 +179,16 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "tables": tables.data_tables(data),
         "overlap_rows": data.get("overlap_rows"),
         "lengths": _picture(curves.length_histogram(split)),
+    }
+
+
+def _survival(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "ways": survival.way_table(found),
+        "layers": survival.layer_table(found),
+        "chart": _picture(curves.survival_curve(survival.layer_curves(found))),
     }
 
 

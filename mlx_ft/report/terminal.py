@@ -14,10 +14,13 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.survival import SURVIVAL_HEAD, kept_text, survival_rows
 from mlx_ft.report.text import clean, one_line
 from mlx_ft.report.verdict import absence, next_step, ordered_columns, progress, verdict
 
 PLAIN = str.maketrans({"→": "->", "\N{EN DASH}": "-", "…": "..."})  # for terminals without UTF-8
+
+NAMES = {"gguf": "GGUF"}
 
 
 def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str:
@@ -34,6 +37,8 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
             lines += [*_suite_lines(str(suite), columns), ""]
     else:
         lines += [absence(document, "evaluation"), ""]
+    if document["survival"]:
+        lines += [*_survival_lines(document["survival"]), ""]
     facts = [_preflight_line(document), _train_line(document), _export_line(document)]
     facts += [_checks_line(document), _time_line(document)]
     lines += [line for line in facts if line]
@@ -57,6 +62,25 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
         rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
     )
     return [*text.splitlines(), *_failure_lines(columns, names)]
+
+
+def _survival_lines(survival: Mapping[str, Any]) -> list[str]:
+    """Return the table of what each way of storing the model keeps of what was learned."""
+    rows = [[one_line(cell, 30) for cell in row] for row in survival_rows(survival)]
+    text = tabulate(
+        rows,
+        SURVIVAL_HEAD,
+        tablefmt="simple",
+        disable_numparse=True,
+        stralign="right",
+        colalign=("left",),
+    )
+    kept, limit = kept_text(survival.get("survival")), survival.get("min_survival")
+    wanted = f", at least {kept_text(limit)} wanted" if q.is_number(limit) else ""
+    return [
+        *text.splitlines(),
+        f"* the final model keeps {kept} of what training changed{wanted}",
+    ]
 
 
 def _scores(results: list[Any]) -> list[str]:
@@ -102,9 +126,10 @@ def _train_line(document: Mapping[str, Any]) -> str:
 
 def _export_line(document: Mapping[str, Any]) -> str:
     made = [
-        f"{name} {q.size(entry.get('bytes'))} (export/{one_line(str(entry.get('path')), 60)})"
+        f"{NAMES.get(name, name)} {q.size(entry.get('bytes'))} "
+        f"(export/{one_line(str(entry.get('path')), 60)})"
         for name, entry in (document["export"] or {}).items()
-        if name in ("fused", "quantized") and isinstance(entry, dict)
+        if name in ("fused", "quantized", "gguf") and isinstance(entry, dict)
     ]
     return "export   " + ", ".join(made) if made else absence(document, "exported model")
 
