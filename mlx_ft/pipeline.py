@@ -76,7 +76,15 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
     """
     resolved = stages.resolve(loaded, console)
     run = run_folder(runs_root, loaded.recipe.name, resolved.identity)
-    return Job(loaded, resolved.model, resolved.suites, resolved.inputs, run, console)
+    return Job(
+        loaded,
+        resolved.model,
+        resolved.suites,
+        resolved.inputs,
+        run,
+        console,
+        original=resolved.original,
+    )
 
 
 def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:

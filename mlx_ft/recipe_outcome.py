@@ -14,6 +14,7 @@ from mlx_ft.gguf_support import GgufKind
 from mlx_ft.recipe_values import Conflict, Real, Section, Text, Whole, whole_from_text
 
 Column = Literal["base", "adapter", "fused", "quantized"]
+FOR_GGUF = "export.gguf"
 COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
 # Bits that a weight may have in the end, and that are compared in every export.
 Q_BITS: tuple[Literal[4, 5, 6, 8], ...] = (4, 5, 6, 8)
@@ -46,7 +47,14 @@ class ExportRecipe(Section):
         "Null: measured, but nothing is stopped.",
     )
     keep_fused: bool = Field(
-        True, description="Keep the 16-bit model after the run; it is the bulk of the disk."
+        True,
+        description="Keep the 16-bit model after the run; it is the bulk of the disk. Otherwise it "
+        "is only written where a later step needs it, and deleted after that.",
+    )
+    base: Text | None = Field(
+        None,
+        description="The 16-bit original of a quantized model: a Hub id or a local folder. The "
+        "adapter is then fused into that. Null: into the model that was trained on.",
     )
     gguf: GgufKind | None = Field(
         None,
@@ -94,3 +102,13 @@ class EvalRecipe(Section):
             for key, names in lists.items()
             if (twice := [name for name in names if names.count(name) > 1])
         ]
+
+
+def fused_copy_needed_by(export: ExportRecipe, evaluation: EvalRecipe) -> tuple[str, ...]:
+    """Return what needs the 16-bit model as files; without anything it is never written."""
+    needs = {
+        "export.keep_fused": export.keep_fused,
+        FOR_GGUF: export.gguf is not None,
+        "the fused column": bool(evaluation.suites) and "fused" in evaluation.columns,
+    }
+    return tuple(name for name, needed in needs.items() if needed)

@@ -15,22 +15,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_ft.cache import cache_home
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, InputError, MlxFtError, RunError
+from mlx_ft.errors import Fault, InputError, MlxFtError, ModelError, RunError
 from mlx_ft.hardware import format_bytes, free_disk_bytes, machine
 from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
+from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.safetensors_headers import dequantized_shapes
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
     from mlx_ft.data.formats import FileRows
     from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.preflight import Finding, PreflightInput
+    from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 6, "export": 3, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 6, "export": 4, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
@@ -41,10 +43,11 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Resolved:
     """What a recipe's names stand for: the model, the suites, and the hash of each stage's
-    inputs.
+    inputs; `original` is what export.base names.
     """
 
     model: ResolvedModel
+    original: ResolvedModel | None
     suites: tuple[Suite, ...]
     inputs: Mapping[str, str]
     identity: str
@@ -52,7 +55,8 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the recipe, what its names stand for, and its folder.
+    """One run: the recipe, what its names stand for, and its folder; `original` is the model that
+    the adapter is fused into, if not the one that is trained.
 
     A rehearsal with random weights is not `judged`: what it says is noise.
     """
@@ -64,6 +68,7 @@ class Job:
     run: Path
     console: Console
     judged: bool = True
+    original: ResolvedModel | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -99,27 +104,33 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    base = recipe.export.base
+    original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
     attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json")
-    inputs = _stage_inputs(values, sources, model, suites)
+    inputs = _stage_inputs(recipe, values, sources, model, original, suites)
     identity = hash_of([values, sources, model.identity])
-    return Resolved(model, suites, inputs, identity)
+    return Resolved(model, original, suites, inputs, identity)
 
 
 def _stage_inputs(
+    recipe: Recipe,
     values: Mapping[str, Any],
     sources: Mapping[str, Any],
     model: ResolvedModel,
+    original: ResolvedModel | None,
     suites: Sequence[Suite],
 ) -> dict[str, str]:
     """Return stage -> hash; each stage's inputs contain those of the stage before."""
     versions = STAGE_VERSIONS
     data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
     train = hash_of([versions["train"], data, values["train"]])
-    export = hash_of([versions["export"], train, values["export"]])
+    into = None if original is None else original.identity
+    needs = fused_copy_needed_by(recipe.export, recipe.eval)
+    export = hash_of([versions["export"], train, values["export"], into, needs])
     evaluation = hash_of(
         [versions["eval"], export, values["eval"], [suite.file_sha256 for suite in suites]]
     )
@@ -190,7 +201,24 @@ def preflight_facts(job: Job) -> PreflightInput:
         ),
         token_counts=tuple((text, chat.token_count(text)) for text in marks),
         probed=probe_file(job.model).exists(),
+        original=_original_facts(job),
     )
+
+
+def _original_facts(job: Job) -> OriginalFacts | None:
+    from mlx_ft.evaluate.fingerprint import check_fingerprint
+    from mlx_ft.preflight import OriginalFacts
+
+    if job.original is None:
+        return None
+    chat: list[str] = []
+    try:
+        trained, other = (_renderer_of(job.recipe, each) for each in (job.model, job.original))
+        check_fingerprint(trained.fingerprint(), other.fingerprint())
+    except ModelError as error:
+        chat = [f"{fault.where}: {fault.found}" for fault in error.faults]
+    shapes = (dequantized_shapes(each.path, each.config) for each in (job.model, job.original))
+    return OriginalFacts(job.original.config, *shapes, tuple(chat))
 
 
 def check(job: Job) -> None:
@@ -265,6 +293,8 @@ def export(job: Job) -> None:
                     _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
                 ),
                 card=lambda what: _model_card(job, what),
+                fused_for=fused_copy_needed_by(job.recipe.export, job.recipe.eval),
+                original=None if job.original is None else job.original.path,
             ),
             job.console,
         )

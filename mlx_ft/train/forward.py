@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import read_lazily
-from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -53,18 +53,6 @@ class Forward(Protocol):
 
     def release_frozen(self) -> None:
         """Let go of the frozen layers' weights; `prefix` must not be asked any more."""
-
-
-class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a model's inner part when only its head is wanted: returns what it is given."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        if "embed_tokens" in inner:
-            self.embed_tokens = inner.embed_tokens
-
-    def __call__(self, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return inputs
 
 
 class Recorder:
@@ -131,7 +119,7 @@ class SplitForward:
         self._prefix = Part(inner, 0, self._frozen, norm=False)
         self._top = Part(inner, frozen_layers, tops, norm=True)
         self._head = copy.copy(model)
-        self._head.model = _Given(inner)
+        self._head.model = Given(inner)
 
     def prefix(self, ids: mx.array) -> mx.array:
         if self.frozen_layers == 0:

@@ -305,7 +305,7 @@ def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:
     shape = model_shape(facts.model_config)
     assert shape is not None
     trainable = trainable_parameters(shape, facts.recipe.train)
-    need = disk_forecast(shape.parameters, trainable, facts.recipe.train, facts.recipe.export)
+    need = disk_forecast(shape.parameters, trainable, facts.recipe.train, facts.recipe.export, True)
     for free, level in ((need.total_bytes - 1, "fail"), (need.total_bytes, "warn"), (10**12, "ok")):
         assert finding_of("disk", quickstart(free_disk_bytes=free)).level == level
 
@@ -347,7 +347,7 @@ def test_iterations_given_do_not_depend_on_rows() -> None:
 
 def test_the_forecast_of_a_known_size() -> None:
     # 10^9 parameters: 2 bytes each fused; 5 bits and 32 bits to 64 of them quantized
-    need = disk_forecast(10**9, 0, TrainRecipe(), ExportRecipe())
+    need = disk_forecast(10**9, 0, TrainRecipe(), ExportRecipe(), True)
     assert need.fused_bytes == 2 * 10**9
     assert need.quantized_bytes == 687_500_000
     assert need.train_bytes == 0
