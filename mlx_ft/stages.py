@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 6, "export": 4, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 6, "export": 5, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
