@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe_outcome import AUTO, COLUMNS, Q_BITS, Column, EvalRecipe, ExportRecipe
+from mlx_ft.recipe_outcome import COLUMNS, Q_BITS, Column, EvalRecipe, ExportRecipe
 from mlx_ft.recipe_preflight import PreflightRecipe
 from mlx_ft.recipe_train import (
     DEFAULT_EPOCHS,
@@ -25,7 +25,6 @@ from mlx_ft.recipe_train import (
 from mlx_ft.recipe_values import Section, Text
 
 __all__ = [
-    "AUTO",
     "COLUMNS",
     "DEFAULT_EPOCHS",
     "DEFAULT_SCALE",

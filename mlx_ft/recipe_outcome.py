@@ -18,7 +18,6 @@ FOR_GGUF = "export.gguf"
 COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
 # Bits that a weight may have in the end, and that are compared in every export.
 Q_BITS: tuple[Literal[4, 5, 6, 8], ...] = (4, 5, 6, 8)
-AUTO = "auto"
 
 
 class ExportRecipe(Section):
@@ -65,11 +64,11 @@ class ExportRecipe(Section):
     @property
     def most_bits(self) -> int:
         """The most bits that a weight of the final model can have."""
-        return max(Q_BITS) if self.q_bits == AUTO else self.q_bits
+        return max(Q_BITS) if self.q_bits == "auto" else self.q_bits
 
     def conflicts(self) -> list[Conflict]:
         """Return a conflict for bits that are to be chosen by a limit that is not there."""
-        if self.q_bits != AUTO or self.min_survival is not None:
+        if self.q_bits != "auto" or self.min_survival is not None:
             return []
         keys = ("export.q_bits", "export.min_survival")
         fix = "give a min_survival, or the bits"

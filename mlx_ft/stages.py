@@ -36,6 +36,8 @@ STAGE_VERSIONS = {"data": 2, "train": 6, "export": 5, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
+# What models are compared on in the export: validation rows, and prompts of the suites.
+HELD_OUT_ROWS, ASKED_PROMPTS = 8, 8
 
 T = TypeVar("T")
 
@@ -288,7 +290,9 @@ def export(job: Job) -> None:
                 adapted_modules=tuple(train_info["adapted_layers"]),
                 parameters=train_info["total_parameters"],
                 recipe=job.recipe.export,
-                prompts=prompts,
+                prompts=[ids for ids, _ in prompts],
+                trained=[trained for _, trained in prompts],
+                asked=_asked_prompts(job),
                 calibration=(
                     _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
                 ),
@@ -310,13 +314,30 @@ def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
     return manifest.info
 
 
-def _fixed_prompts(job: Job) -> list[list[int]]:
-    """Return whole conversations from the validation rows, on which models are compared."""
+def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
+    """Return whole conversations from the validation rows, on which models are compared: ids, and
+    the positions after which a trained token comes.
+    """
     from mlx_ft.tokens import read_split
 
     split = read_split(job.run / "data" / "valid.safetensors")
-    count = min(8, len(split))
-    return [[int(token) for token in split.row(index)[0][:512]] for index in range(count)]
+    rows = [split.row(index) for index in range(min(HELD_OUT_ROWS, len(split)))]
+    return [
+        (
+            [int(token) for token in ids[:512]],
+            [at for at, flag in enumerate(trained[1:512]) if flag],
+        )
+        for ids, trained in rows
+    ]
+
+
+def _asked_prompts(job: Job) -> list[list[int]]:
+    """Return a few of the suites' prompts, drawn evenly: text unlike the training rows."""
+    samples = [sample for suite in job.suites for sample in suite.samples]
+    chat = renderer(job)
+    chosen = samples[:: max(1, -(-len(samples) // ASKED_PROMPTS))]
+    prompts = [chat.prompt_ids(sample.messages, sample.tools) for sample in chosen]
+    return [list(ids) for ids in prompts if len(ids) <= 512]
 
 
 def _calibration_rows(job: Job) -> list[list[int]]:

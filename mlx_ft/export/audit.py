@@ -2,7 +2,7 @@
 
 Does: read each adapted layer's rows before and after training, as stored and as rounded to 4, 5, 6
 and 8 bits; see what goes into it on held-out rows; open the base and the rounded models beside the
-others. Does not: the sums (`survival.py`), run the models (`verifying.py`), or judge (`survive.py`).
+others. Does not: add up (`survival.py`), run the models (`verifying.py`), judge (`survive.py`).
 """
 
 from __future__ import annotations

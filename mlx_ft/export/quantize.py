@@ -43,8 +43,10 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are quantized: as the recipe says, to these `bits`; for q_method gptq, `calibration` rows (ids) go
-    through the model layer after layer if it can be taken `by_layers`, else through it as a whole.
+    """How weights are quantized: as the recipe says, to these `bits`.
+
+    For q_method gptq, `calibration` rows (ids) go through the model layer after layer if it can be
+    taken `by_layers`, else through it as a whole.
     """
 
     recipe: ExportRecipe

@@ -14,7 +14,7 @@ from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.export.audit import FUSED, QUANTIZED, rounded_name
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.survival import Change, Divergence, Kept, LayerAudit, model_survival
-from mlx_ft.recipe import AUTO, Q_BITS, ExportRecipe
+from mlx_ft.recipe import Q_BITS, ExportRecipe
 
 SURVIVAL_FILE = "survival.json"
 SCHEMA = 1
@@ -196,7 +196,7 @@ def next_bits(recipe: ExportRecipe, tried: Survival | None) -> Bits | None:
     With q_bits auto the fewest bits come first, then the same with more for the layers that keep
     too little, then the next number of bits.
     """
-    if recipe.q_bits != AUTO:
+    if recipe.q_bits != "auto":
         return Bits(recipe.q_bits) if tried is None else None
     limit = recipe.min_survival
     assert limit is not None, "the recipe refuses auto without a limit"
