@@ -137,7 +137,9 @@ def require_survival(found: Survival, recipe: ExportRecipe) -> None:
         f"(KL {found.held_out[QUANTIZED].nats:.3g} nats from the adapter, which is "
         f"{found.learned.nats:.3g} nats from the base)"
     )
-    raise GateFailed([Fault(where, found_text, _advice(found, limit)), *_layer_faults(found)])
+    raise GateFailed(
+        [Fault(where, found_text, _advice(found, limit)), *_layer_faults(found, limit)]
+    )
 
 
 def _advice(found: Survival, limit: float) -> str:
@@ -154,22 +156,34 @@ def _advice(found: Survival, limit: float) -> str:
     )
 
 
-def _layer_faults(found: Survival) -> Iterator[Fault]:
-    """Yield a fault for each of the layers that keep least."""
+def _layer_faults(found: Survival, limit: float) -> Iterator[Fault]:
+    """Yield a fault for each of the layers that keep least, of those that keep too little."""
     kept = [
-        (each.survival, layer)
+        (survival, layer)
         for layer in found.layers
-        if (each := layer.kept[QUANTIZED]).survival is not None
+        if (survival := layer.kept[QUANTIZED].survival) is not None
     ]
-    worst = sorted(kept, key=lambda pair: (pair[0], pair[1].name))
-    for survival, layer in worst[:WORST_LAYERS]:
-        weights, bits = layer.kept[QUANTIZED].weights, found.bits.of(layer.name)
+    lost = sorted(
+        ((survival, layer) for survival, layer in kept if survival < limit),
+        key=lambda pair: (pair[0], pair[1].name),
+    )
+    if kept and not lost:
+        least = min(survival for survival, _ in kept)
+        what = f"every adapted layer keeps {least:.1%} or more: it is lost in layers that were not"
+        yield Fault("adapted layers", f"{what} trained", "more bits for the whole model help")
+    for survival, layer in lost[:WORST_LAYERS]:
+        weights = layer.kept[QUANTIZED].weights
         measured = (
             f"{_share(survival)} of its change is left: delta {layer.delta_over_weight:.2%} of the "
             f"weights, gain {weights.gain:.2f}, rounding noise {weights.noise:.1f} deltas"
         )
-        more = layer_bits_for(layer, found.bits.usual, 0.5)
-        yield Fault(f"{layer.name} ({bits} bits)", measured, f"{more} bits would keep more of it")
+        usual = found.bits.usual
+        fix = f"{layer_bits_for(layer, usual, limit)} bits would keep more of it"
+        yield Fault(
+            f"{layer.name} ({found.bits.of(layer.name)} bits)",
+            measured,
+            fix if usual < max(Q_BITS) else "only 16 bits keep more of it",
+        )
 
 
 def layer_bits_for(layer: LayerAudit, usual: int, limit: float) -> int:
