@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ft.console import Console, ProgressLine
 from mlx_ft.degenerate import degenerate_reason
+from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
+from mlx_ft.hardware import format_bytes
 from mlx_ft.models import resolve_model
 from mlx_ft.recipe import ChatRecipe
-from mlx_ft.runs import hash_of, read_json, seal, write_json, writing_stage
+from mlx_ft.runs import drop_from_stage, hash_of, read_json, seal, write_json, writing_stage
 from mlx_ft.stages import Job, manifest_info, probe_file, renderer, say_finding
 
 if TYPE_CHECKING:
@@ -31,8 +33,11 @@ def column_folder(job: Job, column: str) -> tuple[Path, Path | None]:
         return job.model.path, None
     if column == "adapter":
         return job.model.path, job.run / "train" / "adapter"
-    info = manifest_info(job, "export")
-    return job.run / "export" / info[column]["path"], None
+    made = manifest_info(job, "export")[column]
+    if made is None:
+        fix = "set export.keep_fused: true and run again"
+        raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
+    return job.run / "export" / made["path"], None
 
 
 @contextmanager
@@ -60,6 +65,16 @@ def evaluate(job: Job) -> None:
     with writing_stage(job.run, "eval", keep_partial=True) as folder:
         results = _ask(job, columns, folder)
         seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
+    _drop_fused(job)
+
+
+def _drop_fused(job: Job) -> None:
+    """Delete the 16-bit model once nothing needs it any more, unless the recipe keeps it."""
+    fused = manifest_info(job, "export")["fused"]
+    if job.recipe.export.keep_fused or fused is None:
+        return
+    drop_from_stage(job.run / "export", fused["path"], fused=None)
+    job.console.say(f"deleted the 16-bit model, {format_bytes(fused['bytes'])}")
 
 
 def look_at_base(job: Job) -> None:

@@ -127,6 +127,20 @@ def seal(folder: Path, stage: str, inputs: str, info: Mapping[str, Any]) -> Mani
     return manifest
 
 
+def drop_from_stage(folder: Path, name: str, **info: Any) -> None:
+    """Take a folder out of a complete stage, which stays complete: first out of the manifest, whose
+    `info` is changed by what is given, then off the disk.
+    """
+    manifest = read_manifest(folder)
+    assert manifest is not None, f"{folder} is not complete"
+    files = {
+        path: entry for path, entry in manifest.files.items() if not path.startswith(f"{name}/")
+    }
+    kept = {**vars(manifest), "files": files, "info": {**manifest.info, **info}}
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **kept})
+    shutil.rmtree(folder / name)
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a complete stage folder, or None when there is none to trust.
 

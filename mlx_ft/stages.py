@@ -219,8 +219,12 @@ def _original_facts(job: Job) -> OriginalFacts | None:
         check_fingerprint(trained.fingerprint(), other.fingerprint())
     except ModelError as error:
         chat = [f"{fault.where}: {fault.found}" for fault in error.faults]
-    shapes = (dequantized_shapes(each.path, each.config) for each in (job.model, job.original))
-    return OriginalFacts(job.original.config, *shapes, tuple(chat))
+    return OriginalFacts(
+        config=job.original.config,
+        trained_shapes=dequantized_shapes(job.model.path, job.model.config),
+        shapes=dequantized_shapes(job.original.path, job.original.config),
+        chat_differences=tuple(chat),
+    )
 
 
 def check(job: Job) -> None:

@@ -36,7 +36,8 @@ class Unfit(Exception):
 def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
     """Return a model folder as a lane, with an adapter on it if one is given.
 
-    Its layers are used as they are stored, on a CPU expanded to float32. Raises Unfit.
+    Its layers are used as they are stored, on a CPU expanded to float32, and are gone once rows
+    went through them. Raises Unfit.
     """
     model = StoredModel(folder).model
     if adapter is not None:

@@ -195,4 +195,9 @@ def _survival(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _export(export: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if export is None:
         return None
-    return {"checks": tables.check_table(export), "models": tables.model_table(export)}
+    return {
+        "checks": tables.check_table(export),
+        "models": tables.model_table(export),
+        "both_ways": tables.both_ways_table(export),
+        "dtype_reason": written(export.get("dtype_reason")) if export.get("dtype_reason") else None,
+    }

@@ -54,7 +54,13 @@ SCHEMA_KEYS: dict[str, str] = {
     "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
     "`generated_tokens`, `degenerate` (null or the reason).",
     "export.checks": "What was verified: `check`, `measured`, `limit`, `ok`.",
-    "export.fused": "The fused model: `path` in export/, `bytes`.",
+    "export.fused": "The fused model, or null: `path` in export/, `bytes`.",
+    "export.dtype": "16-bit type that the models were made in: float16 or bfloat16.",
+    "export.dtype_reason": "Why it is not the recipe's, or null.",
+    "export.original": "With export.base: its `path` and, in `from_trained`, how far the models "
+    "fused into it and into the trained base are from the trained one: for `fused` and `quantized` "
+    "each `largest` (logit difference over the largest logit), `divergence` (nats), `flips` (share "
+    "of positions where the most probable token differs). Else null.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
     "export.quantized.method": "How it was quantized: `gptq` or `round`.",
     "export.quantized.raised": "Layer -> its bits, where they are not `bits`.",

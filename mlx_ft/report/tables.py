@@ -257,6 +257,30 @@ def check_table(export: Mapping[str, Any]) -> Table:
     )
 
 
+def both_ways_table(export: Mapping[str, Any]) -> Table | None:
+    """Return how far fusing into the original and into the trained base lead from what was trained;
+    None without an original.
+    """
+    ways = (export.get("original") or {}).get("from_trained")
+    if not isinstance(ways, dict):
+        return None
+    rows: list[Row] = [
+        [
+            f"{way}, {form}",
+            f"{difference['divergence']:.4f} nats",
+            q.share(difference["flips"]),
+        ]
+        for way, forms in ways.items()
+        for form, difference in forms.items()
+    ]
+    return table(
+        "Distance from the model that was trained, by what the adapter was fused into",
+        ("fused", "mean divergence", "top token differs"),
+        rows,
+        [1, 2],
+    )
+
+
 def model_table(export: Mapping[str, Any]) -> Table:
     """Return the exported models, a GGUF file included, with their size."""
     rows: list[Row] = []
