@@ -17,7 +17,8 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
     """Return the `KEY=VALUE` settings that make a rehearsal of a recipe: two optimizer updates on a
     few rows, with a report, a validation and a checkpoint after each, and two prompts a suite.
 
-    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now.
+    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now. Two
+    updates teach nothing that could survive, so that is not asked, and no bits are chosen by it.
     """
     train = recipe.train
     window = train.grad_accumulation_steps
@@ -31,7 +32,7 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.save_every": window,
         "train.lr_schedule.allow_unfinished": "true",
         "eval.limit": PROMPTS_PER_SUITE,
-        "export.min_survival": "null",  # two updates teach nothing that could survive
+        "export.min_survival": "null",
         "export.q_bits": recipe.export.most_bits,
     }
     return tuple(f"{key}={value}" for key, value in values.items())
