@@ -152,7 +152,7 @@ def _advice(found: Survival, limit: float) -> str:
         return "even the 16-bit model lost it: set export.dtype: float16, or train with more effect"
     return (
         "no number of bits keeps it: train with more effect (a higher learning rate or scale, more "
-        "rows or epochs), or use the 16-bit model"
+        "rows or epochs), or use the base with its adapter, or the 16-bit model"
     )
 
 
