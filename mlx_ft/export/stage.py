@@ -107,9 +107,11 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
         if job.original is not None:
             require_same_shapes(job.base, job.original)
         fault = layers_fault(job.base, job.adapter, max([*job.prompts, *job.calibration], key=len))
+        release()
         if fault is not None:
             console.say(f"the whole model is held in memory: {fault}", "yellow")
         made = _write_in_range(job, fault is None, console)
+        release()
         compared = _compare(job, made, fault is None, console)
         checks = [*_checks_of_files(job, made), *compared.checks]
         for check in checks:
