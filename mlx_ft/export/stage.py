@@ -122,6 +122,7 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
         if job.original is not None:
             require_same_shapes(job.base, job.original)
         fault = layers_fault(job.base, job.adapter, max([*job.prompts, *job.calibration], key=len))
+        release()
         if fault is not None:
             console.say(f"the whole model is held in memory: {fault}", "yellow")
         made, compared, checks = _made_and_audited(job, fault is None, console)
@@ -141,6 +142,7 @@ def _made_and_audited(
         if made is not None:
             shutil.rmtree(made.small_folder)
         made = _write_in_range(job, bits, made, by_layers, console)
+        release()
         compared = _compare(job, made, by_layers, console)
         found = _audit(job, made, compared, by_layers, console)
         write_json(job.folder / SURVIVAL_FILE, survival_json(found, job.recipe, made.dtype))

@@ -68,6 +68,8 @@ class StoredModel:
                 self._places[name] = place
             else:
                 self._arrays[name] = array
+        # A class lives until the garbage is collected, and with it what it recorded.
+        loaded.clear()
 
     def rows(self, name: str, first: int, end: int) -> mx.array:
         """Return some flat rows of a tensor, (rows, columns); a vector is one row."""

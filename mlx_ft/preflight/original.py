@@ -38,7 +38,8 @@ def export_base(facts: PreflightInput) -> Finding:
     """A model that is to get the adapter in place of the one that it was trained on."""
     original = facts.original
     if original is None:
-        return Finding(CHECK, "ok", "the adapter is fused into the model it is trained on", "", "")
+        measured = "the adapter is fused into the model it is trained on"
+        return Finding(CHECK, "ok", measured, "none named", "")
     differences = _differences(facts, original)
     if differences:
         more = len(differences) - SHOWN_DIFFERENCES

@@ -178,7 +178,8 @@ def measured(way: str, model: Path, folder: Path) -> dict[str, Any]:
         result = ours(model, folder, method, "unverified" not in way)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024
-    return {**result, "resident_bytes": resident * unit}
+    seconds = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    return {**result, "resident_bytes": resident * unit, "processor_seconds": seconds}
 
 
 def main() -> None:
@@ -197,8 +198,8 @@ def main() -> None:
         return
     if not (model / "config.json").exists():
         write_model(model, arguments.layers)
-    print("| way | wall | resident | MLX's peak | load before |")
-    print("|---|---|---|---|---|")
+    print("| way | wall | processor time | resident | MLX's peak | load before |")
+    print("|---|---|---|---|---|---|")
     for way in arguments.only or WAYS:
         subprocess.run(["rm", "-rf", str(work / "made")], check=True)
         load = os.getloadavg()[0]
@@ -210,7 +211,8 @@ def main() -> None:
             )
         result = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"| {way} | {result['seconds']:.0f} s | {result['resident_bytes'] / 1e9:.2f} GB | "
+            f"| {way} | {result['seconds']:.0f} s | {result['processor_seconds']:.0f} s | "
+            f"{result['resident_bytes'] / 1e9:.2f} GB | "
             f"{result['mlx_peak_bytes'] / 1e9:.2f} GB | {load:.1f} |",
             flush=True,
         )

@@ -202,7 +202,7 @@ def test_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(stream, "PART_BYTES", 1 << 18)
     monkeypatch.setattr("mlx_ft.export.compare.LOGIT_BYTES", 1 << 18)
     peaks = []
-    for words, layers in ((1 << 13, 2), (1 << 16, 12)):
+    for words, layers in ((1 << 13, 8), (1 << 16, 24)):
         folder = tmp_path / str(words)
         config = TINY_CONFIGS["llama"] | {"vocab_size": words, "num_hidden_layers": layers}
         base = write_random_weights(folder, config)

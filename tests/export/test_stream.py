@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.export import stream
@@ -40,6 +40,7 @@ def test_ranges_are_all_rows_in_order_and_never_of_two_matrices(
         assert all(first // matrix == (end - 1) // matrix for first, end in ranges)
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(SHAPES, DTYPES), min_size=1, max_size=6), st.randoms(), st.integers(1, 200)
 )

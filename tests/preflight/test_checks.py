@@ -11,6 +11,7 @@ from mlx_ft.hardware import Machine
 from mlx_ft.preflight import (
     CHECKS,
     Finding,
+    OriginalFacts,
     PreflightInput,
     base_health,
     findings_json,
@@ -469,3 +470,34 @@ def test_a_model_that_cannot_become_a_gguf_file_is_refused_before_training() -> 
     assert finding_of("gguf", replace(asked, model_config=llama)).level == "ok"
     finding = finding_of("gguf", replace(asked, model_config=granite))
     assert finding.level == "fail" and "granite" in finding.measured
+
+
+def original_facts(**changes: Any) -> OriginalFacts:
+    shapes = {"model.embed_tokens.weight": (49_152, 576), "model.norm.weight": (576,)}
+    config = {k: v for k, v in SMOLLM2_135M.items() if k != "quantization"}
+    return replace(OriginalFacts(config, shapes, dict(shapes)), **changes)
+
+
+def test_an_original_of_the_same_shapes_passes() -> None:
+    finding = finding_of("export_base", replace(quickstart(), original=original_facts()))
+    assert finding.level == "ok" and "2 tensors" in finding.measured
+    assert finding_of("export_base", quickstart()).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"config": SMOLLM2_135M | {"hidden_size": 960}}, "hidden_size is 960, trained with 576"),
+        ({"config": SMOLLM2_135M | {"model_type": "qwen3"}}, "model_type is qwen3"),
+        ({"shapes": {"model.norm.weight": (960,)}}, "model.norm.weight is (960,)"),
+        ({"chat_differences": ("chat fingerprint, template: other",)}, "template: other"),
+    ],
+)
+def test_another_model_is_no_original(changes: dict[str, Any], found: str) -> None:
+    finding = finding_of("export_base", replace(quickstart(), original=original_facts(**changes)))
+    assert finding.level == "fail" and found in finding.measured and finding.fix
+
+
+def test_a_quantized_original_is_a_warning() -> None:
+    quantized = replace(quickstart(), original=original_facts(config=SMOLLM2_135M))
+    assert finding_of("export_base", quantized).level == "warn"
