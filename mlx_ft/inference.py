@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import _get_classes, dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.backend import configure_backend, on_cpu
@@ -63,9 +63,15 @@ def hold_for_cpu(model: nn.Module) -> nn.Module:
     Quantized matmul on x86 runs at about 1/80 of float32 through OpenBLAS; the float32 weights are
     exactly the numbers that the quantized file stands for.
     """
+    model = expanded(model)
+    mx.eval(model.parameters())
+    return model
+
+
+def expanded(model: nn.Module) -> nn.Module:
+    """Return a model, or one layer, dequantized and in float32, with nothing computed yet."""
     model = dequantize_model(model)
     model.update(tree_map(_to_float32, model.parameters()))
-    mx.eval(model.parameters())
     return model
 
 
@@ -95,7 +101,8 @@ def attach_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
         raise ModelError(faults)
     model.load_weights(list(weights.items()), strict=False)
     model.eval()
-    mx.eval(model.parameters())
+    # What lies under the adapter is not touched: it may be meant to be read later.
+    mx.eval(model.trainable_parameters())
     return dict(config)
 
 
@@ -136,13 +143,18 @@ def adapter_faults(
     return faults
 
 
-def read_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def read_lazily(
+    folder: Path, classes: Callable[[Mapping[str, Any]], tuple[Any, Any]] | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return (model, config) of a model folder, no weight read before it is used.
 
+    `classes` gives the model's class and that of its arguments for a config, in place of mlx-lm's.
     Raises ModelError when mlx-lm does not know the architecture or the weights do not fit it.
     """
     try:
-        model, config = mlx_lm_load_model(folder, lazy=True, trust_remote_code=False)
+        model, config = mlx_lm_load_model(
+            folder, lazy=True, trust_remote_code=False, get_model_classes=classes or _get_classes
+        )
     except (ValueError, TypeError, FileNotFoundError, RuntimeError, KeyError) as error:
         raise ModelError(
             Fault(str(folder), f"mlx-lm cannot load it ({error})", "use a model that mlx-lm runs")

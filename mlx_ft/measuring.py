@@ -23,7 +23,7 @@ from mlx_ft.columns import (
 )
 from mlx_ft.console import Console
 from mlx_ft.degenerate import degenerate_reason
-from mlx_ft.errors import GateFailed
+from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.models import resolve_model
 from mlx_ft.recipe import ChatRecipe
@@ -47,7 +47,11 @@ def column_place(job: Job, column: str) -> ModelPlace:
     if column == "adapter":
         adapter = job.run / "train" / "adapter"
     elif column != "base":
-        folder = job.run / "export" / manifest_info(job, "export")[column]["path"]
+        made = manifest_info(job, "export")[column]
+        if made is None:
+            fix = "set export.keep_fused: true and run again"
+            raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
+        folder = job.run / "export" / made["path"]
     return ModelPlace(folder, adapter, chat.enable_thinking, chat.date)
 
 

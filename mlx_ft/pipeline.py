@@ -91,6 +91,7 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
         run,
         console,
         choosing=resolved.choosing,
+        original=resolved.original,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe_outcome import COLUMNS, Column, EvalRecipe, ExportRecipe
+from mlx_ft.recipe_outcome import COLUMNS, Q_BITS, Column, EvalRecipe, ExportRecipe
 from mlx_ft.recipe_preflight import PreflightRecipe
 from mlx_ft.recipe_train import (
     DEFAULT_EPOCHS,
@@ -29,6 +29,7 @@ __all__ = [
     "COLUMNS",
     "DEFAULT_EPOCHS",
     "DEFAULT_SCALE",
+    "Q_BITS",
     "ChatRecipe",
     "Column",
     "DataRecipe",

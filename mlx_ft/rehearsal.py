@@ -18,7 +18,8 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
     few rows, with a report, a validation and a checkpoint after each, and two prompts a suite that
     no gate judges.
 
-    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now.
+    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now. Two
+    updates teach nothing that could survive, so that is not asked, and no bits are chosen by it.
     """
     train = recipe.train
     window = train.grad_accumulation_steps
@@ -34,6 +35,8 @@ def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
         "train.report_to": "[]",
         "eval.limit": PROMPTS_PER_SUITE,
         "eval.gates": "{}",
+        "export.min_survival": "null",
+        "export.q_bits": recipe.export.most_bits,
     }
     if train.select.by is not None:
         values |= {"train.select.every": window, "train.select.limit": PROMPTS_PER_SUITE}

@@ -159,8 +159,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def forget_files(folder: Path, under: str) -> None:
-    """Take the files at or below the relative path `under` out of a stage's manifest, so that they
-    may go and the stage stays complete. A folder without a valid manifest is left alone.
+    """Take the files at or below the relative path `under` out of a stage's manifest, and what its
+    info says of them, so that they may go and the stage stays complete. A folder without a valid
+    manifest is left alone.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -170,7 +171,12 @@ def forget_files(folder: Path, under: str) -> None:
         for name, entry in manifest.files.items()
         if name != under and not name.startswith(f"{under}/")
     }
-    write_json(folder / MANIFEST, {"schema": SCHEMA, **vars(replace(manifest, files=kept))})
+    info = {
+        key: None if isinstance(value, dict) and value.get("path") == under else value
+        for key, value in manifest.info.items()
+    }
+    left = replace(manifest, files=kept, info=info)
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **vars(left)})
     flush_to_disk(folder)
 
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_ft.cache import cache_home
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, InputError, MlxFtError, RunError
+from mlx_ft.errors import Fault, InputError, MlxFtError, ModelError, RunError
 from mlx_ft.hardware import format_bytes, free_disk_bytes, machine
 from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
+from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.safetensors_headers import dequantized_shapes
 from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
     from mlx_ft.data.formats import FileRows
     from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.preflight import Finding, PreflightInput
+    from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 7, "export": 3, "eval": 3}
+STAGE_VERSIONS = {"data": 2, "train": 7, "export": 5, "eval": 3}
 # Hopes for a run, and who is told of it, change nothing of it.
 BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
     "hypothesis": True,
@@ -40,6 +42,8 @@ BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
 }
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
+# What models are compared on in the export: validation rows, and prompts of the suites.
+HELD_OUT_ROWS, ASKED_PROMPTS = 8, 8
 
 T = TypeVar("T")
 
@@ -47,10 +51,11 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Resolved:
     """What a recipe's names stand for: the model, the suites, the prompts that choose a checkpoint,
-    and the hash of each stage's inputs.
+    and the hash of each stage's inputs; `original` is what export.base names.
     """
 
     model: ResolvedModel
+    original: ResolvedModel | None
     suites: tuple[Suite, ...]
     choosing: Suite | None
     inputs: Mapping[str, str]
@@ -59,7 +64,8 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the recipe, what its names stand for, and its folder.
+    """One run: the recipe, what its names stand for, and its folder; `original` is the model that
+    the adapter is fused into, if not the one that is trained.
 
     The prompts of `choosing` choose a checkpoint, and are none of `suites`.
 
@@ -74,6 +80,7 @@ class Job:
     console: Console
     judged: bool = True
     choosing: Suite | None = None
+    original: ResolvedModel | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -110,6 +117,8 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    base = recipe.export.base
+    original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
     faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))
     asked = [*(suites or ()), *([choosing] if choosing else [])]
@@ -123,11 +132,11 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
-    inputs = _stage_inputs(values, sources, model, suites, choosing)
+    inputs = _stage_inputs(recipe, values, sources, model, original, suites, choosing)
     # Another gate judges the same run anew; it makes no other run.
     del values["eval"]["gates"]
     identity = hash_of([values, sources, model.identity])
-    return Resolved(model, suites, choosing, inputs, identity)
+    return Resolved(model, original, suites, choosing, inputs, identity)
 
 
 def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
@@ -140,9 +149,11 @@ def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
 
 
 def _stage_inputs(
+    recipe: Recipe,
     values: Mapping[str, Any],
     sources: Mapping[str, Any],
     model: ResolvedModel,
+    original: ResolvedModel | None,
     suites: Sequence[Suite],
     choosing: Suite | None,
 ) -> dict[str, str]:
@@ -151,7 +162,9 @@ def _stage_inputs(
     data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
     select = None if choosing is None else choosing.file_sha256
     train = hash_of([versions["train"], data, values["train"], select])
-    export = hash_of([versions["export"], train, values["export"]])
+    into = None if original is None else original.identity
+    needs = fused_copy_needed_by(recipe.export, recipe.eval)
+    export = hash_of([versions["export"], train, values["export"], into, needs])
     evaluation = hash_of(
         [versions["eval"], export, values["eval"], [suite.file_sha256 for suite in suites]]
     )
@@ -212,6 +225,26 @@ def preflight_facts(job: Job) -> PreflightInput:
     )
 
 
+def _original_facts(job: Job) -> OriginalFacts | None:
+    from mlx_ft.evaluate.fingerprint import check_fingerprint
+    from mlx_ft.preflight import OriginalFacts
+
+    if job.original is None:
+        return None
+    chat: list[str] = []
+    try:
+        trained, other = (_renderer_of(job.recipe, each) for each in (job.model, job.original))
+        check_fingerprint(trained.fingerprint(), other.fingerprint())
+    except ModelError as error:
+        chat = [f"{fault.where}: {fault.found}" for fault in error.faults]
+    return OriginalFacts(
+        config=job.original.config,
+        trained_shapes=dequantized_shapes(job.model.path, job.model.config),
+        shapes=dequantized_shapes(job.original.path, job.original.config),
+        chat_differences=tuple(chat),
+    )
+
+
 def _contaminated(job: Job) -> tuple[tuple[str, int, bool], ...]:
     """Return the suites' prompts that training rows hold; see PreflightInput."""
     from mlx_ft.data.contamination import contaminated_prompts, last_question
@@ -246,6 +279,7 @@ def check(job: Job) -> None:
         contaminated=_contaminated(job),
         token_counts=_token_counts(job),
         probed=probe_file(job.model).exists(),
+        original=_original_facts(job),
     )
     findings = preflight.run_checks(facts)
     if job.choosing is not None:
@@ -279,11 +313,15 @@ def export(job: Job) -> None:
                 adapted_modules=tuple(train_info["adapted_layers"]),
                 parameters=train_info["total_parameters"],
                 recipe=job.recipe.export,
-                prompts=prompts,
+                prompts=[ids for ids, _ in prompts],
+                trained=[trained for _, trained in prompts],
+                asked=_asked_prompts(job),
                 calibration=(
                     _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
                 ),
                 card=lambda what: _model_card(job, what),
+                fused_for=fused_copy_needed_by(job.recipe.export, job.recipe.eval),
+                original=None if job.original is None else job.original.path,
             ),
             job.console,
         )
@@ -299,13 +337,30 @@ def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
     return manifest.info
 
 
-def _fixed_prompts(job: Job) -> list[list[int]]:
-    """Return whole conversations from the validation rows, on which models are compared."""
+def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
+    """Return whole conversations from the validation rows, on which models are compared: ids, and
+    the positions after which a trained token comes.
+    """
     from mlx_ft.tokens import read_split
 
     split = read_split(job.run / "data" / "valid.safetensors")
-    count = min(8, len(split))
-    return [[int(token) for token in split.row(index)[0][:512]] for index in range(count)]
+    rows = [split.row(index) for index in range(min(HELD_OUT_ROWS, len(split)))]
+    return [
+        (
+            [int(token) for token in ids[:512]],
+            [at for at, flag in enumerate(trained[1:512]) if flag],
+        )
+        for ids, trained in rows
+    ]
+
+
+def _asked_prompts(job: Job) -> list[list[int]]:
+    """Return a few of the suites' prompts, drawn evenly: text unlike the training rows."""
+    samples = [sample for suite in job.suites for sample in suite.samples]
+    chat = renderer(job)
+    chosen = samples[:: max(1, -(-len(samples) // ASKED_PROMPTS))]
+    prompts = [chat.prompt_ids(sample.messages, sample.tools) for sample in chosen]
+    return [list(ids) for ids in prompts if len(ids) <= 512]
 
 
 def _calibration_rows(job: Job) -> list[list[int]]:

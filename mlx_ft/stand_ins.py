@@ -84,6 +84,21 @@ class Part:
         return outputs
 
 
+class Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
+    """Stands in for a model's inner part when only its head is wanted: returns what it is given.
+
+    With the inner part it has its embedding, which may be the head.
+    """
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        if inner is not None and "embed_tokens" in inner:
+            self.embed_tokens = inner.embed_tokens
+
+    def __call__(self, inputs: mx.array, *arguments: Any, **named: Any) -> mx.array:
+        return inputs
+
+
 def relative_difference(ours: mx.array, plain: mx.array) -> float:
     """Return the largest difference over the largest plain value; infinite for other shapes."""
     if ours.shape != plain.shape:

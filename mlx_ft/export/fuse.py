@@ -1,78 +1,347 @@
 """Arithmetic of the export: adapter into weights, quantized into 16 bits, 16 bits into q bits.
 
-Everything is lazy: a tensor is computed when it is saved. The sum base + delta is taken in float32
-and rounded once. Does not: write files, or judge the result.
+Everything is computed some rows at a time, in float32, and rounded once. Does not: write files
+(`stream.py`), decide which rows when (`writing.py`), or judge the result (`verify.py`).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from mlx_lm.utils import dequantize_model
-from mlx_lm.utils import load_model as mlx_lm_load_model
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-from mlx_ft.backend import configure_backend
-from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.inference import attach_adapter, scalar
+from mlx_ft.backend import configure_backend, on_cpu
+from mlx_ft.errors import Fault, GateFailed, ModelError
+from mlx_ft.export.stored import StoredModel
+from mlx_ft.export.stream import array_bytes, flat_rows, row_ranges
+from mlx_ft.inference import attach_adapter
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
+# Bits of a 16-bit number from which on it is infinite or not a number, its sign left out.
+NOT_FINITE_FROM = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80}
+
+# (first row, end row, those rows of the base) -> those rows with the adapter in them; float32.
+FuseRows = Callable[[int, int, mx.array], mx.array]
+
+
+class Float16Overflow(Exception):
+    """A number of the fused model is beyond float16: which tensor, and its largest number."""
+
+    def __init__(self, name: str, largest: float) -> None:
+        super().__init__(f"the largest number of {name} is {largest:.3g}, float16 ends at 65,504")
+        self.name, self.largest = name, largest
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the fused model, of which some rows can be had at a time.
+
+    `base(first, end)` are flat rows of the base, dequantized, in float32 (as stored if they are no
+    floating-point numbers); `fuse` adds the adapter. `takes_bits` says whether the format has a
+    quantized form of it. `forget` lets go of what had to be read as a whole.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    takes_bits: bool
+    base: Callable[[int, int], mx.array]
+    fuse: FuseRows | None
+    forget: Callable[[], None]
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in float32."""
+        return 4 * (self.shape[-1] if self.shape else 1)
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Parts of the rows, to be computed one by one."""
+        return list(row_ranges(self.shape, self.row_bytes))
+
+    def rows(self, first: int, end: int) -> mx.array:
+        """Return flat rows with the adapter in them, in float32; what is not floating as stored."""
+        base = self.base(first, end)
+        return base if self.fuse is None else self.fuse(first, end, base)
+
+    def half_rows(self, first: int, end: int) -> mx.array:
+        """Return flat rows as the 16-bit model has them."""
+        rows = self.rows(first, end)
+        return rows.astype(self.dtype) if mx.issubdtype(rows.dtype, mx.floating) else rows
+
+    def chosen(self, rows: Sequence[int]) -> mx.array:
+        """Return single rows, (number, columns), as the 16-bit model has them."""
+        return mx.concatenate([self.half_rows(row, row + 1) for row in rows])
+
+    def whole(self) -> mx.array:
+        """Return the whole tensor as the 16-bit model has it."""
+        parts = [self.half_rows(first, end) for first, end in self.ranges]
+        whole = parts[0] if len(parts) == 1 else mx.concatenate(parts)
+        return whole.reshape(self.shape)
+
+    def require_finite(self, first: int, end: int, half: mx.array) -> None:
+        """Raise Float16Overflow when evaluated 16-bit rows lost a number that float32 has,
+        GateFailed when there is none even there.
+        """
+        limit = NOT_FINITE_FROM.get(half.dtype)
+        if limit is None or half.size == 0:
+            return
+        bits = array_bytes(mx.view(half, mx.uint16))
+        if int(np.bitwise_and(bits, 0x7FFF).max()) < limit:
+            return
+        largest = float(mx.abs(self.rows(first, end)).max().item())  # type: ignore[arg-type]  # one
+        if half.dtype == mx.float16 and np.isfinite(largest):
+            raise Float16Overflow(self.name, largest)
+        found = f"its largest number is {largest:.3g}"
+        raise GateFailed(Fault(self.name, found, "train again with a lower train.learning_rate"))
 
 
 @dataclass(frozen=True)
 class FusedModel:
-    """A model whose weights are fused and 16-bit (lazily), its config, and what was fused."""
+    """A fused 16-bit model: its weights (name -> rows on demand), its config, what was fused.
 
-    model: nn.Module
+    `plain` is its structure, of which no weight is there: `load` fills a part of it for a while.
+    """
+
+    weights: Mapping[str, Weight]
     config: dict[str, Any]
     fused_modules: tuple[str, ...]
+    plain: nn.Module
+
+    def load(self, prefix: str) -> None:
+        """Compute the weights whose names begin so, and put them into `plain`."""
+        for name, weight in self._under(prefix):
+            half = weight.whole()
+            mx.eval(half)
+            weight.require_finite(0, flat_rows(weight.shape), half)
+            array = held(half)
+            mx.eval(array)
+            self.plain.load_weights([(name, array)], strict=False)
+
+    def unload(self, prefix: str) -> None:
+        """Let go of what `load` put there."""
+        for name, weight in self._under(prefix):
+            self.plain.load_weights([(name, mx.zeros((0,)))], strict=False)
+            weight.forget()
+        mx.clear_cache()
+
+    def _under(self, prefix: str) -> list[tuple[str, Weight]]:
+        return [(name, w) for name, w in self.weights.items() if name.startswith(prefix)]
 
 
-def _widen_scales(model: nn.Module) -> None:
-    """Make affine dequantization compute in float32, whatever type the scales are stored in."""
-    for _, module in model.named_modules():
-        if "scales" in module and mx.issubdtype(module.scales.dtype, mx.floating):
-            module.scales = module.scales.astype(mx.float32)
-            if "biases" in module:
-                module.biases = module.biases.astype(mx.float32)
+def held(array: mx.array) -> mx.array:
+    """Return a 16-bit array in the type that this machine computes with."""
+    floating = mx.issubdtype(array.dtype, mx.floating)
+    return array.astype(mx.float32) if on_cpu() and floating else array
 
 
-def fuse(base: Path, adapter: Path, dtype: str) -> FusedModel:
-    """Return base + adapter, dequantized, in `dtype`.
+def fuse(base: Path, adapter: Path | None, dtype: str) -> FusedModel:
+    """Return base + adapter, dequantized, in `dtype`; with no adapter the base alone.
 
-    Raises ModelError when the adapter does not fit the base entirely, GateFailed when not every
-    adapted layer was fused or a number does not fit `dtype`.
+    Raises ModelError when the adapter does not fit the base entirely, or the base has layers that
+    cannot be dequantized; GateFailed when not every adapted layer can be fused.
     """
     configure_backend()
-    model, config = mlx_lm_load_model(base, lazy=True, trust_remote_code=False)
-    kind = attach_adapter(model, adapter).get("fine_tune_type", "lora")
-    trained = {name.rsplit(".", 1)[0] for name, _ in tree_flatten(model.trainable_parameters())}
-    adapted = sorted(trained)
-    _widen_scales(model)
-    fused = [
-        (name, module.fuse(dequantize=True))
-        for name, module in model.named_modules()
-        if hasattr(module, "fuse") and "lora_a" in module
-    ]
-    done = adapted if kind == "full" else sorted(name for name, _ in fused)
-    if done != adapted or not adapted:
+    stored = StoredModel(base)
+    fusing, modules = ({}, ()) if adapter is None else _read_adapter(base, adapter)
+    weights = _weights(stored, fusing, DTYPES[dtype])
+    lost = sorted(fusing.keys() - weights.keys())
+    if lost:
         raise GateFailed(
-            Fault(str(adapter), f"{len(fused)} of {len(adapted)} layers fused", "report this")
+            Fault(str(adapter), f"{lost[0]} cannot be fused", "report this with the model's name")
         )
-    model.update_modules(tree_unflatten(fused))
-    model = dequantize_model(model)
-    _require_range(model, dtype)
-    cast_floats(model, DTYPES[dtype])
-    plain = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
-    plain["torch_dtype"] = dtype
-    return FusedModel(model, plain, tuple(adapted))
+    config = {k: v for k, v in stored.config.items() if k not in QUANTIZATION_KEYS}
+    config["torch_dtype"] = dtype
+    plain = plain_structure(stored.model)
+    for module in (plain, *stored.modules.values()):  # what was replaced as well
+        _drop_weights(module)
+    plain.eval()
+    return FusedModel(weights, config, modules, plain)
+
+
+def _read_adapter(base: Path, adapter: Path) -> tuple[dict[str, FuseRows], tuple[str, ...]]:
+    """Return tensor name -> how the adapter gets into it, and the adapted modules."""
+    model = StoredModel(base).model
+    kind = attach_adapter(model, adapter).get("fine_tune_type", "lora")
+    trained = tree_flatten(model.trainable_parameters())
+    adapted = tuple(sorted({name.rsplit(".", 1)[0] for name, _ in trained}))
+    if kind == "full":
+        return {name: _replacing(array) for name, array in trained}, adapted
+    fusing = {
+        f"{name}.weight": _fusing(module)
+        for name, module in model.named_modules()
+        if "lora_a" in module and type(module) in _FUSED_KINDS
+    }
+    missing = sorted(set(adapted) - {name.removesuffix(".weight") for name in fusing})
+    if missing or not adapted:
+        found = f"{len(fusing)} of {len(adapted)} layers fused"
+        raise GateFailed(Fault(str(adapter), f"{found} ({', '.join(missing[:3])})", "report this"))
+    return fusing, adapted
+
+
+_FUSED_KINDS = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRAEmbedding)
+
+
+def _fusing(module: nn.Module) -> FuseRows:
+    """Return how a layer of mlx-lm's tuner puts its low-rank product into its weight's rows."""
+    scale = float(module.scale)
+    one, other = _wide(module.lora_a), _wide(module.lora_b)
+
+    def linear(first: int, end: int, rows: mx.array) -> mx.array:
+        return rows + (scale * other.T)[first:end] @ one.T
+
+    def embedding(first: int, end: int, rows: mx.array) -> mx.array:
+        return rows + (scale * one)[first:end] @ other
+
+    def expert(first: int, end: int, rows: mx.array) -> mx.array:
+        number, begin = first // other.shape[1], first % other.shape[1]
+        return rows + (scale * other[number])[begin : begin + end - first] @ one[number]
+
+    if isinstance(module, LoRASwitchLinear):
+        return expert
+    plain = embedding if isinstance(module, LoRAEmbedding | DoRAEmbedding) else linear
+    if not isinstance(module, DoRALinear | DoRAEmbedding):
+        return plain
+    magnitude = _wide(module.m)
+
+    def directed(first: int, end: int, rows: mx.array) -> mx.array:
+        moved = plain(first, end, rows)
+        return (magnitude[first:end] / mx.linalg.norm(moved, axis=1))[:, None] * moved
+
+    return directed
+
+
+def _replacing(array: mx.array) -> FuseRows:
+    flat = _wide(array).reshape(flat_rows(tuple(array.shape)), -1)
+    return lambda first, end, rows: flat[first:end]
+
+
+def _wide(array: mx.array) -> mx.array:
+    return array.astype(mx.float32)
+
+
+def _weights(
+    stored: StoredModel, fusing: Mapping[str, FuseRows], dtype: mx.Dtype
+) -> dict[str, Weight]:
+    """Return the weights of the fused model in the model's own order."""
+    weights = {}
+    for name, shape in stored.shapes.items():
+        owner, _, leaf = name.rpartition(".")
+        module = stored.modules[owner]
+        packed = "scales" in module and leaf in ("weight", "scales", "biases")
+        if packed and leaf != "weight":
+            continue
+        if packed:
+            _require_known(owner, module)
+            inputs = stored.shapes[f"{owner}.scales"][-1] * module.group_size
+            shape = (*shape[:-1], inputs)
+        elif not mx.issubdtype(stored.dtypes[name], mx.floating):
+            weights[name] = _as_stored(stored, name)
+            continue
+        weights[name] = Weight(
+            name,
+            shape,
+            dtype,
+            packed or (leaf == "weight" and hasattr(module, "to_quantized")),
+            _dequantized(stored, owner, module) if packed else _floats(stored, name),
+            fusing.get(name),
+            _forgetting(stored, name, owner if packed else None),
+        )
+    return weights
+
+
+def _as_stored(stored: StoredModel, name: str) -> Weight:
+    def rows(first: int, end: int) -> mx.array:
+        return stored.rows(name, first, end)
+
+    forget = _forgetting(stored, name, None)
+    return Weight(name, stored.shapes[name], stored.dtypes[name], False, rows, None, forget)
+
+
+def _floats(stored: StoredModel, name: str) -> Callable[[int, int], mx.array]:
+    return lambda first, end: _wide(stored.rows(name, first, end))
+
+
+def _dequantized(
+    stored: StoredModel, owner: str, module: nn.Module
+) -> Callable[[int, int], mx.array]:
+    """Return how rows of a quantized weight are had; affine ones are computed in float32, whatever
+    type their scales are stored in.
+    """
+    has_biases = f"{owner}.biases" in stored.shapes
+
+    def rows(first: int, end: int) -> mx.array:
+        scales = stored.rows(f"{owner}.scales", first, end)
+        biases = stored.rows(f"{owner}.biases", first, end) if has_biases else None
+        if mx.issubdtype(scales.dtype, mx.floating):  # else those of a mode without biases
+            scales, biases = _wide(scales), None if biases is None else _wide(biases)
+        packed = stored.rows(f"{owner}.weight", first, end)
+        return _wide(
+            mx.dequantize(packed, scales, biases, module.group_size, module.bits, module.mode)
+        )
+
+    return rows
+
+
+def _forgetting(stored: StoredModel, name: str, owner: str | None) -> Callable[[], None]:
+    names = [name] if owner is None else [f"{owner}.{leaf}" for leaf in PACKED_LEAVES]
+
+    def forget() -> None:
+        for each in names:
+            stored.forget(each)
+
+    return forget
+
+
+PACKED_LEAVES = ("weight", "scales", "biases")
+# Quantized kinds of layers -> how the plain one is made of (inputs, outputs, stack or None, bias).
+_PLAIN_KINDS: Mapping[type, Callable[[int, int, int, bool], nn.Module]] = {
+    nn.QuantizedLinear: lambda inputs, outputs, _, bias: nn.Linear(inputs, outputs, bias),
+    nn.QuantizedEmbedding: lambda inputs, outputs, _, bias: nn.Embedding(outputs, inputs),
+    QuantizedSwitchLinear: lambda inputs, outputs, n, bias: SwitchLinear(inputs, outputs, n, bias),
+    QuantizedMultiLinear: lambda inputs, outputs, n, bias: MultiLinear(inputs, outputs, n),
+}
+
+
+def _require_known(name: str, module: nn.Module) -> None:
+    """Raise ModelError for a quantized layer that the export cannot turn into a plain one."""
+    if type(module) not in _PLAIN_KINDS or "global_scale" in module:
+        found = f"a {type(module).__name__} of mode {module.get('mode', '?')}"
+        fix = "set export.base to the 16-bit original, or use another model"
+        raise ModelError(Fault(name, f"{found} cannot be dequantized", fix))
+
+
+def plain_structure(model: nn.Module) -> nn.Module:
+    """Replace a model's quantized layers by plain ones, with weights that mean nothing."""
+    plain = []
+    for name, module in model.named_modules():
+        if "scales" not in module:
+            continue
+        _require_known(name, module)
+        stack = module.weight.shape[0] if module.weight.ndim > 2 else 1
+        outputs, inputs = module.scales.shape[-2], module.scales.shape[-1] * module.group_size
+        plain.append((name, _PLAIN_KINDS[type(module)](inputs, outputs, stack, "bias" in module)))
+    model.update_modules(tree_unflatten(plain))
+    return model
+
+
+def _drop_weights(model: nn.Module) -> None:
+    model.update(tree_map(lambda array: mx.zeros((0,), array.dtype), model.parameters()))
 
 
 def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
@@ -84,52 +353,17 @@ def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
-def _require_range(model: nn.Module, dtype: str) -> None:
-    """Raise GateFailed when a weight would overflow float16 (largest finite number 65,504)."""
-    if dtype != "float16":
-        return
-    faults = []
-    for name, array in tree_flatten(model.parameters()):
-        largest = scalar(mx.abs(array.astype(mx.float32)).max())
-        if not largest <= 65504.0:
-            faults.append(
-                Fault(name, f"its largest number is {largest:.3g}", "set export.dtype: bfloat16")
-            )
-    if faults:
-        raise GateFailed(faults)
+def quantized_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
+    """Return the weights that are to be quantized: as in mlx-lm, those whose rows are whole groups.
 
-
-def quantize(
-    model: nn.Module,
-    config: Mapping[str, Any],
-    bits: int,
-    group_size: int,
-    already: Sequence[str] = (),
-) -> tuple[nn.Module, dict[str, Any], tuple[str, ...]]:
-    """Return (model, config, quantized modules) with every layer that can be at `bits` bits.
-
-    Modules that are quantized `already` are counted and left as they are. A layer whose input is
-    not a multiple of `group_size` stays 16-bit, as in mlx-lm. GateFailed when none can be.
+    Raises GateFailed when there are none.
     """
-    quantized = list(already)
-
-    def wanted(path: str, module: nn.Module) -> bool:
-        if not hasattr(module, "to_quantized") or module.weight.shape[-1] % group_size:
-            return False
-        quantized.append(path)
-        return True
-
-    nn.quantize(model, group_size, bits, class_predicate=wanted)
-    if not quantized:
-        raise GateFailed(
-            Fault(
-                "export.q_group_size",
-                f"no layer's input is a multiple of {group_size}",
-                "use a smaller group size",
-            )
-        )
-    settings = {"group_size": group_size, "bits": bits, "mode": "affine"}
-    described = copy.deepcopy(dict(config))
-    # mlx-lm reads the first key, the Hugging Face Hub the second.
-    described.update(quantization=settings, quantization_config=dict(settings))
-    return model, described, tuple(quantized)
+    names = tuple(
+        name
+        for name, weight in fused.weights.items()
+        if weight.takes_bits and weight.shape[-1] % group_size == 0
+    )
+    if not names:
+        found = f"no layer's input is a multiple of {group_size}"
+        raise GateFailed(Fault("export.q_group_size", found, "use a smaller group size"))
+    return names

@@ -1,7 +1,8 @@
 """Compare each step of the export with the one before, on fixed prompts and tensor by tensor.
 
-Does: measure logits of adapter, fused and quantized model at every position of fixed prompts; read
-the bits of every layer from the files. Does not: score tasks (the evaluation does).
+Does: judge how far models are from each other at every position of fixed prompts; read the bits of
+every layer from the files. Does not: run models (`compare.py`), or score tasks (the evaluation
+does).
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-import numpy.typing as npt
 
 from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.export.bits import Bits
+from mlx_ft.export.compare import Difference
 
-Logits = npt.NDArray[np.float32]
 # Rounding weights to float16 (relative 2**-11) moves logits by a few thousandths of the largest.
 FUSED_TOLERANCE = 0.02
 # Mean divergence beyond which a quantized model is another model. 4-bit weights of small models
@@ -39,65 +38,25 @@ class Check:
     ok: bool
 
 
-def prompt_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Logits]:
-    """Return logits (T, vocabulary) of each prompt, in float32, computed one by one."""
-    results = []
-    for prompt in prompts:
-        logits = model(mx.array([list(prompt)]))[0].astype(mx.float32)
-        mx.eval(logits)
-        results.append(np.array(logits, copy=True))
-        mx.clear_cache()
-    return results
-
-
-def _log_softmax(logits: Logits) -> Logits:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    normalised: Logits = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return normalised
-
-
-def mean_divergence(reference: Sequence[Logits], other: Sequence[Logits]) -> float:
-    """Return the mean KL divergence from reference to other over all positions, in nats."""
-    values = []
-    for ours, theirs in zip(reference, other, strict=True):
-        p, q = _log_softmax(ours), _log_softmax(theirs)
-        values.append((np.exp(p) * (p - q)).sum(axis=-1))
-    return float(np.concatenate(values).mean())
-
-
-def top_token_flips(reference: Sequence[Logits], other: Sequence[Logits]) -> float:
-    """Return the share of positions where the most probable next token differs."""
-    flips = [
-        ours.argmax(axis=-1) != theirs.argmax(axis=-1)
-        for ours, theirs in zip(reference, other, strict=True)
-    ]
-    return float(np.concatenate(flips).mean())
-
-
-def check_fused(adapter: Sequence[Logits], fused: Sequence[Logits]) -> Check:
+def check_fused(difference: Difference) -> Check:
     """Fused 16-bit model against base + adapter: the largest logit difference, relative."""
-    worst = max(
-        float(np.abs(a - f).max() / np.abs(a).max()) for a, f in zip(adapter, fused, strict=True)
-    )
-    flips = top_token_flips(adapter, fused)
     return Check(
         "fused model equals base with adapter",
-        f"largest logit difference {worst:.2e} of the largest logit, top token differs at "
-        f"{flips:.2%} of positions",
+        f"largest logit difference {difference.largest:.2e} of the largest logit, top token "
+        f"differs at {difference.flips:.2%} of positions",
         f"{FUSED_TOLERANCE:.0e}",
-        bool(worst <= FUSED_TOLERANCE),
+        bool(difference.largest <= FUSED_TOLERANCE),
     )
 
 
-def check_quantized(fused: Sequence[Logits], quantized: Sequence[Logits], bits: int) -> Check:
+def check_quantized(difference: Difference, bits: Bits) -> Check:
     """Quantized model against the fused one: divergence of next-token distributions."""
-    divergence = mean_divergence(fused, quantized)
-    flips = top_token_flips(fused, quantized)
     return Check(
         f"{bits}-bit model close to the fused one",
-        f"mean divergence {divergence:.4f} nats, top token differs at {flips:.2%} of positions",
+        f"mean divergence {difference.divergence:.4f} nats, top token differs at "
+        f"{difference.flips:.2%} of positions",
         f"{QUANTIZED_KL_LIMIT} nats",
-        bool(divergence <= QUANTIZED_KL_LIMIT),
+        bool(difference.divergence <= QUANTIZED_KL_LIMIT),
     )
 
 
@@ -130,10 +89,10 @@ def layer_bits(folder: Path) -> dict[str, int]:
     return bits
 
 
-def check_bits(folder: Path, expected_modules: Sequence[str], bits: int) -> Check:
+def check_bits(folder: Path, expected_modules: Sequence[str], bits: Bits) -> Check:
     """Every layer that was to be quantized has the recipe's bits, read back from the files."""
     found = layer_bits(folder)
-    wrong = {m: b for m, b in found.items() if b != bits}
+    wrong = {m: b for m, b in found.items() if b != bits.of(m)}
     complete = set(found) == set(expected_modules)
     sample = f", for example {next(iter(wrong.items()))}" if wrong else ""
     return Check(

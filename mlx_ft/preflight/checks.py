@@ -21,7 +21,9 @@ from mlx_ft.preflight.forecast import (
     run_updates,
     trainable_parameters,
 )
+from mlx_ft.preflight.original import export_base
 from mlx_ft.preflight.shapes import ModelShape, model_shape
+from mlx_ft.recipe_outcome import fused_copy_needed_by
 
 # A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of
 # an 8B model, with 568 rows, is about six times this.
@@ -161,13 +163,14 @@ def disk(facts: PreflightInput) -> Finding:
         parameters = parameters_from_file(facts.model_config, facts.model_bytes)
     else:
         trainable, parameters = trainable_parameters(shape, recipe.train), shape.parameters
-    need = disk_forecast(parameters, trainable, recipe.train, recipe.export)
+    fused = bool(fused_copy_needed_by(recipe.export, recipe.eval))
+    need = disk_forecast(parameters, trainable, recipe.train, recipe.export, fused)
     free = facts.free_disk_bytes
     measured = (
         f"{format_bytes(need.total_bytes)}: "
         f"training {format_bytes(need.train_bytes) if shape else 'not computed'}, "
         f"16-bit model {format_bytes(need.fused_bytes)}, "
-        f"{recipe.export.q_bits}-bit model {format_bytes(need.quantized_bytes)}"
+        f"{recipe.export.most_bits}-bit model {format_bytes(need.quantized_bytes)}"
     )
     limit = f"{format_bytes(free)} are free"
     if need.total_bytes <= free * TIGHT_DISK_SHARE:
@@ -367,6 +370,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     family,
     single_tokens,
     gguf,
+    export_base,
 )
 
 

@@ -20,6 +20,19 @@ Level = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
+class OriginalFacts:
+    """What the files say of the model that the adapter will be fused into: its config, its tensors'
+    shapes beside those of the model that is trained (after dequantization), and in what words their
+    tokenizers and templates differ.
+    """
+
+    config: Mapping[str, Any]
+    trained_shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    chat_differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PreflightInput:
     """All that is known before training.
 
@@ -39,6 +52,7 @@ class PreflightInput:
     contaminated: tuple[tuple[str, int, bool], ...] = ()
     token_counts: tuple[tuple[str, int], ...] = ()
     probed: bool = False
+    original: OriginalFacts | None = None
 
     @property
     def rows(self) -> int:

@@ -91,14 +91,16 @@ def quantized_bytes_each(bits: int, group_size: int) -> float:
 
 
 def disk_forecast(
-    parameters: int, trainable: int, train: TrainRecipe, export: ExportRecipe
+    parameters: int, trainable: int, train: TrainRecipe, export: ExportRecipe, fused: bool
 ) -> DiskForecast:
-    """Return the disk that the stages need, with one more checkpoint while one is replaced."""
+    """Return the disk that the stages need, with one more checkpoint while one is replaced, and a
+    16-bit copy of the model if anything needs one (`fused`).
+    """
     adapter_bytes = trainable * FLOAT32_BYTES
     checkpoint_bytes = adapter_bytes * (1 + OPTIMIZER_STATES[train.optimizer])
-    each = quantized_bytes_each(export.q_bits, export.q_group_size)
+    each = quantized_bytes_each(export.most_bits, export.q_group_size)
     return DiskForecast(
         train_bytes=adapter_bytes + (train.keep_checkpoints + 1) * checkpoint_bytes,
-        fused_bytes=parameters * HALF_BYTES,
+        fused_bytes=parameters * HALF_BYTES if fused else 0,
         quantized_bytes=round(parameters * each),
     )

@@ -33,6 +33,7 @@ MAX_POINTS = 400
 MARKED_POINTS = 40
 SMOOTHED_FROM = 20  # points from which a smoothed line tells more than the raw one
 SMOOTHED_SHARE = 0.05  # of the curve, over which it forgets
+BELOW_ZERO = -0.1  # where a survival below zero is drawn: noise is larger than what was learned
 # matplotlib colour -> CSS variable of the page, with the colour for a picture taken out of it.
 # The hues are Okabe and Ito's colour-blind safe ones (2008), darkened where thin lines need it.
 INK, GRID = "#010101", "#020202"
@@ -212,6 +213,33 @@ def score_bars(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str | Non
         axes.set_xlim(0, 1.005)
         axes.set_xlabel("mean score, 95 % interval")
         _legend(axes, len(names))
+    return out[0]
+
+
+def survival_curve(ways: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+    """Return each way's survival over the layers, those below zero drawn just under it; None when
+    there is no point.
+    """
+    if not ways:
+        return None
+    styles = ("-", "-", ":", "--", "-.", "-")
+    colours = ("fused", "quantized", "base", "base", "base", "base")
+    with _chart("survival", "Survival of what was learned, by layer", 260) as (axes, out):
+        for index, (name, points) in enumerate(ways.items()):
+            axes.plot(
+                [number for number, _ in points],
+                [max(BELOW_ZERO, kept) for _, kept in points],
+                color=COLUMN_COLOURS[colours[index % len(colours)]],
+                linestyle=styles[index % len(styles)],
+                marker="o",
+                markersize=3,
+                label=one_line(name, 24),
+            )
+        axes.set_ylim(BELOW_ZERO - 0.02, 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("layer of the model")
+        axes.set_ylabel("survival")
+        _legend(axes, 3)
     return out[0]
 
 

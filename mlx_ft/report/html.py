@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import choice, curves, evidence, tables
+from mlx_ft.report import choice, curves, evidence, survival, tables
 from mlx_ft.report import quantities as q
 from mlx_ft.report.checklist import checklist_table
 from mlx_ft.report.differences import marked
@@ -76,6 +76,7 @@ def report_html(run: Path) -> str:
             findings=tables.finding_table(document["preflight"]) if document["preflight"] else None,
             checklist=checklist_table(document),
             export=_export(document["export"]),
+            survival=_survival(document["survival"]),
             stages=tables.stage_table(document["timings"]),
             environment=tables.environment_table(document),
             q=q,
@@ -116,7 +117,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
-    final = f"{q.size(quantized.get('bytes'))}, {quantized.get('bits')}-bit"
+    final = f"{q.size(quantized.get('bytes'))}, {survival.bits_name(quantized)}"
     timings = document["timings"]
     time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [
@@ -208,7 +209,22 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+def _survival(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "ways": survival.way_table(found),
+        "layers": survival.layer_table(found),
+        "chart": _picture(curves.survival_curve(survival.layer_curves(found))),
+    }
+
+
 def _export(export: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if export is None:
         return None
-    return {"checks": tables.check_table(export), "models": tables.model_table(export)}
+    return {
+        "checks": tables.check_table(export),
+        "models": tables.model_table(export),
+        "both_ways": tables.both_ways_table(export),
+        "dtype_reason": written(export.get("dtype_reason")) if export.get("dtype_reason") else None,
+    }

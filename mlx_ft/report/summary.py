@@ -59,10 +59,37 @@ SCHEMA_KEYS: dict[str, str] = {
     "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
     "`generated_tokens`, `degenerate` (null or the reason).",
     "export.checks": "What was verified: `check`, `measured`, `limit`, `ok`.",
-    "export.fused": "The fused model: `path` in export/, `bytes`.",
+    "export.fused": "The fused model, or null: `path` in export/, `bytes`.",
+    "export.dtype": "16-bit type that the models were made in: float16 or bfloat16.",
+    "export.dtype_reason": "Why it is not the recipe's, or null.",
+    "export.original": "With export.base: its `path` and, in `from_trained`, how far the models "
+    "fused into it and into the trained base are from the trained one: for `fused` and `quantized` "
+    "each `largest` (logit difference over the largest logit), `divergence` (nats), `flips` (share "
+    "of positions where the most probable token differs). Else null.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
+    "export.quantized.method": "How it was quantized: `gptq` or `round`.",
+    "export.quantized.raised": "Layer -> its bits, where they are not `bits`.",
     "export.gguf": "The GGUF file, or null: `path` in export/, `bytes`, `kind` (f16, q8_0, q4_0).",
     "export.peak_memory_bytes": "Peak memory of the stage.",
+    "survival": "What training changed and storing kept: export/survival.json; null: not measured. "
+    "Also of an export that a gate stopped.",
+    "survival.schema": "Version of that file; 1.",
+    "survival.bits": "Bits of the final model; `raised`, `group_size`, `method`, `dtype` with it.",
+    "survival.min_survival": "The limit of the recipe, or null.",
+    "survival.survival": "Share of what training changed that the final model keeps: 1 - "
+    "KL(adapter, final) / KL(adapter, base) over `positions.held_out`; null: nothing was learned.",
+    "survival.positions": "Positions compared: `held_out` (trained tokens of held-out rows) and "
+    "`prompts` (the suites').",
+    "survival.model.learned_nats": "KL divergence from the base to the adapter on held-out rows.",
+    "survival.model.ways.<way>": "`survival`, `nats` and `flips` (share of positions with another "
+    "most probable token) against the adapter on held-out rows, `prompt_nats` and `prompt_flips` "
+    "on prompts. Ways: fused, quantized (the final model), round-4 to round-8 (each weight by "
+    "itself, never written).",
+    "survival.layers": "Each adapted layer: `name`, `bits`, `delta_over_weight` (norms).",
+    "survival.layers[].kept.<way>": "`gain` (share of the delta in the weights), `noise` (what is "
+    "there besides, in sizes of the delta), `output_gain` and `output_noise` of what the layer "
+    "gives out, and its `survival`: 1 - (1 - gain)^2 - noise^2 of outputs, of weights in experts.",
+    "survival.seconds": "Time the audit took.",
     "eval.<suite>.<column>.mean": "Mean score, 0 to 1. Columns: base, adapter, fused, quantized.",
     "eval.<suite>.<column>.n": "Number of samples.",
     "eval.<suite>.<column>.passed": "Number of samples with the full score.",
@@ -120,6 +147,7 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "preflight": _preflight(reader),
         "train": _train(reader),
         "export": reader.manifest_info("export"),
+        "survival": _survival(reader),
         "eval": _eval(reader),
         "gates": _gates(reader),
         "timings": _timings(reader, record),
@@ -173,6 +201,11 @@ def _train(reader: ArtifactReader) -> dict[str, Any] | None:
         "metrics": reader.json_lines(f"{folder}/metrics.jsonl"),
         "samples": reader.json_lines(f"{folder}/samples.jsonl"),
     }
+
+
+def _survival(reader: ArtifactReader) -> dict[str, Any] | None:
+    folder = reader.folder("export")
+    return reader.json(f"{folder}/survival.json") if folder else None
 
 
 def _eval(reader: ArtifactReader) -> dict[str, Any] | None:

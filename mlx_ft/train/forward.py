@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import read_lazily
-from mlx_ft.stand_ins import EQUAL_TOLERANCE, Part, relative_difference
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.train.packing import Packing, packed
 
 # Logits of a long row would take more memory than the training itself.
@@ -60,18 +60,6 @@ class Forward(Protocol):
 
     def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
         """Take the frozen layers' weights back from layers that have them."""
-
-
-class _Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a model's inner part when only its head is wanted: returns what it is given."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        if "embed_tokens" in inner:
-            self.embed_tokens = inner.embed_tokens
-
-    def __call__(self, inputs: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return inputs
 
 
 class Recorder:
@@ -140,7 +128,7 @@ class SplitForward:
         self._prefix = Part(inner, 0, self._frozen, norm=False)
         self._top = Part(inner, frozen_layers, tops, norm=True)
         self._head = copy.copy(model)
-        self._head.model = _Given(inner)
+        self._head.model = Given(inner)
 
     def prefix(self, ids: mx.array) -> mx.array:
         if self.frozen_layers == 0:

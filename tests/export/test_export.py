@@ -5,38 +5,44 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, ModelError, RunError
-from mlx_ft.export.folders import require_empty, shard_names, write_model_folder
-from mlx_ft.export.fuse import fuse, quantize
+from mlx_ft.export.compare import differences, prompt_logits
+from mlx_ft.export.folders import require_empty, write_model_folder
+from mlx_ft.export.fuse import fuse, quantized_names
 from mlx_ft.export.stage import ExportJob, export_model, needed_bytes
 from mlx_ft.export.verify import (
     check_bits,
     check_fused,
     check_fused_layers,
     layer_bits,
-    mean_divergence,
-    prompt_logits,
-    top_token_flips,
 )
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import DataRecipe, ExportRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe import (
+    DataRecipe,
+    EvalRecipe,
+    ExportRecipe,
+    LoraParameters,
+    Recipe,
+    TrainRecipe,
+)
+from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
-from tests.tiny import write_tiny_model
+from tests.tiny import TINY_CONFIGS, write_random_weights, write_tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+ASKED = [[14, 15, 16, 17]]
 
 
 @pytest.fixture(scope="module", params=[("llama", 4), ("qwen3", None), ("llama", 8)])
@@ -79,9 +85,15 @@ def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
         parameters=100_000,
         recipe=ExportRecipe(q_group_size=32),
         prompts=PROMPTS,
+        trained=[range(len(prompt) - 1) for prompt in PROMPTS],
+        asked=ASKED,
         calibration=PROMPTS,
         card=lambda what: f"# tiny: {what}\n",
     )
+
+
+def rounding(bits: Literal[4, 5, 6, 8]) -> ExportRecipe:
+    return ExportRecipe(q_bits=bits, q_group_size=32, q_method="round")
 
 
 def logits_of(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
@@ -91,15 +103,20 @@ def logits_of(folder: Path, adapter: Path | None = None) -> list[np.ndarray]:
     return prompt_logits(model, PROMPTS)
 
 
+def divergence(reference: list[np.ndarray], other: list[np.ndarray]) -> float:
+    pair = ("one", "other")
+    return differences({"one": reference, "other": other}, [pair])[pair].divergence
+
+
 def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
     info = export_model(job, Console(io.StringIO()))
     assert all(check["ok"] for check in info["checks"]) and len(info["checks"]) == 6
     fused, small = job.folder / "fused-f16", job.folder / "q5"
 
     trained, base = logits_of(job.base, job.adapter), logits_of(job.base)
-    assert mean_divergence(base, trained) > 0.05, "the adapter must matter for this test to"
-    assert mean_divergence(trained, logits_of(fused)) < 1e-4
-    assert mean_divergence(trained, logits_of(small)) < mean_divergence(base, trained) / 4
+    assert divergence(base, trained) > 0.05, "the adapter must matter for this test to"
+    assert divergence(trained, logits_of(fused)) < 1e-4
+    assert divergence(trained, logits_of(small)) < divergence(base, trained) / 4
 
     dtypes = {array.dtype for array in mx.load(str(fused / "model.safetensors")).values()}
     assert dtypes == {mx.float16}
@@ -113,11 +130,40 @@ def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
 def test_a_gguf_is_written_where_the_recipe_asks_for_one(job: ExportJob) -> None:
     info = export_model(job, Console(io.StringIO()))
     assert info["gguf"] is None and not list(job.folder.glob("*.gguf"))
-    asked = replace(job, folder=job.folder / "asked", recipe=ExportRecipe(gguf="q8_0"))
+    asked = replace(
+        job,
+        folder=job.folder / "asked",
+        recipe=ExportRecipe(gguf="q8_0"),
+        fused_for=("export.gguf",),
+    )
     asked.folder.mkdir()
     info = export_model(asked, Console(io.StringIO()))
     size = (asked.folder / "tiny.gguf").stat().st_size
     assert info["gguf"] == {"path": "tiny.gguf", "bytes": size, "kind": "q8_0"}
+    assert info["fused"] is None and not (asked.folder / "fused-f16").exists()
+
+
+def test_the_16_bit_copy_is_written_only_for_somebody(job: ExportJob, tmp_path: Path) -> None:
+    """And the quantized model is the same, bit for bit, with or without it."""
+    bare = replace(job, folder=tmp_path / "bare", fused_for=())
+    bare.folder.mkdir()
+    for each in (job, bare):
+        info = export_model(each, Console(io.StringIO()))
+        assert all(check["ok"] for check in info["checks"])
+        assert (info["fused"] is None) == (each is bare)
+    assert sorted(path.name for path in bare.folder.iterdir()) == ["q5", "survival.json"]
+    one, other = (mx.load(str(each.folder / "q5" / "model.safetensors")) for each in (job, bare))
+    assert one.keys() == other.keys()
+    assert all(mx.array_equal(one[name], other[name]).item() for name in one)
+
+
+def test_who_needs_the_16_bit_copy() -> None:
+    export, asked = ExportRecipe(keep_fused=False), EvalRecipe(suites=["suite.yaml"])
+    without = EvalRecipe(suites=["suite.yaml"], columns=["base", "quantized"])
+    assert fused_copy_needed_by(export, without) == fused_copy_needed_by(export, EvalRecipe()) == ()
+    assert fused_copy_needed_by(export, asked) == ("the fused column",)
+    both = ExportRecipe(gguf="f16")
+    assert fused_copy_needed_by(both, without) == ("export.keep_fused", "export.gguf")
 
 
 def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
@@ -134,7 +180,7 @@ def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
         logits_of(folder)
         for folder in (job.folder / "fused-f16", job.folder / "q5", rounding.folder / "q5")
     )
-    assert mean_divergence(fused, ours) < 0.8 * mean_divergence(fused, plain)
+    assert divergence(fused, ours) < 0.8 * divergence(fused, plain)
     sizes = {(f / "q5" / "model.safetensors").stat().st_size for f in (job.folder, rounding.folder)}
     assert len(sizes) == 1, "the same format, byte for byte as big"
 
@@ -175,8 +221,8 @@ def test_an_adapter_of_another_model_is_refused(job: ExportJob, tmp_path: Path) 
 
 
 def test_a_model_without_the_adapter_does_not_pass_as_fused(job: ExportJob) -> None:
-    check = check_fused(logits_of(job.base, job.adapter), logits_of(job.base))
-    assert not check.ok
+    logits = {"adapter": logits_of(job.base, job.adapter), "fused": logits_of(job.base)}
+    assert not check_fused(differences(logits, [("adapter", "fused")])["adapter", "fused"]).ok
     assert not check_fused_layers([], job.adapted_modules).ok
     assert not check_fused_layers(job.adapted_modules[1:], job.adapted_modules).ok
     assert check_fused_layers(job.adapted_modules, job.adapted_modules).ok
@@ -197,31 +243,47 @@ def test_quantizing_what_is_quantized_changes_nothing_in_mlx_lm(tmp_path: Path) 
     model, _ = quantize_model(model, config, 32, 5)
     bits = {m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
     assert bits == {4}
-    model, config = mlx_lm_load_model(write_tiny_model(tmp_path / "plain", bits=None))
-    model, described, modules = quantize(model, config, 5, 32)
-    bits = {m.bits for _, m in model.named_modules() if isinstance(m, nn.QuantizedLinear)}
-    assert bits == {5} and described["quantization"]["bits"] == 5
-    assert "model.embed_tokens" in modules
 
 
 def test_a_group_size_that_fits_no_layer_is_said(tmp_path: Path) -> None:
-    model, config = mlx_lm_load_model(write_tiny_model(tmp_path / "plain", bits=None))
+    config = TINY_CONFIGS["llama"] | {"hidden_size": 64, "intermediate_size": 96}
+    fused = fuse(write_random_weights(tmp_path, config), None, "float16")
     with pytest.raises(GateFailed, match="128"):
-        quantize(model.model.layers[0].self_attn, config, 5, 128)
+        quantized_names(fused, 128)
 
 
-def test_float16_overflow_is_found_before_anything_is_written(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
-    big = tmp_path / "big"
-    big.mkdir()
+def scaled_adapter(adapter: Path, factor: float, folder: Path) -> Path:
+    folder.mkdir()
     weights = mx.load(str(adapter / "adapters.safetensors"))
-    mx.save_safetensors(
-        str(big / "adapters.safetensors"), {n: a * 1000 for n, a in weights.items()}
+    scaled = {name: array * factor for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), scaled)
+    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize("fused_for", [("export.keep_fused",), ()])
+def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
+    job: ExportJob, tmp_path: Path, fused_for: tuple[str, ...]
+) -> None:
+    big = replace(
+        job, adapter=scaled_adapter(job.adapter, 1000, tmp_path / "big"), fused_for=fused_for
     )
-    (big / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    with pytest.raises(GateFailed, match="bfloat16"):
-        fuse(base, big, "float16")
+    said = io.StringIO()
+    info = export_model(replace(big, recipe=rounding(5)), Console(said))
+    assert info["dtype"] == "bfloat16" and "65,504" in info["dtype_reason"]
+    assert "the whole model is kept in bfloat16" in said.getvalue()
+    assert all(check["ok"] for check in info["checks"])
+    for folder in job.folder.iterdir():
+        for array in mx.load(str(folder / "model.safetensors")).values():
+            assert array.dtype in (mx.bfloat16, mx.uint32)
+            assert bool(mx.isfinite(array.astype(mx.float32)).all().item())
+
+
+def test_numbers_beyond_every_type_are_not_written(job: ExportJob, tmp_path: Path) -> None:
+    wild = replace(job, adapter=scaled_adapter(job.adapter, 1e19, tmp_path / "wild"))
+    with pytest.raises(GateFailed, match="learning_rate"):
+        export_model(wild, Console(io.StringIO()))
+    assert not list(job.folder.rglob("*.safetensors")) and not list(job.folder.rglob("config.json"))
 
 
 def test_never_into_a_folder_that_has_something(tmp_path: Path) -> None:
@@ -234,40 +296,24 @@ def test_never_into_a_folder_that_has_something(tmp_path: Path) -> None:
         write_model_folder(tmp_path / "used", tmp_path, nn.Linear(2, 2), {}, "")
 
 
-@given(st.dictionaries(st.text(min_size=1), st.integers(1, 100), min_size=1), st.integers(1, 300))
-def test_shards_hold_every_tensor_once_in_order(sizes: dict[str, int], limit: int) -> None:
-    shards = shard_names(sizes, limit)
-    assert [name for shard in shards for name in shard] == list(sizes)
-    for shard in shards:
-        assert len(shard) == 1 or sum(sizes[name] for name in shard) <= limit
-
-
 def test_a_sharded_folder_is_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_ft.export import folders
+    from mlx_ft.export import stream
 
     source = write_tiny_model(tmp_path / "source", bits=None)
     model, config = mlx_lm_load_model(source)
-    monkeypatch.setattr(folders, "MAX_SHARD_BYTES", 40_000)
+    monkeypatch.setattr(stream, "MAX_SHARD_BYTES", 40_000)
     write_model_folder(tmp_path / "sharded", source, model, config, "card")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
     one, other = logits_of(source), logits_of(tmp_path / "sharded")
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_divergence_is_zero_of_itself_and_grows() -> None:
-    generator = np.random.default_rng(0)
-    logits = [generator.normal(size=(5, 40)).astype(np.float32)]
-    near = [logits[0] + 0.01 * generator.normal(size=(5, 40)).astype(np.float32)]
-    far = [generator.normal(size=(5, 40)).astype(np.float32)]
-    assert mean_divergence(logits, logits) == 0.0
-    assert 0 < mean_divergence(logits, near) < mean_divergence(logits, far)
-    assert top_token_flips(logits, logits) == 0.0 < top_token_flips(logits, far)
-
-
 def test_the_disk_is_asked_for_both_copies() -> None:
     recipe = ExportRecipe()
-    assert needed_bytes(1_000_000, recipe) > 1_000_000 * (2 + 5 / 8)
-    both = needed_bytes(1_000_000, ExportRecipe(gguf="f16"))
-    assert both > needed_bytes(1_000_000, recipe) + 2_000_000
+    kept = ("export.keep_fused",)
+    assert needed_bytes(1_000_000, recipe, kept) > 1_000_000 * (2 + 5 / 8)
+    assert needed_bytes(1_000_000, recipe, kept) > needed_bytes(1_000_000, recipe, ()) + 2_000_000
+    both = needed_bytes(1_000_000, ExportRecipe(gguf="f16"), kept)
+    assert both > needed_bytes(1_000_000, recipe, kept) + 2_000_000

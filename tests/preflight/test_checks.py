@@ -11,6 +11,7 @@ from mlx_ft.hardware import Machine
 from mlx_ft.preflight import (
     CHECKS,
     Finding,
+    OriginalFacts,
     PreflightInput,
     base_health,
     findings_json,
@@ -305,7 +306,7 @@ def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:
     shape = model_shape(facts.model_config)
     assert shape is not None
     trainable = trainable_parameters(shape, facts.recipe.train)
-    need = disk_forecast(shape.parameters, trainable, facts.recipe.train, facts.recipe.export)
+    need = disk_forecast(shape.parameters, trainable, facts.recipe.train, facts.recipe.export, True)
     for free, level in ((need.total_bytes - 1, "fail"), (need.total_bytes, "warn"), (10**12, "ok")):
         assert finding_of("disk", quickstart(free_disk_bytes=free)).level == level
 
@@ -347,7 +348,7 @@ def test_iterations_given_do_not_depend_on_rows() -> None:
 
 def test_the_forecast_of_a_known_size() -> None:
     # 10^9 parameters: 2 bytes each fused; 5 bits and 32 bits to 64 of them quantized
-    need = disk_forecast(10**9, 0, TrainRecipe(), ExportRecipe())
+    need = disk_forecast(10**9, 0, TrainRecipe(), ExportRecipe(), True)
     assert need.fused_bytes == 2 * 10**9
     assert need.quantized_bytes == 687_500_000
     assert need.train_bytes == 0
@@ -469,3 +470,34 @@ def test_a_model_that_cannot_become_a_gguf_file_is_refused_before_training() -> 
     assert finding_of("gguf", replace(asked, model_config=llama)).level == "ok"
     finding = finding_of("gguf", replace(asked, model_config=granite))
     assert finding.level == "fail" and "granite" in finding.measured
+
+
+def original_facts(**changes: Any) -> OriginalFacts:
+    shapes = {"model.embed_tokens.weight": (49_152, 576), "model.norm.weight": (576,)}
+    config = {k: v for k, v in SMOLLM2_135M.items() if k != "quantization"}
+    return replace(OriginalFacts(config, shapes, dict(shapes)), **changes)
+
+
+def test_an_original_of_the_same_shapes_passes() -> None:
+    finding = finding_of("export_base", replace(quickstart(), original=original_facts()))
+    assert finding.level == "ok" and "2 tensors" in finding.measured
+    assert finding_of("export_base", quickstart()).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"config": SMOLLM2_135M | {"hidden_size": 960}}, "hidden_size is 960, trained with 576"),
+        ({"config": SMOLLM2_135M | {"model_type": "qwen3"}}, "model_type is qwen3"),
+        ({"shapes": {"model.norm.weight": (960,)}}, "model.norm.weight is (960,)"),
+        ({"chat_differences": ("chat fingerprint, template: other",)}, "template: other"),
+    ],
+)
+def test_another_model_is_no_original(changes: dict[str, Any], found: str) -> None:
+    finding = finding_of("export_base", replace(quickstart(), original=original_facts(**changes)))
+    assert finding.level == "fail" and found in finding.measured and finding.fix
+
+
+def test_a_quantized_original_is_a_warning() -> None:
+    quantized = replace(quickstart(), original=original_facts(config=SMOLLM2_135M))
+    assert finding_of("export_base", quantized).level == "warn"

@@ -1,0 +1,171 @@
+"""A model taken one layer at a time: what comes before its layers, each layer, norm and head.
+
+Does: run rows through layers that are there one after the other; look tokens up, and compute
+logits, a few rows of the vocabulary at a time; prove on a real row that this gives what the model
+gives as a whole. Does not: read or compute weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from mlx_ft.backend import on_cpu
+from mlx_ft.cpu_math import fast_math
+from mlx_ft.export.stored import StoredModel
+from mlx_ft.inference import expanded
+from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+# Words of the vocabulary on which heads of two sizes must agree.
+PROOF_WORDS = 64
+
+# ids of tokens, or (first row, end row), of a weight -> these rows
+Chosen = Callable[[Sequence[int]], mx.array]
+Rows = Callable[[int, int], mx.array]
+
+
+class LookedUp(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
+    """Stands in for an embedding: has the rows of the tokens that it is asked for, and no other."""
+
+    def __init__(self, chosen: Chosen) -> None:
+        super().__init__()
+        self._chosen = chosen
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        tokens, places = np.unique(np.array(ids), return_inverse=True)
+        rows = self._chosen([int(token) for token in tokens])
+        return rows[mx.array(places.reshape(ids.shape))]
+
+
+def fits_layers(model: nn.Module) -> bool:
+    """Say whether a model is built as embedding, layers, norm and head."""
+    inner = getattr(model, "model", None)
+    return inner is not None and all(part in inner for part in ("embed_tokens", "layers", "norm"))
+
+
+def one_by_one(inner: nn.Module) -> tuple[Part, list[Part], Part]:
+    """Return an inner model as what comes before its layers, each layer, and its last norm."""
+    parts = [Part(inner, index, [layer], norm=False) for index, layer in enumerate(inner.layers)]
+    return Part(inner, 0, [], norm=False), parts, Part(inner, len(parts), [], norm=True)
+
+
+def is_in_layers(name: str) -> bool:
+    """Say whether a weight or module belongs to one of the layers."""
+    return name.startswith("model.layers.")
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """Return a model, or one layer, in float32 with nothing computed yet: the very numbers that
+    quantized weights stand for, whatever type their scales are stored in.
+    """
+    for _, module in model.named_modules():
+        if "scales" in module and mx.issubdtype(module.scales.dtype, mx.floating):
+            module.scales = module.scales.astype(mx.float32)
+            if module.get("biases") is not None:
+                module.biases = module.biases.astype(mx.float32)
+    return expanded(model)
+
+
+def layer_prefix(index: int) -> str:
+    """Return how the names of a layer's weights begin."""
+    return f"model.layers.{index}."
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A model with weights that are there when they are needed.
+
+    `chosen` gives rows of its embedding, `head_rows` rows of what makes the logits, `head_bias`
+    their biases; `load` puts a layer's weights in place, `unload` takes them away again.
+    """
+
+    model: nn.Module
+    vocabulary: int
+    chosen: Chosen
+    head_rows: Rows
+    head_bias: Rows | None
+    load: Callable[[int], None]
+    unload: Callable[[int], None]
+
+    @property
+    def layers(self) -> int:
+        return len(self.model.model.layers)
+
+    def states(
+        self, batches: Sequence[mx.array], on_layer: Callable[[], None] = lambda: None
+    ) -> list[mx.array]:
+        """Return the final states (B, T, hidden) of padded rows of ids (B, T), normed."""
+        inner = self.model.model
+        inner.embed_tokens = LookedUp(self.chosen)
+        embed, parts, norm = one_by_one(inner)
+        states = [_evaluated(embed(ids)) for ids in batches]
+        for index, part in enumerate(parts):
+            self.load(index)
+            # One list for all layers: what a layer was given is gone once it has given its own.
+            for place, ids in enumerate(batches):
+                states[place] = _evaluated(part(ids, states[place]))
+            self.unload(index)
+            on_layer()
+        return [_evaluated(norm(ids, state)) for ids, state in zip(batches, states, strict=True)]
+
+    def logits(self, states: mx.array, first: int, end: int) -> mx.array:
+        """Return the logits (N, end - first) of some words for final states (N, hidden)."""
+        rows = self.head_rows(first, end)
+        head = copy.copy(self.model)
+        head.model = Given()
+        if HEAD in self.model:
+            linear = nn.Linear(rows.shape[1], rows.shape[0], self.head_bias is not None)
+            linear.weight = rows
+            if self.head_bias is not None:
+                linear.bias = self.head_bias(first, end)
+            head.lm_head = linear
+        else:
+            head.model.embed_tokens = nn.Embedding(1, rows.shape[1])
+            head.model.embed_tokens.weight = rows
+        with fast_math(self.model):
+            logits: mx.array = head(states[None])[0]
+        return logits
+
+
+def _evaluated(array: mx.array) -> mx.array:
+    mx.eval(array)
+    return array
+
+
+def why_not_by_layers(lane: Lane, folder: Path, row: Sequence[int]) -> str | None:
+    """Return why a model cannot be taken layer by layer, or None where this gives on a row what
+    the model in `folder` gives as a whole, and heads of two sizes agree.
+
+    The whole model is never in memory either: nothing but the graph that is evaluated holds its
+    weights.
+    """
+    name = type(lane.model).__module__.rsplit(".", 1)[-1]
+    ids = mx.array([list(row)])
+    try:
+        (state,) = lane.states([ids])
+        whole = StoredModel(folder).model
+        whole.model.embed_tokens = LookedUp(lane.chosen)
+        if on_cpu():
+            whole = widened(whole)
+        plain = whole.model(ids)
+        whole.update(tree_map(lambda array: mx.zeros((0,), array.dtype), whole.parameters()))
+        mx.eval(plain)
+        few = state[0, -2:]
+        parts = [lane.logits(few, 0, PROOF_WORDS), lane.logits(few, PROOF_WORDS, 2 * PROOF_WORDS)]
+        apart = relative_difference(
+            mx.concatenate(parts, axis=1), lane.logits(few, 0, 2 * PROOF_WORDS)
+        )
+        difference = max(relative_difference(state, plain), apart)
+    except Exception as error:  # any model's code, called in a way that its author did not plan
+        return f"{name} does not take it ({error})"
+    if not difference <= EQUAL_TOLERANCE:
+        return f"{name} differs by {difference:.1e} (limit {EQUAL_TOLERANCE:.0e})"
+    return None

@@ -1,0 +1,141 @@
+"""The quantized folder's weights, by the recipe's method, and the 16-bit ones on the way.
+
+Does: decide which weight is rounded and which is done by GPTQ, layer after layer or, where an
+architecture does not fit, at once. Does not: the arithmetic (`gptq.py`, `writing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_ft.console import Console
+from mlx_ft.export.bits import Bits
+from mlx_ft.export.calibration import Layers
+from mlx_ft.export.folders import begin_folder
+from mlx_ft.export.fuse import DTYPES, FusedModel, quantized_names
+from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
+from mlx_ft.export.gptq_rows import How
+from mlx_ft.export.lanes import lane_of_fused
+from mlx_ft.export.layers import EMBEDDING, HEAD, is_in_layers
+from mlx_ft.export.stream import WeightsWriter
+from mlx_ft.export.writing import (
+    Observer,
+    Rounding,
+    packed_names,
+    quantized_layouts,
+    write_weights,
+)
+from mlx_ft.recipe import ExportRecipe
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was quantized: modules in all, those of them that GPTQ did, bytes of the weights."""
+
+    modules: tuple[str, ...]
+    compensated: tuple[str, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are quantized: as the recipe says, to these `bits`.
+
+    For q_method gptq, `calibration` rows (ids) go through the model layer after layer if it can be
+    taken `by_layers`, else through it as a whole.
+    """
+
+    recipe: ExportRecipe
+    bits: Bits
+    calibration: Sequence[Sequence[int]]
+    by_layers: bool
+
+
+def quantize_into(
+    folder: Path,
+    fused: FusedModel,
+    method: Method,
+    half_writer: WeightsWriter | None,
+    console: Console,
+    observe: Observer | None,
+) -> Quantized:
+    """Write the weights of a quantized folder, and those of the 16-bit one if there is a writer.
+
+    Raises RunError for a folder that has something in it, GateFailed when no layer can be
+    quantized, Float16Overflow.
+    """
+    recipe = method.recipe
+    names = quantized_names(fused, recipe.q_group_size)
+    layers = _layers_for_gptq(fused, method)
+    elsewhere = {f"{name}.weight" for name in layers}
+    here = Rounding(method.bits, recipe.q_group_size, set(names) - elsewhere, elsewhere)
+    begin_folder(folder)
+    layouts = quantized_layouts(fused, names, method.bits, recipe.q_group_size)
+    with WeightsWriter(folder, layouts) as writer:
+        _write_rounded(fused, half_writer, writer, here, console, observe)
+        done = _compensate(fused, layers, method, writer, console) if layers else ()
+        left = elsewhere - {f"{name}.weight" for name in done}
+        if left:  # no calibration row went through them
+            others = fused.weights.keys() - left
+            rest = replace(here, rounded=left, elsewhere=others)
+            _write_rounded(fused, None, writer, rest, console, None)
+        size_bytes = writer.finish()
+    modules = tuple(name.removesuffix(".weight") for name in names)
+    return Quantized(modules, done, size_bytes)
+
+
+def _write_rounded(
+    fused: FusedModel,
+    half_writer: WeightsWriter | None,
+    writer: WeightsWriter,
+    rounding: Rounding,
+    console: Console,
+    observe: Observer | None,
+) -> None:
+    with console.progress("writing", 1.0) as line:
+
+        def numbers(done: int, of: int) -> None:
+            line.update(done / of, f"{done / 1e6:,.0f} of {of / 1e6:,.0f} million weights")
+
+        write_weights(fused, half_writer, writer, rounding, numbers, observe)
+
+
+def _layers_for_gptq(fused: FusedModel, method: Method) -> Layers:
+    """Return the layers that calibration rows may show inputs of; none for q_method round."""
+    if method.recipe.q_method != "gptq":
+        return {}
+    head = HEAD if f"{HEAD}.weight" in fused.weights else EMBEDDING
+    return {
+        name: layer
+        for name, layer in quantizable_layers(fused, method.recipe.q_group_size).items()
+        if not method.by_layers or name == head or is_in_layers(name)
+    }
+
+
+def _compensate(
+    fused: FusedModel, layers: Layers, method: Method, writer: WeightsWriter, console: Console
+) -> tuple[str, ...]:
+    """Quantize layers by GPTQ into the writer; return those that were seen by the rows."""
+    dtype = DTYPES[str(fused.config["torch_dtype"])]
+    how = How(method.bits.usual, method.recipe.q_group_size, dtype, method.bits.raised)
+
+    def put(name: str, first: int, *arrays: mx.array) -> None:
+        for tensor, array in zip(packed_names(f"{name}.weight"), arrays, strict=True):
+            writer.put(tensor, first, array)
+
+    with console.progress("quantizing", 1.0) as line:
+
+        def told(done: int, of: int) -> None:
+            line.update(done / of, f"layer {done} of {of}")
+
+        if method.by_layers:
+            lane = lane_of_fused(fused)
+            return quantize_by_layers(lane, layers, method.calibration, how, put, told)
+        fused.load("")
+        done = quantize_at_once(fused.plain, layers, method.calibration, how, put, told)
+        fused.unload("")
+        return done

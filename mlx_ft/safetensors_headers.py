@@ -1,0 +1,45 @@
+"""What safetensors files say about their tensors before any of them is read.
+
+Does not: import MLX, or read a weight.
+
+The format: 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the data
+(https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def tensor_headers(file: Path) -> dict[str, tuple[dict[str, Any], int]]:
+    """Return each tensor's entry in a safetensors header, with the place where the data begin."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    return {name: (entry, 8 + size) for name, entry in header.items() if name != "__metadata__"}
+
+
+def dequantized_shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a model folder as it is after dequantization.
+
+    A quantized weight's columns are those of its scales times their group size, which is the
+    model's, or the layer's own in its config.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        shapes |= {name: tuple(entry["shape"]) for name, (entry, _) in tensor_headers(file).items()}
+    settings: Mapping[str, Any] = config.get("quantization") or {}
+    plain = {}
+    for name, shape in shapes.items():
+        module, _, leaf = name.rpartition(".")
+        scales = shapes.get(f"{module}.scales")
+        if scales is None or leaf not in ("weight", "scales", "biases"):
+            plain[name] = shape
+        elif leaf == "weight":
+            own = settings.get(module)
+            group_size = (own if isinstance(own, Mapping) else settings).get("group_size", 64)
+            plain[name] = (*shape[:-1], scales[-1] * group_size)
+    return plain

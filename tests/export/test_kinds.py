@@ -1,0 +1,300 @@
+"""Whatever was trained, and whatever it was trained on, is fused equal to the adapter: streamed in
+parts of a few rows, the same bits as plainly computed with the whole model.
+
+The faults of mlx-lm 0.32.2 that this avoids are shown beside it.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.tuner.lora import LoRASwitchLinear
+from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import load_model as mlx_lm_load_model
+
+from mlx_ft.console import Console
+from mlx_ft.errors import ModelError
+from mlx_ft.export import stream
+from mlx_ft.export.fuse import fuse
+from mlx_ft.export.stage import ExportJob, export_model
+from mlx_ft.inference import attach_adapter, load_weights
+from mlx_ft.recipe import DataRecipe, ExportRecipe, Recipe, TrainRecipe
+from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
+from tests.tiny import TINY_CONFIGS, write_random_weights
+
+PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 64,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 320,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 512,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"lora_parameters": {"rank": 4, "scale": 4.0}},
+    "rslora": {"lora_parameters": {"rank": 4, "alpha": 8.0, "rslora": True}},
+    "dora": {"fine_tune_type": "dora", "lora_parameters": {"rank": 4, "scale": 4.0}},
+    "full": {"fine_tune_type": "full"},
+}
+
+
+def quantized_copy(source: Path, folder: Path, bits: int, dtype: mx.Dtype) -> Path:
+    """Write a model in groups of 32, its scales of a type, its embedding in 8 bits."""
+    model, config = mlx_lm_load_model(source)
+    model.set_dtype(dtype)
+    wide = {"group_size": 32, "bits": 8}
+    nn.quantize(
+        model,
+        32,
+        bits,
+        class_predicate=lambda name, module: (
+            hasattr(module, "to_quantized") and (wide if "embed" in name else True)
+        ),
+    )
+    config["quantization"] = {"group_size": 32, "bits": bits, "model.embed_tokens": wide}
+    folder.mkdir()
+    for file in source.glob("*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def base_of(name: str, bits: int | None, dtype: mx.Dtype, folder: Path) -> Path:
+    config = EXPERTS if name == "experts" else TINY_CONFIGS[name]
+    source = write_random_weights(folder / "source", dict(config))
+    if bits is not None:
+        return quantized_copy(source, folder / "base", bits, dtype)
+    model, _ = mlx_lm_load_model(source)
+    model.set_dtype(dtype)
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+    return source
+
+
+def trained_adapter(base: Path, kind: str, folder: Path) -> Path:
+    """Write an adapter whose every tensor matters."""
+    train = TrainRecipe.model_validate({"num_layers": 1, **KINDS[kind]})
+    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
+    model, _, _ = load_weights(base)
+    config = adapter_config(recipe, 1)
+    put_adapter(model, train, config)
+    mx.random.seed(3)
+    moved = [
+        (name, array * 1.05 if kind == "full" or name.endswith(".m") else array + 0.2 * noise)
+        for name, array in tree_flatten(model.trainable_parameters())
+        for noise in [mx.random.normal(array.shape)]
+    ]
+    model.load_weights(moved, strict=False)
+    save_adapter(model, config, folder)
+    return folder
+
+
+def job_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportJob:
+    names = mx.load(str(adapter / "adapters.safetensors"))
+    assert isinstance(names, dict)
+    folder.mkdir()
+    # These random models are far more sensitive to 5 bits than real ones.
+    values = {"q_bits": 8, "q_group_size": 32, "q_method": "round", **recipe}
+    return ExportJob(
+        name="tiny",
+        base=base,
+        adapter=adapter,
+        folder=folder,
+        adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
+        parameters=100_000,
+        recipe=ExportRecipe.model_validate(values),
+        prompts=PROMPTS,
+        calibration=PROMPTS,
+        card=lambda what: f"# tiny: {what}\n",
+    )
+
+
+def plainly_fused(base: Path, adapter: Path, dtype: mx.Dtype) -> nn.Module:
+    """The whole model at once, with mlx-lm's own layers: everything in float32, rounded once."""
+    model, _ = mlx_lm_load_model(base)
+    for _, module in model.named_modules():
+        if "scales" in module:
+            module.scales, module.biases = (
+                array.astype(mx.float32) for array in (module.scales, module.biases)
+            )
+    model = dequantize_model(model)
+    model.set_dtype(mx.float32)
+    attach_adapter(model, adapter)
+    fused = [
+        (n, m.fuse()) for n, m in model.named_modules() if hasattr(m, "fuse") and "lora_a" in m
+    ]
+    model.update_modules(tree_unflatten(fused))
+    model.set_dtype(dtype)
+    return model
+
+
+CASES = [
+    *(("llama", 4, mx.float16, kind) for kind in ("lora", "rslora", "dora")),
+    ("llama", 8, mx.bfloat16, "lora"),
+    ("qwen3", 4, mx.bfloat16, "dora"),
+    ("qwen3", 5, mx.float16, "lora"),
+    ("qwen3", 3, mx.float16, "lora"),
+    ("qwen2", 6, mx.float16, "lora"),
+    *(("qwen3", None, mx.bfloat16, kind) for kind in KINDS),
+    ("gemma3_text", None, mx.bfloat16, "lora"),
+    *(("experts", bits, mx.float16, "lora") for bits in (4, None)),
+]
+
+
+@pytest.mark.parametrize(("model", "bits", "dtype", "kind"), CASES)
+@pytest.mark.parametrize("part_bytes", [stream.PART_BYTES, 1 << 12])
+def test_streamed_is_the_whole_model_computed_plainly(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    bits: int | None,
+    dtype: mx.Dtype,
+    kind: str,
+    part_bytes: int,
+) -> None:
+    """In parts as large as here a tensor is one; in small ones a sum may round the other way."""
+    monkeypatch.setattr(stream, "PART_BYTES", part_bytes)
+    base = base_of(model, bits, dtype, tmp_path)
+    adapter = trained_adapter(base, kind, tmp_path / "adapter")
+    job = job_of(base, adapter, tmp_path / "export")
+    said = io.StringIO()
+    info = export_model(job, Console(said))
+    assert all(check["ok"] for check in info["checks"]), info["checks"]
+    assert "whole model is held" not in said.getvalue()
+    whole = plainly_fused(base, adapter, mx.float16)
+    rounded = plainly_fused(base, adapter, mx.float16)
+    nn.quantize(rounded, 32, 8)
+    for folder, expected in (("fused-f16", whole), ("q8", rounded)):
+        ours = mx.load(str(job.folder / folder / "model.safetensors"))
+        theirs = dict(tree_flatten(expected.parameters()))
+        assert isinstance(ours, dict) and ours.keys() == theirs.keys()
+        for name, array in theirs.items():
+            assert ours[name].dtype == array.dtype, name
+            if part_bytes == stream.PART_BYTES == 32 << 20 or "layers" not in name:
+                assert mx.array_equal(ours[name], array).item(), f"{folder} {name}"
+            else:
+                equal = np.array(ours[name] == array)
+                assert equal.mean() > 0.98, f"{folder} {name}"
+
+
+def test_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all of this model is its vocabulary; neither that nor all layers are ever there."""
+    monkeypatch.setattr(stream, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr("mlx_ft.export.compare.LOGIT_BYTES", 1 << 18)
+    peaks = []
+    for words, layers in ((1 << 13, 8), (1 << 16, 24)):
+        folder = tmp_path / str(words)
+        config = TINY_CONFIGS["llama"] | {"vocab_size": words, "num_hidden_layers": layers}
+        base = write_random_weights(folder, config)
+        adapter = trained_adapter(base, "lora", folder / "adapter")
+        for _ in range(2):  # what is made once and stays is not counted
+            mx.clear_cache()
+            before = mx.get_active_memory()
+            job = job_of(base, adapter, folder / f"export{_}")
+            info = export_model(job, Console(io.StringIO()))
+        assert all(check["ok"] for check in info["checks"])
+        peaks.append(info["peak_memory_bytes"] - before)
+    model_bytes = (tmp_path / str(1 << 16) / "model.safetensors").stat().st_size
+    assert peaks[1] < 1.5 * peaks[0] and peaks[1] < model_bytes / 2, (peaks, model_bytes)
+
+
+def test_mlx_lm_rounds_the_sum_twice_and_we_once(tmp_path: Path) -> None:
+    """On a bfloat16 base mlx-lm adds in bfloat16: a small delta is half lost before it is kept."""
+    base = base_of("qwen3", None, mx.bfloat16, tmp_path)
+    adapter = trained_adapter(base, "lora", tmp_path / "adapter")
+    name = "model.layers.1.mlp.up_proj"
+    exact = dict(plainly_fused(base, adapter, mx.float32).named_modules())[name].weight
+    model, _ = mlx_lm_load_model(base)
+    attach_adapter(model, adapter)
+    theirs = dict(model.named_modules())[name].fuse().weight.astype(mx.float32)
+    weight = fuse(base, adapter, "float16").weights[f"{name}.weight"]
+    ours = weight.whole().astype(mx.float32)
+
+    def error(weight: mx.array) -> float:
+        return float(mx.abs(weight - exact).max().item())
+
+    assert error(ours) < error(theirs) / 4
+
+
+def test_dora_on_bfloat16_stays_16_bit(tmp_path: Path) -> None:
+    """mlx-lm's fuse gives float32 layers there: a file of mixed types, and twice the size."""
+    base = base_of("qwen3", None, mx.bfloat16, tmp_path)
+    adapter = trained_adapter(base, "dora", tmp_path / "adapter")
+    model, _ = mlx_lm_load_model(base)
+    attach_adapter(model, adapter)
+    layer = dict(model.named_modules())["model.layers.1.mlp.up_proj"]
+    assert layer.fuse().weight.dtype == mx.float32
+    fused = fuse(base, adapter, "bfloat16")
+    assert {weight.whole().dtype for weight in fused.weights.values()} == {mx.bfloat16}
+
+
+def test_experts_get_the_adapter_of_their_own(tmp_path: Path) -> None:
+    base = base_of("experts", 4, mx.float16, tmp_path)
+    adapter = trained_adapter(base, "lora", tmp_path / "adapter")
+    model, _ = mlx_lm_load_model(base)
+    attach_adapter(model, adapter)
+    experts = [n for n, m in model.named_modules() if isinstance(m, LoRASwitchLinear)]
+    assert len(experts) == 3
+    fused = fuse(base, adapter, "float16")
+    assert set(experts) < set(fused.fused_modules)
+
+
+class Latent(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
+    """The one kind of layer that mlx-lm leaves quantized when it drops `quantization`."""
+
+
+def test_stacked_heads_are_dequantized_too(tmp_path: Path) -> None:
+    """mlx-lm's dequantize_model passes QuantizedMultiLinear by, and the saved model cannot load."""
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+
+    from mlx_ft.export.fuse import plain_structure
+
+    model = Latent()
+    model.heads = MultiLinear(64, 32, 4)
+    nn.quantize(model, 32, 4)
+    assert isinstance(dequantize_model(model).heads, QuantizedMultiLinear)
+    plain = plain_structure(model).heads
+    assert type(plain) is MultiLinear and plain.weight.shape == (4, 32, 64)
+
+
+def test_dora_on_five_bits_is_refused_by_mlx_lm_in_training_already(tmp_path: Path) -> None:
+    """Its layer takes the inputs for a whole number of 32 / bits: no adapter comes out of it."""
+    base = base_of("qwen3", 5, mx.float16, tmp_path)
+    model, _ = mlx_lm_load_model(base)
+    train = TrainRecipe.model_validate({"num_layers": 1, **KINDS["dora"]})
+    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
+    put_adapter(model, train, adapter_config(recipe, 1))
+    with pytest.raises(ValueError, match="shape"):
+        model(mx.array([PROMPTS[0]]))
+
+
+def test_what_cannot_be_dequantized_is_said(tmp_path: Path) -> None:
+    from mlx_ft.export.fuse import plain_structure
+
+    class Strange(nn.QuantizedLinear):  # type: ignore[misc]  # mlx.nn has no type information
+        pass
+
+    model = Latent()
+    model.layer = Strange(64, 32, False, 32, 4)
+    with pytest.raises(ModelError, match="Strange"):
+        plain_structure(model)
