@@ -382,11 +382,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_neither_crashes_nor_hangs(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else runs on the machine
     for scorer, target in SCORERS:
         text = HOSTILE[name]
         assert score(scorer, text, target, None, Given(raw=text)).value < 1.0
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 10
 
 
 # --- the small scorers
