@@ -61,9 +61,13 @@ def test_scores_are_judged_prompt_by_prompt_against_the_first_run(experiments: l
     one_won = second["scores"]["code_mode"]["quantized"]["paired"]
     eleven_won = third["scores"]["code_mode"]["quantized"]["paired"]
     assert (one_won["wins"], one_won["losses"]) == (1, 0)
-    assert one_won["verdict"] == "no difference shown"
+    assert one_won["verdict"] == "cannot tell" and one_won["more_prompts"] > 27
     assert (eleven_won["wins"], eleven_won["verdict"]) == (11, "better")
     assert eleven_won["difference"] == pytest.approx(11 / 27)
+    assert 0 < eleven_won["low"] < 11 / 27 < eleven_won["high"] < 1
+    assert eleven_won["p_holm"] == pytest.approx(2 * eleven_won["p"])  # two suites were asked
+    text = FORMATS["text"](compare(experiments))
+    assert "cannot tell" in text and f"about {one_won['more_prompts']} more would" in text
 
 
 def test_another_scorer_is_not_paired_and_that_is_said(

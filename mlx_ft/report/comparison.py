@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.evidence import TONES, said
 from mlx_ft.report.tables import Cell, Row, Table, setting_text, table
 from mlx_ft.report.text import one_line
 from mlx_ft.report.verdict import ordered_columns
@@ -30,7 +31,6 @@ TELLING_SHOWN = 3
 NOTHING = "-"
 BASELINE = "baseline"
 EXPORTED = ("fused", "quantized")
-TONES = {"better": "ok", "worse": "fail"}
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
@@ -155,7 +155,7 @@ def score_tables(comparison: Mapping[str, Any]) -> list[Table]:
         ]
         caption = (
             f"{suite}: mean score, and on the same prompts the change from {BASELINE}, prompts "
-            "won:lost, and p of the sign test (better, worse: p < 0.05)"
+            "won:lost, p for all suites, and how many more prompts would tell"
         )
         head = [Cell("run"), *(Cell(name, key=name) for name in columns)]
         tables.append(table(caption, head, rows, range(1, 1 + len(columns))))
@@ -168,11 +168,11 @@ def _score(result: Mapping[str, Any] | None) -> Cell:
     judged = result["paired"]
     if judged is None:
         return Cell(q.score(result["mean"]), q.interval(result["low"], result["high"]))
+    word, more = said(judged)
     won = f"{judged['wins']}:{judged['losses']}"
-    note = f"{signed(judged['difference'], '.2f')}, {won}, p {judged['p']:.2g}"
-    tone = TONES.get(judged["verdict"], "")
-    verdict = f" {judged['verdict']}" if tone else ""
-    return Cell(f"{q.score(result['mean'])}{verdict}", note, tone)
+    note = f"{signed(judged['difference'], '.2f')}, {won}, p {q.probability(judged['p_holm'])}"
+    note += f", {more}" if more else ""
+    return Cell(f"{q.score(result['mean'])} {word}", note, TONES[word])
 
 
 def survival_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:

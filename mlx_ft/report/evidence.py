@@ -38,8 +38,8 @@ def _comparisons(columns: Columns) -> Iterator[tuple[str, str, Mapping[str, Any]
                 yield name, other, against[other]
 
 
-def _said(found: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the verdict, and what it would take where there is none."""
+def said(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the verdict of a comparison, and what it would take where there is none."""
     verdict, more = str(found.get("verdict")), found.get("more_prompts")
     if verdict != "cannot tell":
         return verdict, ""
@@ -52,7 +52,7 @@ def comparison_table(suite: str, columns: Columns) -> Table | None:
     """Return each column against base and adapter, prompt by prompt, or None when none was."""
     rows: list[Row] = []
     for name, other, found in _comparisons(columns):
-        verdict, note = _said(found)
+        verdict, note = said(found)
         rows.append(
             [
                 Cell(f"{name} less {other}", key=name),
@@ -122,7 +122,7 @@ def comparison_lines(columns: Columns) -> list[str]:
     """Return the comparisons of a suite as lines of text."""
     rows = []
     for name, other, found in _comparisons(columns):
-        verdict, note = _said(found)
+        verdict, note = said(found)
         rows.append(
             [
                 f"{one_line(name, 20)} - {one_line(other, 20)}",
