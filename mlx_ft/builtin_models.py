@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ft.cache import cache_home
 from mlx_ft.errors import Fault, ModelError
+from mlx_ft.runs import file_sha256, flush_to_disk
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -131,7 +131,7 @@ def _build(model: BuiltinModel, folder: Path, say: Callable[[str], None]) -> Non
         shutil.rmtree(fetched)
         _write_manifest(model, unfinished)
         unfinished.rename(folder)
-        _flush(folder.parent)
+        flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -154,32 +154,16 @@ def _is_complete(folder: Path, model: BuiltinModel) -> bool:
 def _write_manifest(model: BuiltinModel, folder: Path) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
-        _flush(path)
-        files[path.name] = {"sha256": _sha256(path), "size_bytes": path.stat().st_size}
+        flush_to_disk(path)
+        files[path.name] = {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
     manifest = {"schema": MANIFEST_SCHEMA, "source": asdict(model), "files": files}
     _write_json(folder / MANIFEST_NAME, manifest)
-    _flush(folder / MANIFEST_NAME)
-    _flush(folder)
+    flush_to_disk(folder / MANIFEST_NAME)
+    flush_to_disk(folder)
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _fetch_gguf(model: BuiltinModel, work: Path, say: Callable[[str], None]) -> Path:
@@ -235,7 +219,7 @@ def _run_fetch(command: list[str], model: BuiltinModel, work: Path) -> None:
 
 
 def _check_sha256(path: Path, expected: str, model: BuiltinModel) -> None:
-    actual = _sha256(path) if path.is_file() else "no such file"
+    actual = file_sha256(path) if path.is_file() else "no such file"
     if actual != expected:
         found = f"{path.name} should have sha256 {expected}, found {actual}"
         fix = "do not use that file, check which index pip or uv is set to"

@@ -188,11 +188,12 @@ def probe(
     from mlx_ft.probe import probe_model
 
     loaded_suites = load_suites(list(suites))
-    model, date = resolve_model(name, revision, console.say), ChatRecipe().date
-    probe_model(model, probe_file(model), enable_thinking, date, console)
-    if not loaded_suites:
-        return
-    loaded = load_model(model.path, adapter=None, enable_thinking=enable_thinking, date=date)
+    model = resolve_model(name, revision, console.say)
+    console.say(f"looking at {model.name} ({model.path})")
+    loaded = load_model(
+        model.path, adapter=None, enable_thinking=enable_thinking, date=ChatRecipe().date
+    )
+    probe_model(model, loaded, probe_file(model), console)
     with tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder:
         for suite in loaded_suites:
             with console.progress(suite.name, len(suite.samples)) as line:

@@ -206,6 +206,15 @@ class _Reader:
             f"hf_dataset: {path}, {splits['train_split']} to train, {splits['valid_split']} to "
             "validate; it takes the place of data, as in mlx-lm"
         )
+        if "test_split" in given:
+            split = _say(given["test_split"])
+            self.notes.append(f"hf_dataset.test_split: {split}, no effect without test: true")
+        if "mask_prompt" in given:
+            outside = self.given("mask_prompt") or SAME_MEANING["mask_prompt"][1]
+            self.notes.append(
+                f"hf_dataset.mask_prompt: {_say(given['mask_prompt'])}, no effect; as in mlx-lm "
+                f"the mask_prompt outside counts, {_say(outside)}"
+            )
 
     def adapter(self) -> None:
         """Keep where the adapter is to be left."""

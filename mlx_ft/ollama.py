@@ -7,7 +7,6 @@ guess a template (`ollama_template.py`).
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.install import require_name
 from mlx_ft.ollama_template import go_template, learn_turn_texts, without_first_token
 from mlx_ft.run_models import RunModels, column_folders, read_run, require_finished
-from mlx_ft.runs import file_sha256, flush_to_disk
+from mlx_ft.runs import file_sha256, replacing
 
 MODELFILE = "Modelfile"
 ADD_BOS = "tokenizer.ggml.add_bos_token"
@@ -108,7 +107,8 @@ def install_ollama(run: Path, *, name: str | None, console: Console) -> Iterator
         console.say("the model's chat template cannot be said in Ollama's language", "yellow")
     stops = [renderer.decode_raw([token]) for token in sorted(renderer.stop_ids)]
     path = gguf.parent / MODELFILE
-    _write_whole(path, modelfile(gguf.name, template, stops))
+    with replacing(path) as fresh:
+        fresh.write_text(modelfile(gguf.name, template, stops), encoding="utf-8", newline="\n")
     yield f"modelfile {path}"
     command = ["ollama", "create", shown, "-f", str(path)]
     if shutil.which("ollama") is None:
@@ -121,13 +121,6 @@ def install_ollama(run: Path, *, name: str | None, console: Console) -> Iterator
         )
     yield f"answer   {_checked_answer(shown)}"
     yield f"next     ollama run {shown}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_text(text, encoding="utf-8", newline="\n")
-    flush_to_disk(fresh)
-    fresh.replace(path)
 
 
 def _checked_answer(name: str) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.console import Console, printable
@@ -22,6 +22,9 @@ from mlx_ft.hardware import format_bytes
 from mlx_ft.models import ResolvedModel
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.runs import write_json
+
+if TYPE_CHECKING:
+    from mlx_ft.inference import LoadedModel
 
 SCHEMA = 1
 QUESTIONS = (
@@ -79,17 +82,18 @@ class Probe:
     answers: tuple[Answer, ...]
 
 
-def look_at(model: ResolvedModel, enable_thinking: bool, date: str) -> Probe:
-    """Read a model's files, load it, and have it answer the questions. Raises ModelError."""
-    renderers = {
-        mode: ChatRenderer.from_folder(model.path, enable_thinking=mode, date=date)
-        for mode in (False, True)
-    }
+def look_at(model: ResolvedModel, loaded: LoadedModel) -> Probe:
+    """Read a model's files and have it answer the questions; `loaded` is that model. Raises
+    ModelError.
+    """
+    renderer = loaded.renderer
+    other_mode = ChatRenderer.from_folder(
+        model.path,
+        enable_thinking=not renderer.enable_thinking,
+        date=renderer.date.isoformat(),
+    )
     return Probe(
-        model.info(),
-        model_facts(model),
-        chat_facts(renderers[enable_thinking], renderers[not enable_thinking]),
-        _answers(model, enable_thinking, date),
+        model.info(), model_facts(model), chat_facts(renderer, other_mode), _answers(loaded)
     )
 
 
@@ -135,21 +139,17 @@ def chat_facts(renderer: ChatRenderer, other_mode: ChatRenderer) -> dict[str, An
     }
 
 
-def _answers(model: ResolvedModel, enable_thinking: bool, date: str) -> tuple[Answer, ...]:
-    from mlx_ft.inference import generate, load_model, release
+def _answers(loaded: LoadedModel) -> tuple[Answer, ...]:
+    from mlx_ft.inference import generate
 
-    loaded = load_model(model.path, adapter=None, enable_thinking=enable_thinking, date=date)
     prompts = [
         loaded.renderer.prompt_ids([{"role": "user", "content": text}]) for text in QUESTIONS
     ]
     generations = generate(loaded, prompts, max_tokens=MAX_TOKENS)
-    answers = tuple(
+    return tuple(
         Answer(question, each.text, each.finish_reason, degenerate_reason(each.text, each.ids))
         for question, each in zip(QUESTIONS, generations, strict=True)
     )
-    del loaded
-    release()
-    return answers
 
 
 def probe_lines(probe: Probe) -> Iterator[str]:
@@ -184,13 +184,9 @@ def record(probe: Probe, file: Path) -> None:
     write_json(file, {"schema": SCHEMA, **asdict(probe)})
 
 
-def probe_model(
-    model: ResolvedModel, file: Path, enable_thinking: bool, date: str, console: Console
-) -> Probe:
+def probe_model(model: ResolvedModel, loaded: LoadedModel, file: Path, console: Console) -> None:
     """Look at a model, print what was found, and write it to `file`; see `look_at` and `record`."""
-    console.say(f"looking at {model.name} ({model.path})")
-    probe = look_at(model, enable_thinking, date)
+    probe = look_at(model, loaded)
     for line in probe_lines(probe):
         console.say(line)
     record(probe, file)
-    return probe

@@ -157,8 +157,8 @@ class TrainRecipe(Section):
     micro_batch_tokens: Whole = Field(
         1024,
         ge=1,
-        description="Padded tokens that go through the model at a time; bounds memory, and changes "
-        "no result beyond round-off.",
+        description="Tokens that go through the model at a time, a row at least; bounds memory, "
+        "and changes no result beyond round-off.",
     )
     epochs: Whole | None = Field(
         None, ge=1, description="Passes over the rows; 2 when iters is not given either."

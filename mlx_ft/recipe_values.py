@@ -35,6 +35,11 @@ def number_from_text(value: Any) -> Any:
         return float(value)
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number to compute with: no switch, not NaN, not beyond 1e300."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def whole_from_text(value: Any) -> Any:
     """Return 1000 for `1e3`, as text or as a float; other values come back unchanged."""
     value = number_from_text(value)
@@ -122,10 +127,6 @@ def plain_options(value: Any) -> Any:
     }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
 def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (what was found, what to do) for every option that the optimizer cannot take."""
     known = OPTIMIZER_OPTIONS[optimizer]
@@ -137,9 +138,9 @@ def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[
             )
             continue
         fits = {
-            NUMBER: _is_number(value),
-            WHOLE: _is_number(value) and isinstance(value, int),
-            PAIR: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)),
+            NUMBER: is_number(value),
+            WHOLE: is_number(value) and isinstance(value, int),
+            PAIR: isinstance(value, list) and len(value) == 2 and all(map(is_number, value)),
             SWITCH: isinstance(value, bool),
         }
         if not fits[known[name]]:

@@ -77,15 +77,27 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """Yield the name of a file to write; it is flushed and becomes `path`, unless something is
+    raised, then it goes. A reader of `path` sees the old or the new file whole.
+
+    `partial` is that name where the next attempt should write over what a killed one left.
+    """
+    fresh = partial or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield fresh
+        flush_to_disk(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, so that a reader sees the old or the new file whole."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with fresh.open("w", encoding="utf-8") as stream:
+    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as stream:
         json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
         stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)
 
 
 def read_json(path: Path) -> Any:

@@ -27,12 +27,15 @@ from typing import IO
 
 from mlx_ft.console import Console
 from mlx_ft.errors import Fault, Interrupted, RunError
+from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
 from mlx_ft.run_models import RunModels, column_folders, read_run
 
 READY = "ready"
 POLL_SECONDS = 0.1
 ENDING_SECONDS = 5.0
+# Enough for 100 GB from a disk that reads 60 MB a second.
+LOADING_SECONDS = 1800.0
 # Said here in our own words.
 SILENCED = "ignore:mlx_lm.server is not recommended"
 
@@ -83,7 +86,8 @@ def require_free_port(host: str, port: int) -> None:
 def serve(run: Path, *, column: str, host: str, port: int, console: Console) -> Iterator[str]:
     """Serve a column's model; yield what is to be told once it can answer, then stay until ended.
 
-    Raises RunError when it cannot be served or ends by itself, Interrupted on Ctrl-C or SIGTERM.
+    Raises RunError when it cannot be served, takes too long or ends by itself, Interrupted on
+    Ctrl-C or SIGTERM.
     """
     made = read_run(run)
     command = server_command(made, column, host, port)
@@ -137,7 +141,10 @@ def _forward(process: subprocess.Popen[bytes], console: Console) -> None:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    """Wait until the model is loaded and the server listens; RunError when it ends before."""
+    """Wait until the model is loaded and the server listens; RunError when it ends before, or takes
+    longer than LOADING_SECONDS.
+    """
+    deadline = time.monotonic() + LOADING_SECONDS
     assert process.stdout is not None
     stdout, told = process.stdout, queue.Queue[bytes]()
 
@@ -153,7 +160,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
             # A wait without an end could not be interrupted everywhere.
             line = told.get(timeout=POLL_SECONDS)
         except queue.Empty:
-            continue
+            _require_time(deadline)
     if line.decode(errors="replace").strip() != READY:
         process.wait()
         raise _ended(process)
@@ -163,8 +170,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
             with urllib.request.urlopen(health, timeout=ENDING_SECONDS):
                 return
         except (urllib.error.URLError, OSError):
+            _require_time(deadline)
             time.sleep(POLL_SECONDS)
     raise _ended(process)
+
+
+def _require_time(deadline: float) -> None:
+    """Raise RunError when the monotonic clock is past `deadline`."""
+    if time.monotonic() > deadline:
+        found = f"cannot answer after {format_seconds(LOADING_SECONDS)}"
+        fix = "free memory, or read what it says above, and try again"
+        raise RunError(Fault("the server", found, fix))
 
 
 def _ended(process: subprocess.Popen[bytes]) -> RunError:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 6, "export": 4, "eval": 2}
+STAGE_VERSIONS = {"data": 2, "train": 7, "export": 4, "eval": 2}
 PREFIX_LIMIT_BYTES = 2 << 30
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
@@ -178,17 +178,9 @@ def prepare_data(job: Job) -> None:
 
 
 def preflight_facts(job: Job) -> PreflightInput:
-    """Return all that the checks look at; the data stage must be complete."""
+    """Return what forecasts are made from; the data stage must be complete."""
     from mlx_ft import preflight
-    from mlx_ft.data.contamination import contaminated_prompts, last_question
 
-    asked = {
-        f"{suite.name}/{sample.id}": last_question(sample.messages)
-        for suite in job.suites
-        for sample in suite.samples
-    }
-    rows = job.rows["train"].rows if asked else ()
-    chat, marks = renderer(job), job.recipe.preflight.single_tokens
     return preflight.PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
@@ -196,12 +188,6 @@ def preflight_facts(job: Job) -> PreflightInput:
         model_bytes=job.model.size_bytes,
         machine=machine(),
         free_disk_bytes=free_disk_bytes(job.run),
-        contaminated=tuple(
-            (found.prompt, found.line, found.whole) for found in contaminated_prompts(rows, asked)
-        ),
-        token_counts=tuple((text, chat.token_count(text)) for text in marks),
-        probed=probe_file(job.model).exists(),
-        original=_original_facts(job),
     )
 
 
@@ -225,11 +211,42 @@ def _original_facts(job: Job) -> OriginalFacts | None:
     )
 
 
+def _contaminated(job: Job) -> tuple[tuple[str, int, bool], ...]:
+    """Return the suites' prompts that training rows hold; see PreflightInput."""
+    from mlx_ft.data.contamination import contaminated_prompts, last_question
+
+    asked = {
+        f"{suite.name}/{sample.id}": last_question(sample.messages)
+        for suite in job.suites
+        for sample in suite.samples
+    }
+    if not asked:
+        return ()
+    found = contaminated_prompts(job.rows["train"].rows, asked)
+    return tuple((each.prompt, each.line, each.whole) for each in found)
+
+
+def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
+    """Return the texts that must be one token each with the tokens that they are."""
+    texts = job.recipe.preflight.single_tokens
+    if not texts:
+        return ()
+    chat = renderer(job)
+    return tuple((text, chat.token_count(text)) for text in texts)
+
+
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
 
-    findings = preflight.run_checks(preflight_facts(job))
+    facts = replace(
+        preflight_facts(job),
+        contaminated=_contaminated(job),
+        token_counts=_token_counts(job),
+        probed=probe_file(job.model).exists(),
+        original=_original_facts(job),
+    )
+    findings = preflight.run_checks(facts)
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
     for finding in findings:
         say_finding(job.console, finding)

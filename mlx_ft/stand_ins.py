@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -65,13 +66,19 @@ class Part:
         return self._held
 
     def __call__(
-        self, ids: mx.array, hidden: mx.array | None = None, caches: Sequence[Any] | None = None
+        self,
+        ids: mx.array,
+        hidden: mx.array | None = None,
+        caches: Sequence[Any] | None = None,
+        within: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
     ) -> mx.array:
         """Return the outputs (B, T, hidden) for ids (B, T) and the states below the part, which a
         part that begins with the first layer does not need.
+
+        It is called `within` a context of the inner model.
         """
         self._held = hidden
-        with fast_math(self._inner):
+        with fast_math(self._inner), within(self._inner):
             outputs: mx.array = self._inner(ids, list(caches or [None] * self.layer_count))
         self._held = None
         return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,29 @@ def test_a_dataset_of_the_hub_is_read_with_mlx_lms_own_splits(folder: Path) -> N
     assert (data.hf.train_split, data.hf.valid_split) == ("train[:9]", "validation")
 
 
+@pytest.mark.parametrize("outside", [None, False, True])
+def test_what_a_dataset_of_the_hub_says_of_masks_and_tests_is_spoken_of(
+    folder: Path, outside: bool | None
+) -> None:
+    """mlx-lm puts its own mask_prompt over the dataset's, and reads test_split for a test alone."""
+    from mlx_lm.tuner.datasets import load_custom_hf_dataset
+
+    given = {"path": "org/name", "mask_prompt": not outside, "test_split": "test[:5%]"}
+    loaded = load(folder, {"hf_dataset": given, "mask_prompt": outside})
+    theirs = SimpleNamespace(hf_dataset=dict(given), train=False, test=False, mask_prompt=outside)
+    load_custom_hf_dataset(theirs, None)
+    assert theirs.hf_dataset["mask_prompt"] == outside
+    assert loaded.recipe.data.mask_prompt is bool(outside)
+    notes = "\n".join(loaded.notes)
+    said = "true, no effect; as in mlx-lm the mask_prompt outside counts, false"
+    if outside:
+        said = "false, no effect; as in mlx-lm the mask_prompt outside counts, true"
+    assert f"hf_dataset.mask_prompt: {said}" in notes
+    assert "hf_dataset.test_split: test[:5%], no effect without test: true" in notes
+    quiet = load(folder, {"hf_dataset": {"path": "org/name"}}).notes
+    assert not [note for note in quiet if note.startswith("hf_dataset.")]
+
+
 def test_other_names_of_a_rows_parts_are_taken_over(folder: Path) -> None:
     features = {"prompt_feature": "q", "completion_feature": "completion", "chat_feature": "turns"}
     assert load(folder, features).recipe.data.fields == {"prompt": "q", "messages": "turns"}
@@ -317,7 +341,9 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.dictionaries(st.sampled_from(sorted(FLAT_KEYS)) | st.text(max_size=4), VALUES))
 def test_any_flat_mapping_is_read_or_refused(folder: Path, flat: dict[str, Any]) -> None:
     try:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mlx_ft import inference, stages
-from mlx_ft.data import sources
+from mlx_ft.chat import ChatRenderer
+from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
 from mlx_ft.errors import GateFailed, InputError, ModelError
 from mlx_ft.hardware import machine
@@ -112,6 +113,29 @@ def test_the_bases_answers_are_not_asked_for_twice(
     assert sum(asked) == 12 and run_document(job.run)["status"] == "done"
 
 
+def test_a_tokenizer_is_read_for_texts_to_count_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job_of(place), job_of(place, "preflight.single_tokens=[<|im_end|>]")]
+    for job in jobs:
+        run_pipeline(job, "data")
+    read: list[Path] = []
+    plain = ChatRenderer.from_folder
+
+    def counted(folder: Path, **options: Any) -> ChatRenderer:
+        read.append(folder)
+        return plain(folder, **options)
+
+    monkeypatch.setattr(ChatRenderer, "from_folder", counted)
+    measured = []
+    for job, times in zip(jobs, (0, 1), strict=True):
+        run_pipeline(job, "preflight")
+        assert read == [job.model.path] * times
+        findings = read_json(job.run / "preflight.json")["findings"]
+        measured += [f["measured"] for f in findings if f["check"] == "single_tokens"]
+    assert measured[1] == "1 texts are one token each" != measured[0]
+
+
 def test_fit_changes_what_is_needed_and_says_so(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +152,23 @@ def test_fit_changes_what_is_needed_and_says_so(
     run_pipeline(job, "preflight")
     findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
     assert findings["memory"]["level"] == "ok"
+
+
+def test_rows_are_compared_with_the_prompts_once_with_fit_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    plain = contamination.contaminated_prompts
+
+    def counted(rows: Any, prompts: Any) -> Any:
+        compared.append(len(rows))
+        return plain(rows, prompts)
+
+    monkeypatch.setattr(contamination, "contaminated_prompts", counted)
+    job = fitted(lambda more: job_of(place, *more))
+    assert compared == []
+    run_pipeline(job, "preflight")
+    assert compared == [24]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlx_ft import inference
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
@@ -12,7 +14,7 @@ from mlx_ft.measuring import probe
 from mlx_ft.models import resolve_model
 from mlx_ft.probe import QUESTIONS, Answer, Probe, chat_facts, model_facts, probe_lines, record
 from mlx_ft.stages import probe_file
-from tests.tiny import write_tiny_model
+from tests.tiny import write_place, write_tiny_model
 
 
 @pytest.fixture
@@ -56,6 +58,26 @@ def test_a_random_model_is_stopped_and_not_written_down(
     said = capsys.readouterr().err
     assert all(question in said for question in QUESTIONS)
     assert not probe_file(resolve_model(str(tiny), None, print)).exists()
+
+
+def test_the_suites_are_asked_of_the_model_that_was_looked_at(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are read once, and its random answers let pass so that the suite is asked."""
+    write_place(tiny.parent)
+    read: list[Path] = []
+    plain = inference.load_weights
+
+    def counted(folder: Path, low_memory: bool = False) -> Any:
+        read.append(folder)
+        return plain(folder, low_memory)
+
+    monkeypatch.setattr(inference, "load_weights", counted)
+    monkeypatch.setattr("mlx_ft.probe.TOO_MANY_DEGENERATE", len(QUESTIONS) + 1)
+    probe(str(tiny), None, False, [tiny.parent / "suite.yaml"], Console())
+    assert len(read) == 1
+    assert "over 3 prompts" in capsys.readouterr().err
+    assert probe_file(resolve_model(str(tiny), None, print)).exists()
 
 
 def found(tiny: Path, *answers: Answer) -> Probe:

@@ -14,7 +14,7 @@ from mlx_ft.miniature import miniature_config, miniature_sets, write_miniature
 from mlx_ft.models import resolve_model
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.recipe_loading import load_recipe
-from tests.tiny import TINY_CONFIGS, write_rows, write_tiny_model, write_tiny_tokenizer
+from tests.tiny import TINY_CONFIGS, write_random_model, write_rows, write_tiny_model
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -33,23 +33,9 @@ REST = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 
 
 def write_stand_in(folder: Path, shape: dict[str, Any], bits: int | None) -> Path:
     """Write a random model as deep as a real one and narrow, with a tokenizer of its own."""
-    import mlx.nn as nn
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
-
-    write_tiny_tokenizer(folder)
     depth = shape["num_hidden_layers"]
     config = miniature_config(shape) | REST | {"vocab_size": 320, "num_hidden_layers": depth}
-    model_class, arguments_class = _get_classes(config)
-    mx.random.seed(0)
-    model = model_class(arguments_class.from_dict(config))
-    if bits is not None:
-        nn.quantize(model, group_size=64, bits=bits)
-        config["quantization"] = {"group_size": 64, "bits": bits}
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    return write_random_model(folder, config, bits=bits, group_size=64)
 
 
 def run_cli(*arguments: str) -> None:

@@ -27,6 +27,7 @@ from mlx_ft.runs import (
     read_json,
     read_json_lines,
     read_manifest,
+    replacing,
     require_free_bytes,
     run_folder,
     seal,
@@ -229,6 +230,20 @@ def test_json_that_cannot_be_written_leaves_the_old_file(
     with pytest.raises(OSError, match="No space"):
         write_json(path, {"new": True})
     assert read_json(path) == {"old": True}
+
+
+@pytest.mark.parametrize("name", [None, "value.part"])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, name: str | None) -> None:
+    path, partial = tmp_path / "value", tmp_path / name if name else None
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path, partial) as fresh:
+        fresh.write_text("new")
+        assert path.read_text() == "old" and (partial is None or fresh == partial)
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path, partial) as fresh:
+        fresh.write_text("new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=5)

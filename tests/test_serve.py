@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from mlx_ft import serve as module
 from mlx_ft.console import Console
 from mlx_ft.errors import RunError
 from mlx_ft.measuring import chat_turns
@@ -135,6 +136,27 @@ def test_a_column_that_is_not_there_is_a_message(finished_run: Path) -> None:
     console = Console(io.StringIO())
     with pytest.raises(RunError, match="not whole"):
         list(serve(finished_run, column="quantized", host="127.0.0.1", port=1, console=console))
+
+
+@pytest.mark.parametrize("says", ["", "ready"])
+def test_a_model_that_never_comes_ends_it(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    """Whether it hangs while it loads or before it listens: a message, and nobody is left."""
+    pid = tmp_path / "pid"
+    code = (
+        f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))\n"
+        f"print({says!r}, end='\\n' if {says!r} else '', flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(
+        module, "server_command", lambda *_: [sys.executable, "-I", "-S", "-c", code]
+    )
+    monkeypatch.setattr(module, "LOADING_SECONDS", 2.0)
+    console, port = Console(io.StringIO()), free_port()
+    with pytest.raises(RunError, match=r"cannot answer after 2\.00 s"):
+        list(serve(finished_run, column="quantized", host="127.0.0.1", port=port, console=console))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_a_model_that_cannot_be_loaded_ends_it(finished_run: Path) -> None:

@@ -5,9 +5,12 @@ With a model, rows, a suite and a recipe to it.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+    import mlx.nn as nn
+
     from mlx_ft.stages import Job
 
 CHATML_TEMPLATE = (
@@ -178,7 +181,7 @@ def write_tiny_sentencepiece(folder: Path, kind: str) -> Path:
     return folder
 
 
-TINY_CONFIGS = {
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "llama",
         "hidden_size": 64,
@@ -253,42 +256,65 @@ TINY_CONFIGS = {
 }
 
 
-def write_tiny_model(
-    folder: Path, model_type: str = "llama", *, bits: int | None = 4, layers: int = 2, seed: int = 0
-) -> Path:
-    """Write a complete random model folder, quantized in groups of 32 unless `bits` is None."""
+def random_model(config: dict[str, Any], seed: int = 0) -> "nn.Module":
+    """Return mlx-lm's model of this config, with the weights that a seed gives it."""
     import mlx.core as mx
-    import mlx.nn as nn
-    from mlx.utils import tree_flatten
     from mlx_lm.utils import _get_classes
 
-    write_tiny_tokenizer(folder)
-    config = TINY_CONFIGS[model_type] | {"num_hidden_layers": layers}
     model_class, arguments_class = _get_classes(config)
     mx.random.seed(seed)
-    model = model_class(arguments_class.from_dict(config))
-    if bits is not None:
-        nn.quantize(model, group_size=32, bits=bits)
-        config["quantization"] = {"group_size": 32, "bits": bits}
-    weights = dict(tree_flatten(model.parameters()))
+    model: nn.Module = model_class(arguments_class.from_dict(config))
+    return model
+
+
+def write_model_files(folder: Path, config: dict[str, Any], weights: dict[str, "mx.array"]) -> Path:
+    """Write config.json and model.safetensors into `folder`; return it."""
+    import mlx.core as mx
+
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
-def write_random_weights(folder: Path, config: dict[str, object], seed: int = 0) -> Path:
+def write_random_model(
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    bits: int | None = None,
+    group_size: int = 32,
+    seed: int = 0,
+) -> Path:
+    """Write a random model of this config with the tiny tokenizer, quantized if `bits` is given."""
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    write_tiny_tokenizer(folder)
+    model = random_model(config, seed)
+    if bits is not None:
+        nn.quantize(model, group_size=group_size, bits=bits)
+        config = config | {"quantization": {"group_size": group_size, "bits": bits}}
+    return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
+
+
+def write_tiny_model(
+    folder: Path, model_type: str = "llama", *, bits: int | None = 4, layers: int = 2, seed: int = 0
+) -> Path:
+    """Write a complete random model folder, quantized in groups of 32 unless `bits` is None."""
+    config = TINY_CONFIGS[model_type] | {"num_hidden_layers": layers}
+    return write_random_model(folder, config, bits=bits, seed=seed)
+
+
+def write_random_weights(folder: Path, config: dict[str, Any], seed: int = 0) -> Path:
     """Write a float16 model of this config with the tokenizer that `folder` has (or the tiny one).
 
     Every tensor is random, norms and biases too, and large enough that each one matters.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
 
     if not (folder / "tokenizer.json").exists():
         write_tiny_tokenizer(folder)
-    model_class, arguments_class = _get_classes(config)
-    model = model_class(arguments_class.from_dict(config))
+    model = random_model(config)
     if config["model_type"] == "gemma3_text":
         model.pop("lm_head")  # as its sanitize does for a folder without one
     mx.random.seed(seed)
@@ -305,9 +331,7 @@ def write_random_weights(folder: Path, config: dict[str, object], seed: int = 0)
         else:
             array = 1.5 * noise / array.shape[-1] ** 0.5
         weights[name] = array.astype(mx.float16)
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    return write_model_files(folder, config, weights)
 
 
 def write_rows(folder: Path, train: int = 24, valid: int = 6) -> Path:

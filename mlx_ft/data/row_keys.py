@@ -13,7 +13,7 @@ from typing import Any
 from mlx_ft.data.messages import Complaint
 from mlx_ft.data.problems import shown
 from mlx_ft.recipe import DataRecipe, RowFilter
-from mlx_ft.recipe_values import number_from_text
+from mlx_ft.recipe_values import is_number, number_from_text
 
 LARGEST_WEIGHT = 1e6
 
@@ -73,7 +73,7 @@ def _asked(value: Mapping[str, Any], rule: RowFilter) -> tuple[Complaint | None,
     if rule.at_least is None and rule.at_most is None:
         return None, None
     number = number_from_text(given)
-    if not _is_number(number):
+    if not is_number(number):
         found = f"{name} is {shown(given)}, not a number"
         return Complaint("filter not a number", found, "write a number, or change data.keep"), None
     if rule.at_least is not None and number < rule.at_least:
@@ -92,21 +92,17 @@ def weight_and_order(
     complaints = []
     # A CSV file has texts only.
     weight = 1 if keys.weight is None else number_from_text(value.get(keys.weight, 1))
-    if not _is_number(weight) or not 0 <= weight < LARGEST_WEIGHT:
+    if not is_number(weight) or not 0 <= weight < LARGEST_WEIGHT:
         found = f"{keys.weight} is {shown(weight)}, not a weight"
         complaints.append(Complaint("weight not a number", found, "write a number from 0 on"))
         weight = 1
     order = None
     if keys.order is not None:
         order = number_from_text(value.get(keys.order))
-        if not _is_number(order) and not isinstance(order, str):
+        if not is_number(order) and not isinstance(order, str):
             found = f"{keys.order} is {shown(order)}, which orders nothing"
             if keys.order not in value:
                 found = f"has no {keys.order} to be ordered by"
             complaints.append(Complaint("no order", found, "write a number or a text"))
             order = None
     return float(weight), order, complaints
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

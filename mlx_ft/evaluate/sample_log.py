@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mlx_ft.runs import replacing
+
 Row = dict[str, Any]
 
 # Readers that use str.splitlines would cut a line at these.
@@ -54,12 +56,8 @@ def append(stream: BinaryIO, row: Mapping[str, Any]) -> None:
 
 def rewrite(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the log by these rows, so that a reader sees the old or the new file whole."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with fresh.open("wb") as stream:
-        stream.write(b"".join(json_line(row) for row in rows))
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_bytes(b"".join(json_line(row) for row in rows))
 
 
 def _row(line: bytes) -> Row | None:

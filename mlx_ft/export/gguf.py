@@ -7,9 +7,7 @@ weight beyond that type's rounding, or leave a file behind that looks finished a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from mlx_ft.errors import Fault, GateFailed, ModelError
 from mlx_ft.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from mlx_ft.gguf_support import GgufKind, ModelShape, model_shape
 from mlx_ft.models import read_config
+from mlx_ft.runs import replacing
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +62,7 @@ def write_gguf(model_folder: Path, file: Path, kind: GgufKind) -> int:
     tokenizer = read_tokenizer(model_folder, shape.vocabulary)
     arrays = _lazy_arrays(model_folder)
     tensors = _plan(arrays, shape, kind, model_folder)
-    with _finished_only(file) as part:
+    with replacing(file, file.with_name(f"{file.name}.part")) as part:
         writer = gguf.GGUFWriter(part, shape.architecture)
         try:
             _state_model(writer, shape, kind, file.stem)
@@ -88,22 +87,6 @@ def write_gguf(model_folder: Path, file: Path, kind: GgufKind) -> int:
         finally:
             writer.close()
     return file.stat().st_size
-
-
-@contextmanager
-def _finished_only(file: Path) -> Iterator[Path]:
-    """Yield a name to write to; it becomes `file` when nothing was raised, else it goes."""
-    part = file.with_name(f"{file.name}.part")
-    try:
-        yield part
-        descriptor = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _shape(folder: Path) -> ModelShape:

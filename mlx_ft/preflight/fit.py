@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from mlx_ft.hardware import format_bytes
 from mlx_ft.preflight.findings import PreflightInput
-from mlx_ft.preflight.forecast import quantized_bytes_each
+from mlx_ft.preflight.forecast import FLOAT32_BYTES, HALF_BYTES, quantized_bytes_each
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import MemoryForecast, Weights, training_memory
 from mlx_ft.preflight.shapes import ModelShape, model_shape
@@ -23,7 +23,6 @@ from mlx_ft.recipe import TrainRecipe
 # Metal's own limit is two thirds up to 36 GB and three quarters above.
 SMALL_MAC_BYTES, SMALL_MAC_SHARE, LARGE_MAC_SHARE = 36_000_000_000, 2 / 3, 3 / 4
 OTHER_SHARE = 0.9
-HALF_BYTES, FLOAT32_BYTES = 2, 4
 GROUP_SIZE = 64
 
 

@@ -7,7 +7,6 @@ anything from anywhere, or use a script.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from mlx_ft.report.samples import conversation, read_suite_samples, written
 from mlx_ft.report.summary import read_document
 from mlx_ft.report.text import clean, excerpt
 from mlx_ft.report.verdict import absence, verdict
+from mlx_ft.runs import replacing
 
 REPORT = "report.html"
 TEXT_LIMIT = 1500  # characters of one output that are shown
@@ -37,15 +37,10 @@ def write_report(run: Path) -> Path:
     """
     page = report_html(run)
     path = run / REPORT
-    fresh = path.with_name(f".{REPORT}.{os.getpid()}.tmp")
     try:
-        with fresh.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(page)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
+        with replacing(path) as fresh:
+            fresh.write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         found = f"cannot be written ({error.strerror})"
         raise RunError(Fault(str(path), found, "make the folder writable or free space")) from error
     return path

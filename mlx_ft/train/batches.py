@@ -2,8 +2,8 @@
 
 Every epoch visits every row once, in batches drawn at random, or in the rows' own order where a
 recipe wants that. Rows of similar length are not put into one batch: then each batch is of one
-kind, and held-out loss came out 1 % higher (LOG.md). Little is padded all the same, because each
-batch goes through the model in parts of similar length (`steps.py`).
+kind, and held-out loss came out 1 % higher (LOG.md). Nothing is padded all the same, because the
+rows of a batch go through the model behind each other (`packing.py`).
 The plan depends on (rows, batch_size, seed, epoch) alone, so a resumed run finds its place by
 counting.
 """

@@ -11,7 +11,8 @@ logits are only worth computing where a token is trained.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import read_lazily
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.train.packing import Packing, packed
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -34,6 +36,7 @@ class Forward(Protocol):
     note: str
     frozen_layers: int
     head_is_frozen: bool
+    packs: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return what the frozen part makes of ids (B, T)."""
@@ -41,11 +44,11 @@ class Forward(Protocol):
     def evaluate(self, *arrays: Any) -> None:
         """Evaluate what was computed with the frozen part, alone or not."""
 
-    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+    def top(self, ids: mx.array, prefix: mx.array, packing: Packing | None = None) -> mx.array:
         """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
 
-        The first `shared_tokens` are the same in every row; their final states are not wanted and
-        may be zero.
+        With a `packing`, which only a forward that `packs` takes, B is 1 and the sequence holds
+        rows behind each other.
         """
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -108,14 +111,15 @@ class SplitForward:
     ) -> None:
         inner = model.model
         self.note = ""
+        self.packs = False  # until it is proved
         self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self.layer_count = len(inner.layers)
-        self._grad_checkpoint = grad_checkpoint
+        self._packing: Packing | None = None
         self.streamed_from = weights
         self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
         if grad_checkpoint:
-            tops = [checkpointed(layer) for layer in tops]
+            tops = [checkpointed(layer, self._rows_apart) for layer in tops]
         self._prefix = Part(inner, 0, self._frozen, norm=False)
         self._top = Part(inner, frozen_layers, tops, norm=True)
         self._head = copy.copy(model)
@@ -137,16 +141,13 @@ class SplitForward:
         """Return the prefix of ids (B, T) that follow what the layers' `caches` hold."""
         return self._prefix(ids, caches=caches)
 
-    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
-        # Layers that are computed twice would put keys and values into the recorders twice.
-        if shared_tokens == 0 or self._grad_checkpoint:
-            return self._top(ids, prefix)
-        recorders = [Recorder() for _ in range(self.layer_count)]
-        self._top(ids[:1, :shared_tokens], prefix[:1, :shared_tokens], recorders)
-        followers = [Follower(recorder, shared_tokens) for recorder in recorders]
-        rest = self._top(ids[:, shared_tokens:], prefix[:, shared_tokens:], followers)
-        unused = mx.zeros((rest.shape[0], shared_tokens, rest.shape[2]), rest.dtype)
-        return mx.concatenate([unused, rest], axis=1)
+    def _rows_apart(self, model: nn.Module) -> AbstractContextManager[None]:
+        return packed(model, self._packing)
+
+    def top(self, ids: mx.array, prefix: mx.array, packing: Packing | None = None) -> mx.array:
+        # Kept until the next call: layers that are computed twice ask for it then.
+        self._packing = packing
+        return self._top(ids, prefix, within=self._rows_apart)
 
     def head(self, hidden: mx.array) -> mx.array:
         logits: mx.array = self._head(hidden[None])[0]
@@ -165,6 +166,7 @@ class PlainForward:
         self.frozen_layers = 0
         # What is called hidden here are the logits, and nothing comes after them.
         self.head_is_frozen = True
+        self.packs = False
         self._model = model
 
     def prefix(self, ids: mx.array) -> mx.array:
@@ -173,7 +175,8 @@ class PlainForward:
     def evaluate(self, *arrays: Any) -> None:
         mx.eval(*arrays)
 
-    def top(self, ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+    def top(self, ids: mx.array, prefix: mx.array, packing: Packing | None = None) -> mx.array:
+        assert packing is None, "its rows are padded"
         logits: mx.array = self._model(ids)
         return logits
 
@@ -224,22 +227,49 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     return Proof(worst, EQUAL_TOLERANCE)
 
 
+def prove_packing(split: SplitForward, row: Sequence[int]) -> Proof:
+    """Compare a row and its second half behind each other with the two one by one: the final hidden
+    states at every position.
+    """
+    rows = [mx.array([list(row)]), mx.array([list(row[len(row) // 2 :])])]
+    prefixes = []
+    for each in rows:  # one by one, so that streamed weights are not held for the second
+        prefixes.append(split.prefix(each))
+        split.evaluate(prefixes[-1])
+    ids, prefix = (mx.concatenate(arrays, axis=1) for arrays in (rows, prefixes))
+    together = split.top(ids, prefix, Packing(0, tuple(ids.shape[1] for ids in rows)))
+    one_by_one = [split.top(*pair) for pair in zip(rows, prefixes, strict=True)]
+    apart = mx.concatenate(one_by_one, axis=1)
+    split.evaluate(together, apart)
+    return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
+
+
+def _can_pack(split: SplitForward, row: Sequence[int]) -> bool:
+    try:
+        return prove_packing(split, row).holds
+    except Exception:  # any model's code, called in a way that its author did not plan
+        return False
+
+
 def trained_outside_layers(model: nn.Module) -> list[str]:
     """Return the trainable parameters that are in no layer: of the embedding, norm or head."""
     names = (name for name, _ in tree_flatten(model.trainable_parameters()))
     return [name for name in names if "layers" not in name.split(".")]
 
 
-def checkpointed(layer: nn.Module) -> nn.Module:
+def checkpointed(
+    layer: nn.Module, within: Callable[[nn.Module], AbstractContextManager[None]]
+) -> nn.Module:
     """Return a stand-in for a layer, with the same parameters, that keeps none of its activations
-    for the backward pass but computes them again (Chen et al., arXiv 1604.06174).
+    for the backward pass but computes them again (Chen et al., arXiv 1604.06174), `within` the same
+    context.
     """
     original = type(layer)
 
     def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
         def compute(parameters: Any, *arguments: Any) -> mx.array:
             layer.update(parameters)
-            with fast_math(layer):  # the second time nobody else is around it
+            with fast_math(layer), within(layer):  # the second time nobody else is around it
                 outputs: mx.array = layer(*arguments, **named)
             return outputs
 
@@ -284,9 +314,11 @@ def choose_forward(
             f"plain forward: the split of {name} differs by {proof.relative_difference:.1e} "
             f"(limit {proof.tolerance:.0e})",
         )
+    split.packs = _can_pack(split, max(rows, key=len))
     split.note = (
         f"{frozen} of {len(inner.layers)} layers frozen, computed once a row; logits only at "
         f"trained tokens; equal to the plain forward within {proof.relative_difference:.1e}"
+        + ("; rows behind each other, unpadded" if split.packs else "; rows padded")
         + ("; activations computed twice" if grad_checkpoint else "")
         + ("; frozen weights read when needed" if split.streamed_from else "")
     )

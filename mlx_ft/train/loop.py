@@ -25,7 +25,7 @@ from mlx_ft.train.checkpoints import (
     save_checkpoint,
 )
 from mlx_ft.train.job import Listener, SegmentOver, TrainingJob, TrainingResult
-from mlx_ft.train.losses import Batch, cross_entropy_sum, make_batch
+from mlx_ft.train.losses import Batch, cross_entropy_sum
 from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile
 from mlx_ft.train.prefix import PrefixCache, content_key
 from mlx_ft.train.prefix_store import Place
@@ -92,8 +92,8 @@ class _Run:
             return Position()
         return restore_checkpoint(checkpoints[-1], self.job.model, self.optimizer)
 
-    def _loss(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> mx.array:
-        return cross_entropy_sum(self.job.forward, batch, prefix, shared_tokens)
+    def _loss(self, batch: Batch, prefix: mx.array) -> mx.array:
+        return cross_entropy_sum(self.job.forward, batch, prefix)
 
     def plan(self, start: int) -> Iterator[MiniBatch]:
         """Return the mini-batches after iteration `start`."""
@@ -130,11 +130,10 @@ class _Run:
         total, weight, tokens = 0.0, 0.0, 0
         prefix = self.validation_prefix
         for mini_batch in self.validation_batches:
-            for rows in self._micro_batches(self.job.validation_rows, mini_batch):
-                batch = make_batch(self.job.validation_rows, rows)
-                before, shared = prefix.batch(batch), prefix.shared_tokens
+            for batch in self._micro_batches(self.job.validation_rows, prefix, mini_batch):
+                before = prefix.batch(batch)
                 total += scalar(
-                    cross_entropy_sum(self.job.forward, batch, before, shared, with_gradient=False)
+                    cross_entropy_sum(self.job.forward, batch, before, with_gradient=False)
                 )
                 weight += batch.weight
                 tokens += batch.trained_tokens
@@ -165,22 +164,24 @@ class _Run:
         self.metrics.add(metric)
         self.listener.metric(metric)
 
-    def _micro_batches(self, split: TokenizedSplit, rows: Sequence[int]) -> list[tuple[int, ...]]:
-        return micro_batches(split.lengths, rows, self.job.recipe.micro_batch_tokens)
+    def _micro_batches(
+        self, split: TokenizedSplit, prefix: PrefixCache, rows: Sequence[int]
+    ) -> Iterator[Batch]:
+        limit_tokens = self.job.recipe.micro_batch_tokens
+        return micro_batches(split, rows, prefix.shared_tokens, limit_tokens)
 
     def step(self, mini_batch: MiniBatch) -> None:
         """Train one mini-batch; update the weights when it completes its accumulation window."""
         self.job.model.train()
         first_seed = self.job.recipe.seed * 1_000_003 + mini_batch.iteration
         prefix = self.train_prefix
-        groups = self._micro_batches(self.job.train_rows, mini_batch.rows)
-        for index, rows in enumerate(groups):
-            batch = make_batch(self.job.train_rows, rows)
+        batches = self._micro_batches(self.job.train_rows, prefix, mini_batch.rows)
+        for index, batch in enumerate(batches):
             before = prefix.batch(batch)
             # Dropout depends on (seed, iteration, group) alone: a resumed run draws the same masks,
             # and so does one whose frozen layers, read again, drew first weights just now.
             mx.random.seed(first_seed * SEEDS_PER_ITERATION + index)
-            loss = self.window.add(batch, before, prefix.shared_tokens)
+            loss = self.window.add(batch, before)
             self._count(batch, loss)
         now = time.perf_counter()
         self.position = replace(

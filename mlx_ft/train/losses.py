@@ -6,16 +6,19 @@ batch 4 = batch 1 x accumulation 4). mlx-lm averages averages and counts one pad
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
 
 from mlx_ft.cpu_math import exp_of_differences
-from mlx_ft.tokens import TokenizedSplit, pad_rows
+from mlx_ft.tokens import TokenizedSplit, Weights, pad_rows
 from mlx_ft.train.forward import Forward
+from mlx_ft.train.packing import Packing
 
 # Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they
 # are small; smaller ones would make the matrix product inefficient.
@@ -24,14 +27,18 @@ LOGITS_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows: `ids` (B, T), and of the N trained predictions the flat `positions` within
-    (B x T) that predict them, their `targets` and `weights` (None: each weighs 1, and `weight` is
-    their number, else their sum); `tokens` counts real (unpadded) ones."""
+    """Rows that go through the model together: `ids` (B, T), a row each and padded, or (1, T), the
+    rows behind each other as their `packing` says.
+
+    Of the N trained predictions: the flat `positions` within (B x T) that predict them, their
+    `targets` and `weights` (None: each weighs 1, and `weight` is their number, else their sum).
+    `lengths` are those of the rows, unpadded.
+    """
 
     ids: mx.array
+    packing: Packing | None
     positions: mx.array
     targets: mx.array
-    tokens: int
     trained_tokens: int
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -39,58 +46,71 @@ class Batch:
     weight: float
 
     @property
+    def tokens(self) -> int:
+        """Real tokens, those that rows share counted for each."""
+        return sum(self.lengths)
+
+    @property
     def padded_tokens(self) -> int:
-        """Tokens of the padded rows."""
-        return int(self.ids.size)
+        """Tokens of the rows with their padding."""
+        return int(self.ids.size) if self.packing is None else self.tokens
 
 
-def make_batch(split: TokenizedSplit, rows: tuple[int, ...]) -> Batch:
-    """Return the rows padded on the right to the longest of them.
+def make_batch(
+    split: TokenizedSplit, rows: tuple[int, ...], shared_tokens: int | None = None
+) -> Batch:
+    """Return the rows padded on the right to the longest of them; or with `shared_tokens` behind
+    each other, the first so many of them, which are the same in all rows, only once.
 
-    The last token of a row predicts nothing, so T is one less than the longest row. Padding is
-    never a target and, with causal attention, never seen by a real token.
+    The last token of a row predicts nothing, so it does not go through the model. Padding is never
+    a target and, with causal attention, never seen by a real token.
     """
     contents = [split.row(row) for row in rows]
-    padded = pad_rows([ids[:-1] for ids, _ in contents])
-    width = padded.shape[1]
-    positions, targets, weights = [], [], []
-    for index, (ids, trained) in enumerate(contents):
-        predicted = np.flatnonzero(trained[1:])
-        positions.append(index * width + predicted)
-        targets.append(ids[1:][predicted])
-        of_row = split.row_weights(rows[index])
-        if of_row is not None:
-            weights.append(of_row[1:][predicted])
-    flat_positions = np.concatenate(positions).astype(np.int32)
-    lengths = tuple(len(ids) - 1 for ids, _ in contents)
+    before = [ids[:-1] for ids, _ in contents]
+    predicted = [np.flatnonzero(trained[1:]) for _, trained in contents]
+    packing = None
+    if shared_tokens is None:
+        ids = pad_rows(before)
+        starts = [index * ids.shape[1] for index in range(len(rows))]
+    else:
+        packing = Packing(shared_tokens, tuple(len(each) - shared_tokens for each in before))
+        joined = [before[0][:shared_tokens], *(each[shared_tokens:] for each in before)]
+        ids = np.concatenate(joined)[None]
+        starts = [start - shared_tokens for start in packing.starts]
+    positions = np.concatenate([s + p for s, p in zip(starts, predicted, strict=True)])
+    targets = [each[1:][p] for (each, _), p in zip(contents, predicted, strict=True)]
+    weights = _weights_of(split, rows, predicted)
     return Batch(
-        mx.array(padded),
-        mx.array(flat_positions),
+        mx.array(ids),
+        packing,
+        mx.array(positions.astype(np.int32)),
         mx.array(np.concatenate(targets).astype(np.int32)),
-        sum(lengths),
-        len(flat_positions),
+        len(positions),
         rows,
-        lengths,
-        mx.array(np.concatenate(weights)) if weights else None,
-        float(np.concatenate(weights).sum()) if weights else float(len(flat_positions)),
+        tuple(map(len, before)),
+        None if weights is None else mx.array(weights),
+        float(len(positions) if weights is None else weights.sum()),
     )
 
 
+def _weights_of(
+    split: TokenizedSplit, rows: Sequence[int], predicted: Sequence[npt.NDArray[np.int64]]
+) -> Weights | None:
+    """Return the weights of predictions in all rows, or None when each weighs 1."""
+    of_rows = [split.row_weights(row) for row in rows]
+    found = [w[1:][p] for w, p in zip(of_rows, predicted, strict=True) if w is not None]
+    return np.concatenate(found) if found else None
+
+
 def cross_entropy_sum(
-    forward: Forward,
-    batch: Batch,
-    prefix: mx.array,
-    shared_tokens: int = 0,
-    *,
-    with_gradient: bool = True,
+    forward: Forward, batch: Batch, prefix: mx.array, *, with_gradient: bool = True
 ) -> mx.array:
     """Return the weighted sum (not mean) of cross-entropy over the batch's trained tokens, in
     float32.
 
-    The first `shared_tokens` are the same in every row, and nothing is predicted from them. Only
-    with `with_gradient` may it be differentiated.
+    Only with `with_gradient` may it be differentiated.
     """
-    hidden = forward.top(batch.ids, prefix, shared_tokens if len(batch.rows) > 1 else 0)
+    hidden = forward.top(batch.ids, prefix, batch.packing)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
     if not forward.head_is_frozen:
         logits = forward.head(trained).astype(mx.float32)

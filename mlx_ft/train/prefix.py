@@ -72,8 +72,12 @@ class PrefixCache:
         return all(row in self._store for row in range(len(self._split)))
 
     @property
-    def shared_tokens(self) -> int:
-        """How many first tokens are the same in every row and predict nothing that is trained."""
+    def shared_tokens(self) -> int | None:
+        """How many first tokens are the same in every row and predict nothing that is trained; None
+        where rows are padded instead of packed.
+        """
+        if not self._forward.packs:
+            return None
         return 0 if self._start is None else self._start.unpredicting_tokens
 
     def _compute(self, rows: Sequence[int]) -> dict[int, mx.array]:
@@ -87,14 +91,19 @@ class PrefixCache:
         return dict(zip(rows, states, strict=True))
 
     def batch(self, batch: Batch) -> mx.array:
-        """Return the prefix (B, T, hidden) of a batch, zero where it is padded."""
+        """Return the prefix of a batch: (B, T, hidden), zero where it is padded; (1, T, hidden) of
+        rows behind each other.
+        """
         if self._forward.frozen_layers == 0:
             return mx.zeros((*batch.ids.shape, 0))
         missing = [row for row in batch.rows if row not in self._store]
         computed = self._compute(missing) if missing else {}
         states = [computed[row] if row in computed else self._store.get(row) for row in batch.rows]
-        width = batch.ids.shape[1]
-        return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
+        if batch.packing is None:
+            width = batch.ids.shape[1]
+            return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
+        shared = batch.packing.shared
+        return mx.concatenate([states[0][:shared], *(s[shared:] for s in states)])[None]
 
     def fill(self, on_rows: Callable[[int, int], None]) -> None:
         """Compute every row that can be kept; `on_rows(done, of)` after each group.

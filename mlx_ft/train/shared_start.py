@@ -22,6 +22,7 @@ from mlx_ft.train.forward import (
     Recorder,
     SplitForward,
 )
+from mlx_ft.train.packing import Packing
 
 # A shorter start saves less than its extra step costs.
 MIN_START_TOKENS = 8
@@ -52,7 +53,7 @@ class SharedStart:
     """States and keys of the common start: `states` is (tokens, hidden).
 
     `unpredicting_tokens` of them predict nothing that is trained, so that the trained layers too
-    can take them once a batch instead of once a row.
+    can take them once a batch instead of once a row where rows are packed.
     """
 
     def __init__(
@@ -96,11 +97,22 @@ def choose_start(
     start = SharedStart(forward, ids, first_predicting(splits))
     median = int(np.argsort(splits[0].lengths)[len(splits[0]) // 2])
     row = splits[0].row(median)[0][:-1].tolist()
-    rows = mx.array([row, row])
-    whole = forward.prefix(rows)
-    continued = start.rows(rows)
-    shared = start.unpredicting_tokens
-    finals = (forward.top(rows, whole, tokens)[:, shared:] for tokens in (0, shared))
-    differences = (relative_difference(continued, whole), relative_difference(*finals))
+    whole = forward.prefix(mx.array([row]))
+    differences = [relative_difference(start.rows(mx.array([row])), whole)]
+    if forward.packs:
+        differences.append(_packed_difference(forward, row, start.unpredicting_tokens))
     # Written so that NaN fails.
     return start if all(each <= EQUAL_TOLERANCE for each in differences) else None
+
+
+def _packed_difference(forward: SplitForward, row: Sequence[int], shared: int) -> float:
+    """Return how far a row's final states are, when it comes second behind a start that both rows
+    share, from those that it has alone.
+    """
+    own = len(row) - shared
+    ids = mx.array([[*row, *row[shared:]]])
+    alone = mx.array([list(row)])
+    prefix = forward.prefix(alone)
+    behind = mx.concatenate([prefix, prefix[:, shared:]], axis=1)
+    together = forward.top(ids, behind, Packing(shared, (own, own)))
+    return relative_difference(together[:, -own:], forward.top(alone, prefix)[:, shared:])

@@ -1,6 +1,6 @@
 """Gradients as exact sums, and the optimizer update that they make.
 
-Does: cut a mini-batch into micro-batches of at most so many padded tokens; add up loss and gradient
+Does: cut a mini-batch into micro-batches of at most so many tokens; add up loss and gradient
 over an accumulation window; divide once, clip, and update, unless something is not finite. Does
 not: choose rows, count iterations, or know of checkpoints.
 """
@@ -8,7 +8,7 @@ not: choose rows, count iterations, or know of checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,9 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.inference import scalar
 from mlx_ft.recipe import TrainRecipe
-from mlx_ft.tokens import Offsets
-from mlx_ft.train.losses import Batch
+from mlx_ft.tokens import Offsets, TokenizedSplit
+from mlx_ft.train.losses import Batch, make_batch
+from mlx_ft.train.packing import packed_groups
 
 OPTIMIZERS = {
     "adam": optimizers.Adam,
@@ -33,8 +34,8 @@ OPTIMIZERS = {
 }
 # What a group of rows costs by itself, in the time of so many tokens.
 GROUP_COST_TOKENS = 16
-# (batch, its prefix, shared tokens) -> the sum of its loss
-LossOf = Callable[[Batch, mx.array, int], mx.array]
+# (batch, its prefix) -> the sum of its loss
+LossOf = Callable[[Batch, mx.array], mx.array]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,19 @@ def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
 
 
 def micro_batches(
+    split: TokenizedSplit, rows: Sequence[int], shared_tokens: int | None, limit_tokens: int
+) -> Iterator[Batch]:
+    """Yield the rows in batches of at most `limit_tokens`: behind each other, with `shared_tokens`
+    that all begin with, or padded when that is None.
+    """
+    if shared_tokens is None:
+        groups = padded_groups(split.lengths, rows, limit_tokens)
+    else:
+        groups = packed_groups(split.lengths, rows, shared_tokens, limit_tokens)
+    return (make_batch(split, group, shared_tokens) for group in groups)
+
+
+def padded_groups(
     lengths: Offsets, rows: Sequence[int], limit_tokens: int
 ) -> list[tuple[int, ...]]:
     """Return the rows, shortest first, in groups of at most `limit_tokens` padded tokens, such that
@@ -118,9 +132,9 @@ class GradientWindow:
         self._weight = 0.0
         self.rows: tuple[int, ...] = ()
 
-    def add(self, batch: Batch, prefix: mx.array, shared_tokens: int) -> float:
+    def add(self, batch: Batch, prefix: mx.array) -> float:
         """Add a micro-batch; return the sum of its loss, which may not be finite."""
-        loss, gradient = self._loss_and_gradient(batch, prefix, shared_tokens)
+        loss, gradient = self._loss_and_gradient(batch, prefix)
         if self._gradient is not None:
             gradient = tree_map(mx.add, self._gradient, gradient)
         mx.eval(loss, gradient)

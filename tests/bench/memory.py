@@ -22,7 +22,7 @@ from mlx_ft.preflight.memory import Weights, training_memory
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe import LoraParameters, TrainRecipe
 from tests.bench.training import write_float32_model
-from tests.tiny import write_tiny_tokenizer
+from tests.tiny import write_random_model
 
 SMALL: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
@@ -93,23 +93,11 @@ CASES: dict[str, Case] = {
 
 def write_model(name: str, folder: Path) -> None:
     """Write a model of MODELS, random unless it is the built-in one, in float32."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
-
     config = MODELS[name]
     if config is None:
         write_float32_model(folder)
-        return
-    write_tiny_tokenizer(folder)
-    mx.random.seed(0)
-    model_class, arguments_class = _get_classes(config)
-    model = model_class(arguments_class.from_dict(config))
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    (folder / "config.json").write_text(
-        json.dumps({**config, "torch_dtype": "float32"}), encoding="utf-8"
-    )
+    else:
+        write_random_model(folder, config | {"torch_dtype": "float32"})
 
 
 def write_rows(folder: Path, model: Path, tokens: int) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
-from tests.tiny import write_tiny_tokenizer
+from tests.tiny import random_model, write_tiny_tokenizer
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -45,12 +45,8 @@ RANK, SCALE, LEARNING_RATE = 8, 8.0, 1e-4
 
 def write_model(folder: Path) -> None:
     """Write random 4-bit weights of the shape, a layer at a time so that little is in memory."""
-    from mlx_lm.utils import _get_classes
-
     write_tiny_tokenizer(folder)
-    mx.random.seed(0)
-    model_class, arguments_class = _get_classes(CONFIG)
-    model = model_class(arguments_class.from_dict(CONFIG))
+    model = random_model(CONFIG)
     # Scales and norms in the type that a CPU is fast with: in bfloat16 mlx_lm's step takes hours.
     model.set_dtype(mx.float32)
     nn.quantize(model, group_size=64, bits=4)

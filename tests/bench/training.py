@@ -24,7 +24,6 @@ from typing import Any
 import yaml
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
-from mlx_ft.recipe import TrainRecipe
 from mlx_ft.train.batches import total_iterations
 from tests.bench.docstrings import write_rows
 
@@ -35,7 +34,6 @@ MAX_SEQ_LENGTH = 1024
 VALIDATIONS = 4
 # Measured afterwards by the common evaluator: more than are validated, for less noise.
 HELD_OUT_ROWS = 96
-MICRO_BATCH_TOKENS = TrainRecipe().micro_batch_tokens
 # mlx_ft preloads OpenBLAS before mlx is imported, so that both have the same.
 THEIRS = "import mlx_ft; from mlx_lm.lora import main; main()"
 
@@ -163,15 +161,12 @@ def evaluate(work: Path, adapters: list[str]) -> list[float]:
     return losses
 
 
-def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
-    """Return the tokens of one epoch: real ones, and with each engine's padding."""
-    import numpy as np
+def padded_tokens(work: Path) -> dict[str, int]:
+    """Return the tokens of one epoch: real ones, and with mlx_lm.lora's padding."""
     from mlx_lm.tuner.datasets import CacheDataset
     from mlx_lm.tuner.trainer import iterate_batches
 
     from mlx_ft.chat import ChatRenderer
-    from mlx_ft.train.batches import plan_epoch
-    from mlx_ft.train.steps import micro_batches
 
     chat = ChatRenderer.from_folder(work / "model", enable_thinking=False, date="2025-01-01")
     lines = (work / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -189,15 +184,9 @@ def padded_tokens(work: Path, arguments: argparse.Namespace) -> dict[str, int]:
 
     batches = iterate_batches(CacheDataset(Rows()), BATCH_SIZE, MAX_SEQ_LENGTH, seed=0)
     lengths = [len(row) - 1 for row in rows]
-    plan = plan_epoch(len(lengths), BATCH_SIZE, 0, 0)
     return {
         "real": sum(lengths),
         "mlx_lm.lora": sum(int(batch.size) - batch.shape[0] for batch, _ in batches),
-        "mlx-ft": sum(
-            max(lengths[row] for row in rows_together) * len(rows_together)
-            for batch in plan
-            for rows_together in micro_batches(np.array(lengths), batch, MICRO_BATCH_TOKENS)
-        ),
     }
 
 
@@ -215,6 +204,17 @@ def matmul_gflops() -> float:
     return 2 * 512 * 1536 * 1536 / best / 1e9
 
 
+def metrics_of(run: Run) -> list[dict[str, Any]]:
+    """Return what a run of mlx-ft reported."""
+    lines = (Path(run.adapter).parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def padding_share(run: Run) -> float:
+    """Return the largest share of padding that a run of mlx-ft reported."""
+    return max(m["padding_share"] for m in metrics_of(run) if m["kind"] == "train")
+
+
 def step_gflops(work: Path, run: Run, layers: int) -> float:
     """Return the useful rate of mlx-ft's steps in the last epoch, to set beside matmul_gflops.
 
@@ -223,8 +223,7 @@ def step_gflops(work: Path, run: Run, layers: int) -> float:
     within which nothing was validated.
     """
     folder = Path(run.adapter).parent
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = [json.loads(line) for line in lines]
+    metrics = metrics_of(run)
     validated = {m["iteration"] for m in metrics if m["kind"] == "validation"}
     reports = [m for m in metrics if m["kind"] == "train"]
     paces = [
@@ -310,7 +309,8 @@ def main() -> None:
             for run in done
             if run.engine == "mlx-ft"
         ],
-        "tokens_an_epoch": padded_tokens(work, arguments),
+        "padding_share": [round(padding_share(r), 4) for r in done if r.engine == "mlx-ft"],
+        "tokens_an_epoch": padded_tokens(work),
         "runs": [asdict(run) for run in done],
     }
     if arguments.only is None:

@@ -1,6 +1,6 @@
 // Ask llama.cpp, through node-llama-cpp, about one GGUF: node llama_cpp.mjs JOB.json ANSWERS.json
 //
-// JOB: library, model, context_tokens, threads, texts, stop_ids, prompts, max_tokens, probes.
+// JOB: package_file, model, context_tokens, threads, texts, stop_ids, prompts, max_tokens, probes.
 // ANSWERS: tokenized (ids of each text), stops (whether each id ends an answer), template,
 // generated (ids of each greedy answer, the stop token included), probabilities (of every token
 // after each probe).
@@ -8,7 +8,7 @@ import {readFileSync, writeFileSync} from "node:fs";
 import {pathToFileURL} from "node:url";
 
 const job = JSON.parse(readFileSync(process.argv[2], "utf8"));
-const {getLlama} = await import(pathToFileURL(job.library).href);
+const {getLlama} = await import(pathToFileURL(job.package_file).href);
 const llama = await getLlama({
     gpu: false, build: "never", logLevel: "error", maxThreads: job.threads
 });

@@ -62,7 +62,7 @@ class Answers:
 
 
 def ask(file: Path, **questions: Any) -> Answers:
-    job = {"library": str(LIBRARY), "model": str(file), "context_tokens": 512, "threads": 1}
+    job = {"package_file": str(LIBRARY), "model": str(file), "context_tokens": 512, "threads": 1}
     asked = {"texts": [], "stop_ids": [], "prompts": [], "probes": [], "max_tokens": MAX_TOKENS}
     job_file, answers_file = file.with_suffix(".job.json"), file.with_suffix(".answers.json")
     job_file.write_text(json.dumps(job | asked | questions), encoding="utf-8")

@@ -12,7 +12,7 @@ from mlx_ft.train.batches import (
     total_iterations,
     total_updates,
 )
-from mlx_ft.train.steps import micro_batches
+from mlx_ft.train.steps import padded_groups
 
 ROWS = st.integers(1, 200)
 
@@ -35,10 +35,11 @@ def test_a_resumed_plan_is_the_rest_of_the_plan(
 
 
 def test_batches_drawn_at_random_pad_little() -> None:
-    """Each is cut into parts of similar length; mlx-lm pads 25 % and more."""
+    """Where rows cannot be packed each is cut into parts of similar length; mlx-lm pads 25 % and
+    more."""
     lengths = np.random.default_rng(0).lognormal(4.5, 0.8, 600).astype(int) + 2
     batches = plan_epoch(len(lengths), 4, 0, 0)
-    groups = [group for batch in batches for group in micro_batches(lengths, batch, 1024)]
+    groups = [group for batch in batches for group in padded_groups(lengths, batch, 1024)]
     padded = sum(max(int(lengths[row]) for row in group) * len(group) for group in groups)
     assert 1 - lengths.sum() / padded < 0.03
 

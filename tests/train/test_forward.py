@@ -168,10 +168,11 @@ def test_known_models_get_the_split_and_it_says_so(model_folder: Path, adapted_l
 
 
 def loss_and_gradient(
-    model: nn.Module, forward: Forward, rows: TokenizedSplit
+    model: nn.Module, forward: Forward, rows: TokenizedSplit, shared_tokens: int | None = None
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Return loss and adapter gradient of one padded batch, as the training computes them."""
-    batch = make_batch(rows, tuple(range(len(rows))))
+    """Return loss and adapter gradient of one batch, padded unless tokens may be shared, as the
+    training computes them."""
+    batch = make_batch(rows, tuple(range(len(rows))), shared_tokens)
     prefix = PrefixCache(forward, rows, 1 << 20).batch(batch)
     function = nn.value_and_grad(model, lambda b, p: cross_entropy_sum(forward, b, p))
     loss, gradient = function(batch, prefix)

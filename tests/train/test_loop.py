@@ -15,7 +15,8 @@ from mlx_ft.train.checkpoint_folder import complete_checkpoints
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.steps import build_optimizer, micro_batches
+from mlx_ft.train.packing import Packing
+from mlx_ft.train.steps import build_optimizer, padded_groups
 from tests.train.conftest import MakeJob, listener, random_rows
 
 
@@ -180,9 +181,9 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: Mak
     job = make_job(iterations=13, batch_size=1, steps_per_report=13)
     right = job.forward.top
 
-    def broken(ids: mx.array, prefix: mx.array, shared_tokens: int = 0) -> mx.array:
+    def broken(ids: mx.array, prefix: mx.array, packing: Packing | None) -> mx.array:
         is_row = ids.shape == poisoned.shape and bool((ids == poisoned).all().item())
-        return right(ids, prefix, shared_tokens) * (float("nan") if is_row else 1.0)
+        return right(ids, prefix, packing) * (float("nan") if is_row else 1.0)
 
     poisoned = mx.array([job.train_rows.row(5)[0][:-1].tolist()])
     job.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
@@ -195,19 +196,22 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: Mak
     assert np.isfinite(report["loss"]) and report["skipped_updates"] == 1
 
 
-def test_a_report_says_norm_padding_and_epoch(make_job: MakeJob) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_report_says_norm_padding_and_epoch(make_job: MakeJob, packs: bool) -> None:
     metrics: list[Metric] = []
     job = make_job(batch_size=4, iterations=8, steps_per_report=4)
+    job.forward.packs = packs
     train(job, listener(metrics))
     first, second = (m for m in metrics if m["kind"] == "train")
     assert (first["epoch"], second["epoch"]) == (0, 1)
     lengths = job.train_rows.lengths - 1
     plans = [[b.rows for b in plan_run(len(job.train_rows), 4, 0, 8)][i : i + 4] for i in (0, 4)]
     for report, plan in zip((first, second), plans, strict=True):
-        parts = [part for rows in plan for part in micro_batches(lengths, rows, 1024)]
+        parts = [part for rows in plan for part in padded_groups(lengths, rows, 1024)]
         padded = sum(int(lengths[list(part)].max()) * len(part) for part in parts)
         real = sum(int(lengths[list(rows)].sum()) for rows in plan)
-        assert report["padding_share"] == pytest.approx(1 - real / padded)
+        assert report["padding_share"] == (0 if packs else pytest.approx(1 - real / padded))
+        assert packs or padded > real
         assert 0 < report["gradient_norm"] < 1e3
 
 

@@ -1,13 +1,9 @@
 """Frozen layers that are read when they are needed: the same training, and they are not held."""
 
-import json
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
-from mlx.utils import tree_flatten
-from mlx_lm.utils import _get_classes
 from safetensors.numpy import load_file
 
 from mlx_ft.inference import load_weights, release
@@ -15,7 +11,7 @@ from mlx_ft.train.adapters import save_adapter
 from mlx_ft.train.forward import SplitForward, choose_forward
 from mlx_ft.train.loop import train
 from mlx_ft.train.prefix import PrefixCache
-from tests.tiny import TINY_CONFIGS, write_tiny_model
+from tests.tiny import TINY_CONFIGS, write_random_model, write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
 ROWS = random_rows(13, seed=1)
@@ -49,17 +45,12 @@ def test_the_adapter_has_the_same_bits(make_job: MakeJob, tmp_path: Path, cache:
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve layers of 4 MB each, and nearly nothing else."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("wide"), bits=None)
     config = TINY_CONFIGS["llama"] | {
         "num_hidden_layers": LAYERS,
         "hidden_size": 256,
         "intermediate_size": 1024,
     }
-    model_class, arguments_class = _get_classes(config)
-    model: nn.Module = model_class(arguments_class.from_dict(config))
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
+    return write_random_model(tmp_path_factory.mktemp("wide"), config)
 
 
 def peak_of_start_and_prefix(folder: Path, low_memory: bool) -> int:

@@ -29,7 +29,7 @@ from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
-from mlx_ft.train.steps import micro_batches
+from mlx_ft.train.steps import padded_groups
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
@@ -205,7 +205,7 @@ def test_rows_are_sorted_by_the_number_of_their_keys() -> None:
     ours = [
         list(group)
         for batch in plan_epoch(len(lengths), 4, 0, 0)
-        for group in micro_batches(lengths, batch.tolist(), 10**6)
+        for group in padded_groups(lengths, batch.tolist(), 10**6)
     ]
     assert padding(in_file_order) > 0.25 and padding(ours) < 0.06
 

@@ -22,6 +22,7 @@ from mlx_ft.train.steps import (
     GradientWindow,
     gradient_norm,
     micro_batches,
+    padded_groups,
 )
 from tests.train.conftest import MakeJob, random_rows
 
@@ -29,9 +30,9 @@ Arrays = dict[str, np.ndarray]
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 700))
-def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+def test_padded_groups_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
     rows = list(range(len(lengths)))[::-1]
-    groups = micro_batches(np.array(lengths), rows, limit)
+    groups = padded_groups(np.array(lengths), rows, limit)
     assert sorted(row for group in groups for row in group) == sorted(rows)
     for group in groups:
         padded = max(lengths[row] for row in group) * len(group)
@@ -56,13 +57,13 @@ def test_no_other_cut_pads_less_for_its_number_of_parts(lengths: list[int], limi
             if cuts >> place & 1:
                 groups.append([])
         ways.append(cost([group for group in groups if group]))
-    found = micro_batches(np.array(lengths), range(len(lengths)), limit)
+    found = padded_groups(np.array(lengths), range(len(lengths)), limit)
     assert cost(found) == min(ways)
 
 
 def window_of(job: TrainingJob, max_norm: float | None = None) -> GradientWindow:
-    def loss(batch, prefix, shared):  # type: ignore[no-untyped-def]  # as the loop's own
-        return cross_entropy_sum(job.forward, batch, prefix, shared)
+    def loss(batch, prefix):  # type: ignore[no-untyped-def]  # as the loop's own
+        return cross_entropy_sum(job.forward, batch, prefix)
 
     optimizer = optimizers.SGD(learning_rate=1.0)
     optimizer.init(job.model.trainable_parameters())
@@ -78,9 +79,8 @@ def change(job: TrainingJob, limit: int, max_norm: float | None = None) -> tuple
     before = adapter_of(job)
     window = window_of(job, max_norm)
     cache = PrefixCache(job.forward, job.train_rows, 1 << 20)
-    for rows in micro_batches(job.train_rows.lengths, range(len(job.train_rows)), limit):
-        batch = make_batch(job.train_rows, rows)
-        window.add(batch, cache.batch(batch), 0)
+    for batch in micro_batches(job.train_rows, range(len(job.train_rows)), 0, limit):
+        window.add(batch, cache.batch(batch))
     update = window.update(1.0)
     assert update.applied
     after = adapter_of(job)
@@ -120,13 +120,13 @@ def test_what_is_not_finite_is_not_applied_and_a_new_window_begins(make_job: Mak
     window = window_of(job)
     batch = make_batch(job.train_rows, (0, 1))
     prefix = PrefixCache(job.forward, job.train_rows, 1 << 20).batch(batch)
-    assert not math.isfinite(window.add(batch, prefix * math.nan, 0))
+    assert not math.isfinite(window.add(batch, prefix * math.nan))
     assert window.rows == (0, 1)
     update = window.update(1.0)
     assert not update.applied and not math.isfinite(update.gradient_norm)
     for name, value in adapter_of(job).items():
         assert value.tobytes() == before[name].tobytes()
-    window.add(batch, prefix, 0)
+    window.add(batch, prefix)
     assert window.rows == (0, 1) and window.update(1.0).applied
 
 
@@ -142,4 +142,4 @@ def test_value_and_grad_is_the_same_loss(make_job: MakeJob) -> None:
     logits = job.model(batch.ids)
     picked = logits.reshape(-1, logits.shape[-1])[batch.positions]
     plain = nn.losses.cross_entropy(picked, batch.targets, reduction="sum")
-    assert window_of(job).add(batch, prefix, 0) == pytest.approx(plain.item(), rel=1e-5)
+    assert window_of(job).add(batch, prefix) == pytest.approx(plain.item(), rel=1e-5)
