@@ -20,6 +20,7 @@ from mlx_ft.recipe_train import (
     DEFAULT_SCALE,
     LoraParameters,
     LrSchedule,
+    SelectRecipe,
     TrainRecipe,
 )
 from mlx_ft.recipe_values import Section, Text
@@ -40,6 +41,7 @@ __all__ = [
     "PreflightRecipe",
     "Recipe",
     "RowFilter",
+    "SelectRecipe",
     "TrainRecipe",
 ]
 
@@ -56,6 +58,12 @@ class Recipe(Section):
     )
     revision: Text | None = Field(
         None, description="Branch, tag or commit on the Hub; resolved to a commit and recorded."
+    )
+    hypothesis: Text | None = Field(
+        None, description="What this run is to find out; printed beside its result."
+    )
+    expected: Text | None = Field(
+        None, description="What is expected to come out; printed beside what did."
     )
     data: DataRecipe = Field(description="Rows to learn from.")
     chat: ChatRecipe = Field(

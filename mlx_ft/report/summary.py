@@ -48,8 +48,13 @@ SCHEMA_KEYS: dict[str, str] = {
     "preflight.counts": "Level -> number of findings.",
     "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
     "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
-    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`.",
-    "train.metrics": "Every report line in order: `kind` (train, validation), `iteration`, `loss`, "
+    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`, "
+    "`chosen_iteration`, `chosen_score` (null: nothing was asked) and `chosen_validation_loss` of "
+    "the weights that were taken, `ended_early`.",
+    "train.info.seeds": "With several seeds: `chosen`, `trained` (an entry a seed), `spread` of "
+    "what chose, and `reached`: how many came up to the gate, with the interval of that share.",
+    "train.metrics": "Every report line in order: `kind` (train, validation, selection), "
+    "`iteration`, `loss`, `score`, "
     "`learning_rate`, `tokens_per_second`, `peak_memory_bytes` and more. Null: not finite.",
     "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
     "`generated_tokens`, `degenerate` (null or the reason).",
@@ -92,6 +97,17 @@ SCHEMA_KEYS: dict[str, str] = {
     "eval.<suite>.<column>.high": "Upper end of the mean's 95 % interval.",
     "eval.<suite>.<column>.by_category": "Category -> `mean`, `n`, `low`, `high`.",
     "eval.<suite>.<column>.failures": "Kind of wrong output -> number of samples.",
+    "eval.<suite>.<column>.degenerate": "Sign (empty, loop, cut, leaked_token, open_thinking, "
+    "wrong_language, and `any` of empty, loop, leaked_token and open_thinking) -> `count`, `rate` "
+    "and its 95 % interval `low`, `high`.",
+    "eval.<suite>.<column>.against.<other>": "The column less another one (base, adapter) on the "
+    "same prompts: `difference` with its 95 % interval `low`, `high`; `n`, `clusters`, `wins`, "
+    "`losses`; `p` of `test` (mcnemar, sign_flip), `p_holm` (corrected over the suites); `verdict` "
+    "(better, worse, cannot tell); `more_prompts` that would about tell, or null.",
+    "gates": "List of what was judged: `gate`, `suite`, `column`, `metric`, `limit`, `asked_by` "
+    "(recipe, or a suite's margin), `measured` with `low` and `high` of its 95 % interval or null, "
+    "`n`, `passed`, `settled` (the interval is on one side of the limit), `failed` (ids of "
+    "samples).",
     "timings.created": "Start of the run, seconds since 1970.",
     "timings.updated": "Last change of run.json, seconds since 1970.",
     "timings.exit_reason": "Why the run ended.",
@@ -133,6 +149,7 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "export": reader.manifest_info("export"),
         "survival": _survival(reader),
         "eval": _eval(reader),
+        "gates": _gates(reader),
         "timings": _timings(reader, record),
         "environment": _object(record.get("environment")),
     }
@@ -201,6 +218,20 @@ def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
         if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
             reader.broken(f"{folder}/results.json", f"suites.{suite} is not a table of columns")
     return suites
+
+
+def _gates(reader: ArtifactReader) -> list[dict[str, Any]]:
+    folder = reader.folder("eval")
+    stored = reader.json(f"{folder}/results.json") if folder else None
+    judged = (stored or {}).get("gates") or []
+    keys = ("suite", "column", "metric", "limit", "asked_by", "measured", "n", "passed", "settled")
+    if not isinstance(judged, list) or not all(
+        isinstance(each, dict) and all(key in each for key in (*keys, "low", "high", "failed"))
+        for each in judged
+    ):
+        reader.broken(f"{folder}/results.json", "gates is not a list of judgements")
+        return []
+    return judged
 
 
 def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,18 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
+from mlx_ft.report.evidence import comparison_lines, degenerate_lines, gate_lines
 from mlx_ft.report.survival import SURVIVAL_HEAD, kept_text, survival_rows
 from mlx_ft.report.text import clean, one_line
-from mlx_ft.report.verdict import absence, next_step, ordered_columns, progress, verdict
+from mlx_ft.report.verdict import (
+    absence,
+    expectations,
+    next_step,
+    ordered_columns,
+    progress,
+    verdict,
+)
 
 PLAIN = str.maketrans({"→": "->", "\N{EN DASH}": "-", "…": "..."})  # for terminals without UTF-8
 
@@ -32,6 +41,9 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
     where = shlex.quote(str(folder) if folder is not None else f"runs/{document['run']}")
     judged = verdict(document)
     lines = [f"{document['run']}: {judged.title}", f"  {judged.evidence}".rstrip(), ""]
+    notes = expectations(document)
+    lines += [f"{name:<11}{one_line(text, 400)}" for name, text in notes]
+    lines += [""] if notes else []
     if document["eval"]:
         for suite, columns in document["eval"].items():
             lines += [*_suite_lines(str(suite), columns), ""]
@@ -39,7 +51,9 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
         lines += [absence(document, "evaluation"), ""]
     if document["survival"]:
         lines += [*_survival_lines(document["survival"]), ""]
-    facts = [_preflight_line(document), _train_line(document), _export_line(document)]
+    gates = gate_lines(document.get("gates") or [])
+    facts = [*gates, _preflight_line(document), _train_line(document), *_choice_lines(document)]
+    facts += [_export_line(document)]
     facts += [_checks_line(document), _time_line(document)]
     lines += [line for line in facts if line]
     lines += [f"report   {where}/report.html", f"next     {next_step(document, where)}"]
@@ -61,7 +75,9 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
     text = tabulate(
         rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
     )
-    return [*text.splitlines(), *_failure_lines(columns, names)]
+    lines = [*text.splitlines(), *_failure_lines(columns, names), *degenerate_lines(columns)]
+    paired = comparison_lines(columns)
+    return [*lines, "", *paired] if paired else lines
 
 
 def _survival_lines(survival: Mapping[str, Any]) -> list[str]:
@@ -122,6 +138,18 @@ def _train_line(document: Mapping[str, Any]) -> str:
         f"peak memory {q.size(info.get('peak_memory_bytes'))}",
     ]
     return "train    " + ", ".join(parts)
+
+
+def _choice_lines(document: Mapping[str, Any]) -> list[str]:
+    info = (document["train"] or {}).get("info") or {}
+    by = selected_by(document)
+    lines = []
+    if by is not None and q.is_number(info.get("chosen_iteration")):
+        lines.append(f"chosen   weights of {chosen_words(info, by)}")
+    seeds = info.get("seeds")
+    if isinstance(seeds, dict):
+        lines.append(f"seeds    {seeds_words(seeds)}")
+    return lines
 
 
 def _export_line(document: Mapping[str, Any]) -> str:

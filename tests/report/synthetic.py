@@ -7,6 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mlx_ft.evaluate.gates import judge, judgements_json
+from mlx_ft.evaluate.stats import summarise
+from mlx_ft.evaluate.stats_paired import compare_columns
+from mlx_ft.gate_terms import Gate
 from mlx_ft.recipe import Q_BITS
 from mlx_ft.runs import seal, write_json
 
@@ -185,6 +189,7 @@ def metrics(iterations: int) -> list[dict[str, Any]]:
                     "updates": 120,
                     "loss": falling * (1 + 0.12 * math.sin(iteration * 1.7)),
                     "learning_rate": 4e-4 * math.sin(math.pi * (iteration + 8) / 260),
+                    "gradient_norm": 2.5 + math.sin(iteration / 9),
                     "tokens_per_second": 410 + 20 * math.cos(iteration),
                     "trained_tokens": iteration * 124,
                     "peak_memory_bytes": 930_000_000,
@@ -324,6 +329,7 @@ def survival(said: str | None = None) -> dict[str, Any]:
 
 def write_eval(run: Path, said: str | None) -> None:
     suites: dict[str, Any] = {}
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for suite, count, talks in (("code_mode", 27, False), ("keep_talking", 32, True)):
         folder = run / "eval" / suite
         folder.mkdir(parents=True)
@@ -332,12 +338,20 @@ def write_eval(run: Path, said: str | None) -> None:
             rows = [_row(index, column, talks, said) for index in range(count)]
             write_lines(folder / f"{column}.jsonl", rows)
             suites[suite][column] = _result(rows)
+            answers.setdefault(suite, {})[column] = [{**row, "weight": 1.0} for row in rows]
+    for suite, compared in compare_columns(answers).items():
+        for column, rows in answers[suite].items():
+            suites[suite][column]["against"] = compared.get(column, {})
+            suites[suite][column]["degenerate"] = summarise(rows)["degenerate"]
+    gate = Gate("code_mode", "quantized", "mean", ">=", 0.97)
+    gates = judgements_json(judge([gate], {"keep_talking": 0.1}, suites, answers))
     suite_info = {
         name: {"description": "", "scorer": "wrapped_call", "max_tokens": 64, "stop": []}
         for name in suites
     }
     write_json(
-        run / "eval" / "results.json", {"schema": 1, "suites": suites, "suite_info": suite_info}
+        run / "eval" / "results.json",
+        {"schema": 1, "suites": suites, "suite_info": suite_info, "gates": gates},
     )
     seal(run / "eval", "eval", "inputs", {})
 

@@ -15,7 +15,9 @@ from mlx_ft.report.summary import SCHEMA_KEYS, document_json, run_document
 from .synthetic import HOSTILE, TOKEN, metrics
 
 MakeRun = Callable[..., Path]
-TOP_LEVEL = "schema run status recipe model data preflight train export eval timings environment"
+TOP_LEVEL = (
+    "schema run status recipe model data preflight train export eval gates timings environment"
+)
 
 
 def paths(value: Any, at: str = "") -> Iterator[str]:
