@@ -16,7 +16,8 @@ from .synthetic import HOSTILE, TOKEN, metrics
 
 MakeRun = Callable[..., Path]
 TOP_LEVEL = (
-    "schema run status recipe model data preflight train export survival eval gates timings environment"
+    "schema run status recipe model data preflight train export survival eval gates timings "
+    "environment"
 )
 
 
