@@ -227,7 +227,7 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     job = job_of(finished)
     document = run_document(job.run)
     assert document["status"] == "done"
-    keys = "schema run status recipe model data preflight train export survival eval timings"
+    keys = "schema run status recipe model data preflight train export survival eval gates timings"
     assert list(document) == [*keys.split(), "environment"]
     for column in ("base", "adapter", "fused", "quantized"):
         result = document["eval"]["small"][column]

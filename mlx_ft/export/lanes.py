@@ -87,7 +87,7 @@ def layers_fault(base: Path, adapter: Path, row: Sequence[int]) -> str | None:
     """
     try:
         lane_of_folder(base, adapter)
-        return why_not_by_layers(lane_of_folder(base), base, row)
+        return why_not_by_layers(lane_of_folder(base), lane_of_folder(base), row)
     except Unfit as unfit:
         return str(unfit)
 

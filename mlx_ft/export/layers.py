@@ -10,16 +10,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map
 
-from mlx_ft.backend import on_cpu
 from mlx_ft.cpu_math import fast_math
-from mlx_ft.export.stored import StoredModel
 from mlx_ft.inference import expanded
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 
@@ -140,24 +137,20 @@ def _evaluated(array: mx.array) -> mx.array:
     return array
 
 
-def why_not_by_layers(lane: Lane, folder: Path, row: Sequence[int]) -> str | None:
+def why_not_by_layers(lane: Lane, whole: Lane, row: Sequence[int]) -> str | None:
     """Return why a model cannot be taken layer by layer, or None where this gives on a row what
-    the model in `folder` gives as a whole, and heads of two sizes agree.
+    the same model (`whole`, another lane of it) gives in one call, and heads of two sizes agree.
 
-    The whole model is never in memory either: nothing but the graph that is evaluated holds its
-    weights.
+    In that call, too, each layer's weights are there only while it is computed.
     """
     name = type(lane.model).__module__.rsplit(".", 1)[-1]
     ids = mx.array([list(row)])
     try:
         (state,) = lane.states([ids])
-        whole = StoredModel(folder).model
-        whole.model.embed_tokens = LookedUp(lane.chosen)
-        if on_cpu():
-            whole = widened(whole)
-        plain = whole.model(ids)
-        whole.update(tree_map(lambda array: mx.zeros((0,), array.dtype), whole.parameters()))
-        mx.eval(plain)
+        inner = whole.model.model
+        inner.embed_tokens = LookedUp(whole.chosen)
+        inner.layers = [_loaded_when_called(whole, index) for index in range(whole.layers)]
+        plain = inner(ids)
         few = state[0, -2:]
         parts = [lane.logits(few, 0, PROOF_WORDS), lane.logits(few, PROOF_WORDS, 2 * PROOF_WORDS)]
         apart = relative_difference(
@@ -169,3 +162,22 @@ def why_not_by_layers(lane: Lane, folder: Path, row: Sequence[int]) -> str | Non
     if not difference <= EQUAL_TOLERANCE:
         return f"{name} differs by {difference:.1e} (limit {EQUAL_TOLERANCE:.0e})"
     return None
+
+
+def _loaded_when_called(lane: Lane, index: int) -> nn.Module:
+    """Return a stand-in for a layer, of its class and with its attributes, that has its weights
+    while it computes.
+    """
+    layer = lane.model.model.layers[index]
+    original = type(layer)
+
+    def call(here: nn.Module, *arguments: Any, **named: Any) -> Any:
+        lane.load(index)
+        outputs = original.__call__(here, *arguments, **named)
+        mx.eval(outputs)
+        lane.unload(index)
+        return outputs
+
+    twin = copy.copy(layer)
+    twin.__class__ = type(f"Loading{original.__name__}", (original,), {"__call__": call})
+    return twin

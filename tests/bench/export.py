@@ -9,6 +9,7 @@ Usage: python -m tests.bench.export [--work DIR] [--only NAME] [--layers N]
 """
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -154,8 +155,8 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
 def theirs(model: Path, folder: Path) -> dict[str, Any]:
     """Run mlx-lm's two commands in this process, one after the other."""
     import mlx.core as mx
-    from mlx_lm import convert, fuse
 
+    fuse, convert = (importlib.import_module(f"mlx_lm.{name}") for name in ("fuse", "convert"))
     started = time.perf_counter()
     fused = folder / "fused"
     sys.argv = ["mlx_lm.fuse", "--model", str(model), "--adapter-path", str(model / "adapter")]

@@ -331,7 +331,7 @@ def test_a_model_taken_layer_by_layer_is_the_model(
     layers = 7 if model_type == "gemma3_text" else 3
     folder = write_tiny_model(tmp_path, model_type, layers=layers, bits=bits)
     lane = lane_of_folder(folder)
-    assert why_not_by_layers(lane, folder, ROWS[0]) is None
+    assert why_not_by_layers(lane, lane_of_folder(folder), ROWS[0]) is None
     lane = lane_of_folder(folder)  # what went through one is gone from it
     states = lane.states([mx.array(UNSEEN)])[0]
     parts = [lane.logits(states[0], first, first + 80) for first in range(0, 320, 80)]
@@ -351,4 +351,6 @@ def test_a_model_that_asks_its_layers_for_more_is_taken_as_a_whole(
             return super().__call__(ids, *arguments)
 
     lane.model.model.__class__ = Asking
-    assert "llama does not take it" in (why_not_by_layers(lane, folder, ROWS[0]) or "")
+    assert "llama does not take it" in (
+        why_not_by_layers(lane, lane_of_folder(folder), ROWS[0]) or ""
+    )

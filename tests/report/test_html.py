@@ -194,7 +194,7 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
         assert evidence in text, evidence
     assert "not recorded" not in text
     assert 'class="missing"' not in done_page
-    assert done_page.count("<svg") == 7
+    assert done_page.count("<svg") == 8
     assert all(f"key-{column}" in done_page for column in COLUMNS)
 
 
