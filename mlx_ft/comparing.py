@@ -105,7 +105,7 @@ def _differs(
 def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what one run has, alone."""
     state = state_of(reader.run)
-    notes = [str(fault) for fault in reader.faults]
+    notes = [*(str(fault) for fault in reader.faults), *document["warnings"]]
     if state.name != "finished":
         notes.insert(0, state.words)
     losses = _losses(document["train"])
