@@ -220,6 +220,17 @@ def test_recipes_that_just_fit_pass(check: str, values: dict[str, Any]) -> None:
     assert finding_of(check, with_recipe(quickstart(), "train", **values)).level == "ok"
 
 
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_a_warm_up_given_as_a_share_is_told_in_updates(name: str) -> None:
+    def measured(**given: float) -> str:
+        facts = with_recipe(quickstart(), "train", lr_schedule={"name": name, **given})
+        assert "107 optimizer updates" in finding_of("schedule", facts).limit
+        return finding_of("schedule", facts).measured
+
+    assert measured(warmup_ratio=0.1) == measured(warmup_steps=11) == "11 updates of warm-up"
+    assert measured() == "0 updates of warm-up"
+
+
 def test_an_unfinished_schedule_may_be_allowed() -> None:
     schedule = {"name": "linear", "decay_steps": 1000, "allow_unfinished": True}
     facts = with_recipe(quickstart(), "train", lr_schedule=schedule)
