@@ -126,7 +126,7 @@ def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any
         "losses": losses,
         "delta": None,
         "scores": _scores(document["eval"]),
-        "survival": reader.json("export/survival.json"),
+        "survival": document["survival"],
         "trainable_parameters": info.get("trainable_parameters"),
         "seconds": document["timings"]["total_seconds"],
         "train_seconds": info.get("seconds"),
