@@ -80,8 +80,7 @@ def _what_passes(facts: PreflightInput, shape: ModelShape, trainable: int) -> st
 
 def num_layers(facts: PreflightInput) -> Finding:
     """More layers asked for than the model has."""
-    check = "num_layers"
-    wanted = facts.recipe.train.num_layers
+    check, wanted = "num_layers", facts.recipe.train.num_layers
     there = facts.model_config.get("num_hidden_layers")
     if not isinstance(there, int):
         return _not_computed(check, facts, "the model's layers")
@@ -191,6 +190,8 @@ def memory(facts: PreflightInput) -> Finding:
         return _not_computed(check, facts, limit)
     need = forecast(facts, shape, facts.recipe.train)
     measured = f"{format_bytes(need.peak_bytes)} at the peak of training, by forecast"
+    if facts.recipe.train.select.asks:
+        measured += "; asking prompts during training (train.select) comes on top"
     if need.peak_bytes <= usable:
         return _ok(check, measured, limit)
     changes = changes_that_fit(facts, shape)

@@ -312,6 +312,16 @@ def test_memory_only_ever_warns_and_says_that_it_is_a_forecast(system: str) -> N
     assert finding_of("memory", quickstart(machine=replace(MACHINE, system=system))).level == "ok"
 
 
+@pytest.mark.parametrize("memory_bytes", [10**6, 24 * 10**9])
+def test_memory_says_that_asking_during_training_comes_on_top(memory_bytes: int) -> None:
+    facts = quickstart(machine=replace(MACHINE, memory_bytes=memory_bytes))
+    asked = with_recipe(facts, "train", select={"suite": "evals/small.yaml"})
+    by_loss = with_recipe(facts, "train", select={"metric": "validation_loss"})
+    assert "(train.select) comes on top" in finding_of("memory", asked).measured
+    for silent in (facts, by_loss):
+        assert "on top" not in finding_of("memory", silent).measured
+
+
 def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:
     facts = quickstart()
     shape = model_shape(facts.model_config)
