@@ -170,6 +170,18 @@ class ChatRenderer:
         """
         return self._render(messages, tools, add_generation_prompt=True)
 
+    def answer_ids(
+        self,
+        messages: Sequence[Message],
+        answer: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[int, ...]:
+        """Return the ids of an answer as they would be trained, stop token included; RowRefused."""
+        said = {"role": "assistant", "content": answer}
+        row = self.training_row([*messages, said], tools, mask_prompt=True)
+        last = max(index for index, trained in enumerate(row.trained) if trained)
+        return row.ids[len(self.prompt_ids(messages, tools)) : last + 1]
+
     def pinned_template(self) -> str | dict[str, str]:
         """Return the model's chat template, or its variants by name, with the date pinned."""
         templates = self._templates()

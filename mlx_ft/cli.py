@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mlx_ft import __version__
+from mlx_ft.cli_all_runs import VERBS as ALL_RUNS_VERBS
+from mlx_ft.cli_eval import evaluate
+from mlx_ft.cli_experiments import VERBS as EXPERIMENTS
 from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -148,15 +151,6 @@ def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     click.echo(f"models   {job.run / 'export'}\nnext     mlx-ft eval {recipe}")
 
 
-@cli.command("eval")
-@RECIPE
-@SETS
-@RUNS
-def evaluate(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
-    """Go on as far as the evaluation of base, adapter, fused and quantized model."""
-    show_result(_advance(recipe, sets, runs_root, "eval").run)
-
-
 @cli.command()
 @click.option("--memory", help="Memory of the Mac, such as 16GB; this machine's when left out.")
 @click.option(
@@ -247,7 +241,7 @@ def upgrade(file: Path) -> None:
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 
 
-for verb in VERBS:
+for verb in (evaluate, *VERBS, *ALL_RUNS_VERBS, *EXPERIMENTS):
     cli.add_command(verb)
 
 

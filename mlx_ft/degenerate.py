@@ -15,6 +15,9 @@ from collections.abc import Sequence
 MAX_PERIOD_TOKENS = 128
 MIN_LOOP_COPIES = 3
 MIN_LOOP_TOKENS = 48
+# An answer is ended in the middle only when it has looped this many times as long: a row of zeros
+# or of dashes may be what was asked for, and end.
+CERTAIN = 3
 
 # Loops of words: the counts of vllm-mlx pull request 65 (8 and 6), taken on words.
 MIN_SAME_WORDS = 8
@@ -71,6 +74,17 @@ def token_loop(ids: Sequence[int]) -> tuple[int, int] | None:
         if covered >= max(MIN_LOOP_TOKENS, MIN_LOOP_COPIES * period):
             return period, covered
     return None
+
+
+def goes_in_circles(ids: Sequence[int]) -> bool:
+    """Return whether an answer that has come this far may be ended, because it only repeats itself:
+    a loop of at least 9 copies over at least 144 tokens.
+    """
+    loop = token_loop(ids[-CERTAIN * MIN_LOOP_COPIES * MAX_PERIOD_TOKENS :])
+    if loop is None:
+        return False
+    period, tokens = loop
+    return tokens >= CERTAIN * max(MIN_LOOP_TOKENS, MIN_LOOP_COPIES * period)
 
 
 def _token_loop_reason(ids: Sequence[int]) -> str | None:

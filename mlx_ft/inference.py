@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.generate import BatchGenerator
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import _get_classes, dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.backend import configure_backend, on_cpu
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.cpu_math import fast_math
+from mlx_ft.decoding import answer_prompts
 from mlx_ft.errors import Fault, ModelError
 
 
@@ -33,7 +31,8 @@ from mlx_ft.errors import Fault, ModelError
 class Generation:
     """One answer: text without control tokens, its ids (stop token excluded), and why it ended.
 
-    `finish_reason` is "stop" (a stop token) or "length" (max_tokens reached).
+    `finish_reason` is "stop" (a stop token), "length" (max_tokens reached), or "loop" (ended, as
+    its tokens only repeated themselves).
     """
 
     text: str
@@ -175,6 +174,18 @@ def load_weights(folder: Path, low_memory: bool = False) -> tuple[nn.Module, dic
     return model, config, compute
 
 
+def load_layers(folder: Path, count: int, low_memory: bool = False) -> list[nn.Module]:
+    """Return the first `count` layers of a model folder as `load_weights` would hold them; the rest
+    of the model is not read.
+    """
+    configure_backend()
+    model, _ = read_lazily(folder)
+    layers: list[nn.Module] = model.model.layers[:count]
+    if not low_memory and on_cpu():
+        layers = hold_for_cpu(nn.Sequential(*layers)).layers
+    return layers
+
+
 def load_model(
     folder: Path,
     *,
@@ -201,39 +212,29 @@ def generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
-    batch_size: int = 16,
+    max_tokens: int | Sequence[int],
+    batch_size: int = 32,
     on_done: Callable[[int, Generation], None] | None = None,
 ) -> list[Generation]:
     """Generate greedily from prompts of token ids, `batch_size` at a time.
 
-    Prompts are taken shortest first, so that batches pad little; results come back in the order
-    given, and `on_done(index, generation)` is called as each one ends.
+    `max_tokens` is for all prompts or one for each. Results come back in the order given, and
+    `on_done(index, generation)` is called as each one ends.
     """
     results: dict[int, Generation] = {}
-    if not prompts:
-        return []
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    generator = BatchGenerator(
+
+    def on_end(index: int, ids: tuple[int, ...], reason: str) -> None:
+        results[index] = Generation(loaded.renderer.decode(ids), ids, reason)
+        if on_done is not None:
+            on_done(index, results[index])
+
+    limits = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens)
+    answer_prompts(
         loaded.model,
-        stop_tokens=[[token] for token in sorted(loaded.renderer.stop_ids)],
-        max_tokens=max_tokens,
-        completion_batch_size=batch_size,
-        prefill_batch_size=batch_size,
+        prompts,
+        stop_ids=loaded.renderer.stop_ids,
+        max_tokens=limits,
+        batch_size=batch_size,
+        on_end=on_end,
     )
-    with closing(generator), fast_math(loaded.model):
-        uids = generator.insert([list(prompts[index]) for index in order])
-        index_of = dict(zip(uids, order, strict=True))
-        tokens: dict[int, list[int]] = {index: [] for index in order}
-        while responses := generator.next_generated():
-            for response in responses:
-                index = index_of[response.uid]
-                if response.finish_reason != "stop":
-                    tokens[index].append(int(response.token))
-                if response.finish_reason is not None:
-                    ids = tuple(tokens[index])
-                    text = loaded.renderer.decode(ids)
-                    results[index] = Generation(text, ids, response.finish_reason)
-                    if on_done is not None:
-                        on_done(index, results[index])
     return [results[index] for index in range(len(prompts))]

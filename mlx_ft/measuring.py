@@ -1,80 +1,122 @@
 """A run's models asked: the suites before training and after it, and whoever wants to talk to one.
 
-Does: open the model of each column, join the evaluation room to the run folder, and say whether the
-base is sound. Does not: score, or decide when (`pipeline.py`).
+Does: say what each column of a run is, join the evaluation room to the run folder, and say whether
+the base is sound. Does not: score, or decide when (`pipeline.py`).
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.console import Console, ProgressLine
+from mlx_ft.cache import cache_home
+from mlx_ft.columns import (
+    DEFAULT_BATCH_SIZE,
+    ModelPlace,
+    loaded_column,
+    local_column,
+    open_loaded,
+)
+from mlx_ft.console import Console
 from mlx_ft.degenerate import degenerate_reason
-from mlx_ft.errors import Fault, RunError
+from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
-from mlx_ft.hardware import format_bytes
 from mlx_ft.models import resolve_model
 from mlx_ft.recipe import ChatRecipe
-from mlx_ft.runs import drop_from_stage, hash_of, read_json, seal, write_json, writing_stage
-from mlx_ft.stages import Job, manifest_info, probe_file, renderer, say_finding
+from mlx_ft.runs import hash_of, read_json, seal, write_json, writing_stage
+from mlx_ft.stages import Job, manifest_info, probe_file, say_finding
 
 if TYPE_CHECKING:
-    from mlx_ft.inference import LoadedModel
+    from mlx_ft.evaluate.asking import Column
+    from mlx_ft.evaluate.suites import Suite
 
 
-def column_folder(job: Job, column: str) -> tuple[Path, Path | None]:
-    """Return (model folder, adapter folder or None) of an evaluation column."""
-    if column == "base":
-        return job.model.path, None
-    if column == "adapter":
-        return job.model.path, job.run / "train" / "adapter"
-    made = manifest_info(job, "export")[column]
-    if made is None:
-        fix = "set export.keep_fused: true and run again"
-        raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
-    return job.run / "export" / made["path"], None
+def answers_folder() -> Path:
+    """Return where answers of base models are kept between runs."""
+    return cache_home() / "answers"
 
 
-@contextmanager
-def open_column(job: Job, column: str) -> Iterator[LoadedModel]:
-    """Load a column's model for a while."""
-    from mlx_ft.inference import load_model, release
-
-    folder, adapter = column_folder(job, column)
+def column_place(job: Job, column: str) -> ModelPlace:
+    """Return where the model of an evaluation column is."""
     chat = job.recipe.chat
-    loaded = load_model(
-        folder, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
+    folder, adapter = job.model.path, None
+    if column == "adapter":
+        adapter = job.run / "train" / "adapter"
+    elif column != "base":
+        made = manifest_info(job, "export")[column]
+        if made is None:
+            fix = "set export.keep_fused: true and run again"
+            raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
+        folder = job.run / "export" / made["path"]
+    return ModelPlace(folder, adapter, chat.enable_thinking, chat.date)
+
+
+def run_column(job: Job, column: str) -> Column:
+    """Return a column of a run; its chat format must be the one that the rows have."""
+    stage = "train" if column == "adapter" else "export"
+    is_base = column == "base"
+    return local_column(
+        column,
+        column_place(job, column),
+        job.model.identity if is_base else hash_of([column, job.inputs[stage]]),
+        batch_size=job.recipe.eval.batch_size,
+        trained_with=manifest_info(job, "data")["fingerprint"],
+        reusable=is_base,
     )
-    try:
-        yield loaded
-    finally:
-        del loaded
-        release()
 
 
 def evaluate(job: Job) -> None:
-    """Ask every suite of every column into `eval/`; the rendering must be the one trained with."""
+    """Ask every suite of every column into `eval/`, and judge the answers by the gates; the
+    rendering must be the one trained with.
+
+    Raises GateFailed when a gate does not hold. The answers then stay in `eval.tmp/`, and judging
+    them again asks nothing again.
+    """
     if not job.suites:
         job.console.say("the recipe names no suites, so nothing is measured", "yellow")
     columns = job.recipe.eval.columns
     with writing_stage(job.run, "eval", keep_partial=True) as folder:
+        _keep_answers(job.run / "eval", folder)
         results = _ask(job, columns, folder)
+        _judge(job, results, folder)
         seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})
-    _drop_fused(job)
 
 
-def _drop_fused(job: Job) -> None:
-    """Delete the 16-bit model once nothing needs it any more, unless the recipe keeps it."""
-    fused = manifest_info(job, "export")["fused"]
-    if job.recipe.export.keep_fused or fused is None:
-        return
-    drop_from_stage(job.run / "export", fused["path"], fused=None)
-    job.console.say(f"deleted the 16-bit model, {format_bytes(fused['bytes'])}")
+def _keep_answers(finished: Path, folder: Path) -> None:
+    """Copy the answers of a finished evaluation that is to be made anew, such as for other gates:
+    those that are still answers to the same questions are not asked for again.
+    """
+    for path in sorted(finished.glob("*/*.jsonl")):
+        target = folder / path.parent.name / path.name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(path, target)
+
+
+def _judge(job: Job, results: dict[str, Any], folder: Path) -> None:
+    """Judge the results into results.json, and say so; raises GateFailed unless all gates hold."""
+    from mlx_ft.evaluate import gates
+
+    suites = results["suites"]
+    rows = {
+        suite: {column: read_rows(folder / suite / f"{column}.jsonl") for column in columns}
+        for suite, columns in suites.items()
+    }
+    margins = {suite.name: suite.margin for suite in job.suites if suite.margin is not None}
+    judged = gates.judge(job.recipe.eval.parsed_gates(), margins, suites, rows)
+    entries = gates.judgements_json(judged)
+    write_json(folder / "results.json", {**results, "gates": entries})
+    for entry in entries:
+        word, style = ("holds", None) if entry["passed"] else ("fails", "red")
+        unsettled = entry["passed"] and not entry["settled"]
+        job.console.say(f"  {word:5} {gates.described(entry)}", "yellow" if unsettled else style)
+    faults = gates.gate_faults_of(judged)
+    if faults and job.judged:
+        raise GateFailed(faults)
 
 
 def look_at_base(job: Job) -> None:
@@ -108,36 +150,28 @@ def look_at_base(job: Job) -> None:
 def _ask(job: Job, columns: Sequence[str], folder: Path) -> dict[str, Any]:
     """Have all suites answered by these columns into a folder; what is there already is kept."""
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
-    from mlx_ft.inference import generate
 
-    weights = {
-        "base": job.model.identity,
-        "adapter": job.inputs["train"],
-        "fused": job.inputs["export"],
-        "quantized": job.inputs["export"],
-    }
-    with _suite_progress(job, len(columns)) as progress:
-        return evaluate_suites(
+    with suite_progress(job.console, job.suites, len(columns)) as progress:
+        results = evaluate_suites(
             job.suites,
-            columns,
-            lambda column: open_column(job, column),
+            [run_column(job, column) for column in columns],
             folder,
-            renderer=renderer(job),
-            fingerprint=manifest_info(job, "data")["fingerprint"],
-            model_sha256={name: hash_of([name, weights[name]]) for name in weights},
-            generate=generate,
-            batch_size=job.recipe.eval.batch_size,
             progress=progress,
+            cache_folder=answers_folder(),
         )
+    for warning in results["warnings"]:
+        job.console.say(f"warning: {warning}", "yellow")
+    return results
 
 
 @contextmanager
-def _suite_progress(job: Job, columns: int) -> Iterator[Callable[[int, int, str], None]]:
+def suite_progress(
+    console: Console, suites: Sequence[Suite], columns: int
+) -> Iterator[Callable[[int, int, str], None]]:
     """Yield a progress function that adds up the samples of all suites and columns."""
-    samples = sum(len(suite.samples) for suite in job.suites)
-    total = samples * columns
+    total = columns * sum(len(suite.samples) for suite in suites)
     answered: dict[str, int] = {}
-    with job.console.progress("evaluation", max(1, total)) as line:
+    with console.progress("evaluation", max(1, total)) as line:
 
         def progress(done: int, of: int, what: str) -> None:
             answered[what] = done
@@ -155,7 +189,7 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
     from mlx_ft.inference import generate
 
     messages: list[dict[str, str]] = []
-    with open_column(job, column) as loaded:
+    with open_loaded(column_place(job, column)) as loaded:
         job.console.say(f"{job.run.name}, {column}; an empty line ends it")
         for line in lines:
             if not line.strip():
@@ -165,10 +199,6 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
             (answer,) = generate(loaded, [prompt], max_tokens=max_tokens)
             messages.append({"role": "assistant", "content": answer.text})
             yield printable(answer.text)
-
-
-def _done(line: ProgressLine, done: int, of: int, what: str) -> None:
-    line.update(done, f"{done} of {of}")
 
 
 def probe(
@@ -184,30 +214,30 @@ def probe(
     """
     from mlx_ft.evaluate.harness import evaluate_column
     from mlx_ft.evaluate.suites import load_suites
-    from mlx_ft.inference import generate, load_model, release
     from mlx_ft.probe import probe_model
 
     loaded_suites = load_suites(list(suites))
-    model = resolve_model(name, revision, console.say)
+    model, date = resolve_model(name, revision, console.say), ChatRecipe().date
     console.say(f"looking at {model.name} ({model.path})")
-    loaded = load_model(
-        model.path, adapter=None, enable_thinking=enable_thinking, date=ChatRecipe().date
-    )
-    probe_model(model, loaded, probe_file(model), console)
-    with tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder:
-        for suite in loaded_suites:
-            with console.progress(suite.name, len(suite.samples)) as line:
-                result = evaluate_column(
-                    suite,
-                    "base",
-                    loaded,
-                    Path(folder),
-                    model_sha256=model.identity,
-                    generate=generate,
-                    batch_size=16,
-                    progress=partial(_done, line),
-                )
-            mean = result.summary["mean"]
-            console.say(f"{suite.name}: {mean:.2f} over {len(suite.samples)} prompts")
-    del loaded
-    release()
+    place = ModelPlace(model.path, None, enable_thinking, date)
+    with open_loaded(place) as loaded:
+        probe_model(model, loaded, probe_file(model), console)
+        if not loaded_suites:
+            return
+        column = loaded_column(
+            "base", loaded, model.identity, batch_size=DEFAULT_BATCH_SIZE, reusable=True
+        )
+        with (
+            tempfile.TemporaryDirectory(prefix="mlx-ft-probe-") as folder,
+            suite_progress(console, loaded_suites, 1) as progress,
+        ):
+            results = evaluate_column(
+                loaded_suites,
+                column,
+                Path(folder),
+                progress=progress,
+                cache_folder=answers_folder(),
+            )
+    for result in results:
+        mean = result.summary["mean"]
+        console.say(f"{result.suite}: {mean:.2f} over {len(result.rows)} prompts")

@@ -274,6 +274,17 @@ class _Reader:
                 self.put("train.optimizer_config", options, source)
                 self.notes.append(f"{label}: read as train.optimizer_config")
 
+    def report_to(self) -> None:
+        """Read the names of trackers, with commas between them."""
+        value = self.given("report_to")
+        if value is None or value == "":
+            return
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, list):
+            names = [name.strip().lower() if isinstance(name, str) else name for name in names]
+        self.put("train.report_to", names, self.place("report_to"))
+        self.notes.append(f"report_to: {_say(value)}, read as train.report_to")
+
     def schedule(self) -> None:
         """Read mlx-lm's warm-up and decay; its arguments replace learning_rate, as in mlx-lm."""
         given = self.section("lr_schedule", ("name", "warmup", "warmup_init", "arguments"))
@@ -339,6 +350,7 @@ def from_mlx_lm(
         "adapter_path": reader.adapter,
         "lora_parameters": reader.lora,
         "optimizer_config": reader.optimizer_options,
+        "report_to": reader.report_to,
     }
     order = [*flat, *(name for name in (*SAME_MEANING, *steps) if name not in flat)]
     for name in order:

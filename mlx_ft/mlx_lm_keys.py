@@ -34,6 +34,7 @@ SAME_MEANING: Mapping[str, tuple[str, Any]] = {
     "val_batches": ("train.val_batches", 25),
     "seed": ("train.seed", 0),
     "resume_adapter_file": ("train.resume_adapter_file", None),
+    "project_name": ("train.project_name", None),
 }
 LORA_DEFAULTS: Mapping[str, Any] = {"rank": 8, "scale": 20.0, "dropout": 0.0}
 LORA_KEYS = ("rank", "scale", "alpha", "dropout", "keys")
@@ -41,7 +42,6 @@ DEFAULT_ADAPTER_PATH = "adapters"
 # What has nothing to act on here, with the reason.
 NO_EFFECT: Mapping[str, str] = {
     "config": "names a configuration file inside one; no effect",
-    "project_name": "belongs to report_to; no effect",
     "clear_cache_threshold": "no effect, memory is managed by the run",
     "test_batches": "no effect without test: true",
 }
@@ -62,7 +62,6 @@ RESTRICTED: Mapping[str, tuple[tuple[Any, ...], str, str]] = {
         "would run code that comes with a model",
         "set it to false and use a model that needs none",
     ),
-    "report_to": ((), "is not offered", "remove it; report.html and metrics.jsonl are local"),
 }
 # Names of a row's parts, by the flat keys that say them.
 FEATURES: Mapping[str, str] = {
@@ -80,6 +79,7 @@ OTHERS = (
     "lora_parameters",
     "lr_schedule",
     "optimizer_config",
+    "report_to",
     "hf_dataset",
 )
 FLAT_KEYS = frozenset({*SAME_MEANING, *NO_EFFECT, *RESTRICTED, *OTHERS, *FEATURES})

@@ -14,6 +14,7 @@ from typing import Any
 
 from mlx_ft.models import HUB_ID
 from mlx_ft.report import quantities as q
+from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
 from mlx_ft.report.text import one_line, without_credentials
 from mlx_ft.report.verdict import ordered_columns
 
@@ -233,12 +234,22 @@ def _making(document: Mapping[str, Any]) -> Iterator[str]:
         ["optimizer updates", q.count(info.get("updates"))],
         ["first validation loss", q.loss(info.get("first_validation_loss"))],
         ["final validation loss", q.loss(info.get("final_validation_loss"))],
+        *_choice(document),
         ["begun", q.moment(document["timings"]["created"])],
         ["made with", f"{versions}, on {made_with.get('device')}"],
     ]
     yield "## Training"
     yield ""
     yield from _table(["", ""], rows)
+
+
+def _choice(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield the rows that say which weights were taken, and of which seed, if they were chosen."""
+    info, by = document["train"]["info"], selected_by(document)
+    if by is not None:
+        yield ["weights taken", chosen_words(info, by)]
+    if info.get("seeds"):
+        yield ["seeds", seeds_words(info["seeds"])]
 
 
 def _recipe(document: Mapping[str, Any]) -> Iterator[str]:

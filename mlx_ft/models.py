@@ -48,7 +48,7 @@ class ResolvedModel:
     @property
     def identity(self) -> str:
         """Return the hash that stands for the model's weights and tokenizer in stage inputs."""
-        return hash_of([self.source, self.name if self.source == "hub" else "", self.revision])
+        return identity_of(self.source, self.name, self.revision)
 
     def info(self) -> dict[str, Any]:
         """Return what a run records of its model (plain JSON)."""
@@ -56,6 +56,11 @@ class ResolvedModel:
         record["quantization"] = self.config.get("quantization")
         del record["config"]
         return record
+
+
+def identity_of(source: str, name: str, revision: str) -> str:
+    """Return the hash that stands for a model; see `ResolvedModel`."""
+    return hash_of([source, name if source == "hub" else "", revision])
 
 
 def _folder_faults(folder: Path, config: Mapping[str, Any]) -> list[Fault]:

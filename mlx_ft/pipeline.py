@@ -17,12 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_ft import measuring, stages
+from mlx_ft import measuring, stages, training
+from mlx_ft.cleaning import drop_fused
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.interrupts import interruptible
+from mlx_ft.liveness import working
 from mlx_ft.miniature import miniature_sets, write_miniature
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
 from mlx_ft.rehearsal import rehearsal_sets
@@ -32,13 +34,16 @@ from mlx_ft.runs import (
     read_json,
     read_manifest,
     run_folder,
+    taken_over,
     update_record,
     write_json,
 )
 from mlx_ft.stages import Job
+from mlx_ft.tracker_processes import tracked
 
 LAST = "eval"
 CHECKED = "preflight"
+TRACKED = ("train", "eval")  # stages that measure what trackers are told
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -47,21 +52,23 @@ class Stage:
     """One stage: its name (and folder), what makes it, and what is said when it begins.
 
     `kept` stages are folders with a manifest; the others are done anew whenever any stage is.
+    `shared` ones are taken over from a run that made the same of the same inputs.
     """
 
     name: str
     run: Callable[[Job], None]
     title: str
     kept: bool = True
+    shared: bool = False
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("data", stages.prepare_data, "Data: rows to token ids"),
+    Stage("data", stages.prepare_data, "Data: rows to token ids", shared=True),
     Stage(CHECKED, stages.check, "Preflight: is anything wrong before training?", kept=False),
     Stage(
         "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
     ),
-    Stage("train", stages.train, "Training"),
+    Stage("train", training.train, "Training", shared=True),
     Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
 )
@@ -83,6 +90,7 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
         resolved.inputs,
         run,
         console,
+        choosing=resolved.choosing,
         original=resolved.original,
     )
 
@@ -95,7 +103,15 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
     unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
-    _begin(job)
+    recipe = job.recipe.train
+    told = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
+    with working(job.run):
+        _begin(job)
+        with tracked(job.run, told, recipe.project_name, job.console):
+            _run_stages(job, unfinished)
+
+
+def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
     try:
         with interruptible():
             for stage in unfinished:
@@ -113,6 +129,8 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
         raise
     whole = all(is_complete(job, stage.name) for stage in STAGES if stage.kept)
     _end(job, "done" if whole else "stopped", None)
+    if whole and not job.recipe.export.keep_fused:
+        drop_fused(job.run)
 
 
 def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
@@ -212,12 +230,24 @@ def _run_stage(job: Job, stage: Stage) -> None:
     job.console.heading(stage.title)
     started = time.perf_counter()
     with disk_errors_explained(job.run):
-        stage.run(job)
+        other = _take_over(job, stage)
+        if other is None:
+            stage.run(job)
         seconds = time.perf_counter() - started
         peak = _peak_memory_bytes(job, stage)
-        record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": False}
+        record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": other is not None}
         update_record(job.run, stages={stage.name: record})
     job.console.say(f"{stage.name} done in {format_seconds(seconds)}")
+
+
+def _take_over(job: Job, stage: Stage) -> Path | None:
+    """Return the run that a stage was taken over from, unless it is begun here already."""
+    if not stage.shared or (job.run / f"{stage.name}.tmp").exists():
+        return None
+    other = taken_over(job.run, stage.name, job.inputs[stage.name])
+    if other is not None:
+        job.console.say(f"taken over from {other.name}, which made it of the same inputs")
+    return other
 
 
 def _peak_memory_bytes(job: Job, stage: Stage) -> int | None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe_outcome import COLUMNS, Column, EvalRecipe, ExportRecipe
+from mlx_ft.recipe_outcome import COLUMNS, Q_BITS, Column, EvalRecipe, ExportRecipe
 from mlx_ft.recipe_preflight import PreflightRecipe
 from mlx_ft.recipe_train import (
     DEFAULT_EPOCHS,
     DEFAULT_SCALE,
     LoraParameters,
     LrSchedule,
+    SelectRecipe,
     TrainRecipe,
 )
 from mlx_ft.recipe_values import Section, Text
@@ -28,6 +29,7 @@ __all__ = [
     "COLUMNS",
     "DEFAULT_EPOCHS",
     "DEFAULT_SCALE",
+    "Q_BITS",
     "ChatRecipe",
     "Column",
     "DataRecipe",
@@ -39,6 +41,7 @@ __all__ = [
     "PreflightRecipe",
     "Recipe",
     "RowFilter",
+    "SelectRecipe",
     "TrainRecipe",
 ]
 
@@ -55,6 +58,12 @@ class Recipe(Section):
     )
     revision: Text | None = Field(
         None, description="Branch, tag or commit on the Hub; resolved to a commit and recorded."
+    )
+    hypothesis: Text | None = Field(
+        None, description="What this run is to find out; printed beside its result."
+    )
+    expected: Text | None = Field(
+        None, description="What is expected to come out; printed beside what did."
     )
     data: DataRecipe = Field(description="Rows to learn from.")
     chat: ChatRecipe = Field(

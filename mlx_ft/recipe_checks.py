@@ -151,6 +151,8 @@ class Places:
     def conflict(self, conflict: Conflict) -> tuple[int, Fault]:
         """Return the line and the fault of a conflict, at the first of its keys that was given."""
         keys = [tuple(key.split(".")) for key in conflict.keys]
+        if conflict.item is not None:
+            return self.fault((*keys[0], conflict.item), conflict.found, conflict.fix)
         given = [key for key in keys if key in self.sources]
         written = [key for key in given if self.sources[key].line] or given or keys
         return self.fault(written[0], conflict.found, conflict.fix)

@@ -78,7 +78,8 @@ SYNONYMS: Mapping[str, str] = {
     "stepspersave": "train.save_every",
     "savetotallimit": "train.keep_checkpoints",
     "randomseed": "train.seed",
-    "seeds": "train.seed",
+    "earlystoppingpatience": "train.select.patience",
+    "metricforbestmodel": "train.select.metric",
     "resume": "train.resume_adapter_file",
     "bits": "export.q_bits",
     "quantization": "export.q_bits",
@@ -147,8 +148,8 @@ def squeezed(name: str) -> str:
 def meant_keys(unknown: KeyPath) -> list[str]:
     """Return the dotted keys that somebody who wrote `unknown` may have meant, best first.
 
-    Looks in the same section, in the others, at what other tools call it, and then for similar
-    spelling in the same section and in the others; [] when nothing is near.
+    Looks in the same section, at what other tools call it, in the other sections, and then for
+    similar spelling in the same section and in the others; [] when nothing is near.
     """
     *parents, name = unknown
     wanted = squeezed(name)
@@ -158,8 +159,8 @@ def meant_keys(unknown: KeyPath) -> list[str]:
         same = [dotted(key) for key in group if squeezed(key[-1]) == wanted]
         if same:
             return same
-    if wanted in SYNONYMS:
-        return [SYNONYMS[wanted]]
+        if wanted in SYNONYMS:
+            return [SYNONYMS[wanted]]
     for group in (here, keys):
         names = {squeezed(key[-1]) for key in group}
         near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.75)

@@ -22,6 +22,7 @@ from mlx_ft.mlx_lm_config import from_mlx_lm, is_mlx_lm_form
 from mlx_ft.mlx_lm_keys import FLAT_KEYS, MLX_LM_DEFAULT
 from mlx_ft.recipe import DataRecipe, Recipe
 from mlx_ft.recipe_checks import check
+from mlx_ft.recipe_family import changed_keys, inherited
 from mlx_ft.recipe_keys import (
     KeyPath,
     did_you_mean,
@@ -57,8 +58,9 @@ class LoadedRecipe:
     """A recipe and where it comes from.
 
     `origins` has an entry for every value ("train.batch_size"): "FILE:LINE", "--set", "default",
-    "derived" or "mlx-lm default". `notes` say how the keys of mlx-lm's flat form were read, and
-    `adapter_path` is where such a file wants its adapter (None for a recipe). `header` is the
+    "derived" or "mlx-lm default"; a value of a recipe that is extended has that file's line.
+    `notes` say how the keys of mlx-lm's flat form were read, or what a recipe extends and changes;
+    `adapter_path` is where a flat file wants its adapter (None for a recipe). `header` is the
     comment at the top of the file.
     """
 
@@ -207,6 +209,17 @@ def _near_files(path: Path) -> str:
     return did_you_mean([str(path.parent / name) for name in near], "check the path")
 
 
+def _with_parents(draft: _Draft, path: Path, faults: list[Fault]) -> tuple[_Draft, tuple[str, ...]]:
+    """Return the draft laid over what it extends, and a note of that; adds to the faults."""
+    found = inherited(draft.values, draft.sources, path)
+    faults += found.faults
+    notes: tuple[str, ...] = ()
+    if found.parents:
+        line = " < ".join(label_of(parent) for parent in found.parents)
+        notes = (f"extends {line}; changed: {', '.join(changed_keys(draft.sources)) or 'nothing'}",)
+    return _Draft(copy.deepcopy(found.values), dict(found.sources)), notes
+
+
 def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     """Return the recipe in a YAML file, in our form or mlx-lm's flat one, with `--set`s applied.
 
@@ -238,6 +251,8 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
         draft = _Draft(translation.values, dict(translation.sources))
         faults += translation.faults
         notes, adapter_path = translation.notes, translation.adapter_path
+    else:
+        draft, notes = _with_parents(draft, path, faults)
     faults += _apply(draft, settings)
     if draft.values.get("name") is None:
         draft.values["name"] = _name_from(path)
@@ -248,6 +263,9 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     if faults or recipe is None:
         raise RecipeError(_in_file_order(faults, label))
     origins = {dotted(key): _origin(draft, key) for key in value_keys()}
+    # The suites that gates name are looked up later, and a fault wants its line.
+    gates = [("eval", "gates", name) for name in recipe.eval.gates]
+    origins |= {dotted(key): _origin(draft, key) for key in gates}
     form: Literal["recipe", "mlx-lm"] = "mlx-lm" if flat else "recipe"
     return LoadedRecipe(recipe, origins, path, notes, form, header_of(text), adapter_path)
 

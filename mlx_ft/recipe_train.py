@@ -22,6 +22,7 @@ from mlx_ft.recipe_values import (
     plain_options,
 )
 
+TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow", "swanlab"]
 DEFAULT_EPOCHS = 2
 DEFAULT_SCALE = 2.0
 
@@ -136,6 +137,68 @@ class LrSchedule(Section):
         return found
 
 
+class SelectRecipe(Section):
+    """Which weights of a run are the ones that leave it."""
+
+    metric: Literal["mean", "passed", "validation_loss"] | None = Field(
+        None,
+        description="What chooses the weights. mean: mean score of the suite; passed: share of its "
+        "prompts with the full score; both with ties by validation loss; validation_loss: that "
+        "alone. Null: mean where there is a suite, else the last weights are taken.",
+    )
+    suite: Text | None = Field(
+        None,
+        description="Suite that is asked during training. One of `eval.suites` may be named: the "
+        "prompts that choose are then left out of the evaluation.",
+    )
+    limit: Whole = Field(
+        24, ge=1, description="Prompts that choose, taken from each category in turn."
+    )
+    every: Whole | None = Field(
+        None,
+        ge=1,
+        description="Mini-batches between comparisons; a validation goes with each. Null: "
+        "steps_per_eval.",
+    )
+    patience: Whole | None = Field(
+        None, ge=1, description="Comparisons without a better one that end the run. Null: none do."
+    )
+    gate: Real = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="With several seeds: score from which one counts as having learned the task.",
+    )
+
+    @property
+    def by(self) -> str | None:
+        """What chooses the weights, or None when the last ones are taken."""
+        return self.metric or (None if self.suite is None else "mean")
+
+    @property
+    def asks(self) -> bool:
+        """Whether the model is asked during training."""
+        return self.by in ("mean", "passed")
+
+    def conflicts(self) -> list[Conflict]:
+        """Return what a selection lacks, and what is said about none."""
+        keys = ("train.select.metric", "train.select.suite")
+        if self.asks and self.suite is None:
+            return [Conflict(keys, f"{self.metric} needs a suite to be asked", "give suite")]
+        if not self.asks and self.suite is not None:
+            found = "a suite is given, but validation_loss asks nothing"
+            return [Conflict(keys[::-1], found, "remove suite, or use metric: mean")]
+        return [
+            Conflict(
+                (f"train.select.{key}", *keys),
+                f"{key} is {given} but nothing is selected by",
+                "give suite, or metric: validation_loss",
+            )
+            for key, given in (("every", self.every), ("patience", self.patience))
+            if self.by is None and given is not None
+        ]
+
+
 class TrainRecipe(Section):
     """How the adapter is trained."""
 
@@ -204,8 +267,25 @@ class TrainRecipe(Section):
         -1, ge=-1, description="Mini-batches of the fixed validation set. -1: all of it."
     )
     seed: Whole = Field(0, ge=0, description="Seed of the adapter's start and of the data order.")
+    seeds: list[Whole] = Field(
+        default_factory=list,
+        description="Seeds of several trainings, the best of which is exported: by train.select, "
+        "else by validation loss. Empty: `seed` alone.",
+    )
+    select: SelectRecipe = Field(
+        default_factory=SelectRecipe, description="Which weights of a run leave it."
+    )
     resume_adapter_file: Text | None = Field(
         None, description="Adapter weights to start from (weights only, as in mlx-lm)."
+    )
+
+    report_to: list[TrackerName] = Field(
+        default_factory=list,
+        description="Trackers that are told of the run, each a package of its own to install. "
+        "None of them can stop it.",
+    )
+    project_name: Text | None = Field(
+        None, description="The run's project there; `mlx-ft` when left out."
     )
 
     @model_validator(mode="before")
@@ -226,6 +306,9 @@ class TrainRecipe(Section):
                     "keep one (--set train.epochs=null or --set train.iters=null takes one out)",
                 )
             )
+        if len(set(self.report_to)) < len(self.report_to):
+            twice = Conflict(("train.report_to",), "names a tracker twice", "name it once")
+            found.append(twice)
         for key, given, meaning in (
             ("num_layers", self.num_layers, "nothing would be trained - -1 means all layers"),
             ("val_batches", self.val_batches, "nothing would be validated - -1 means all rows"),
@@ -238,7 +321,18 @@ class TrainRecipe(Section):
             found.append(
                 Conflict(keys, "keys are given but full trains whole layers", "remove keys")
             )
+        found += self._seed_conflicts()
         return [*found, *self._optimizer_conflicts(), *self._schedule_conflicts()]
+
+    def _seed_conflicts(self) -> list[Conflict]:
+        keys = ("train.seeds", "train.seed")
+        if self.seeds and self.seed:
+            return [Conflict(keys, "seed and seeds are both given", "keep one")]
+        if any(seed < 0 for seed in self.seeds):
+            return [Conflict(keys, "a seed is negative", "seeds are 0 or more")]
+        if len(set(self.seeds)) < len(self.seeds):
+            return [Conflict(keys, "a seed is given twice", "name each once")]
+        return []
 
     def _optimizer_conflicts(self) -> list[Conflict]:
         keys = ("train.optimizer_config", "train.optimizer")

@@ -63,11 +63,15 @@ Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_day_
 
 @dataclass(frozen=True)
 class Conflict:
-    """Values that are right each by itself but not together: dotted `keys`, `found`, `fix`."""
+    """Values that are right each by itself but not together: dotted `keys`, `found`, `fix`.
+
+    `item` is the one of a mapping's entries that is meant, where the key holds a mapping.
+    """
 
     keys: tuple[str, ...]
     found: str
     fix: str
+    item: str | None = None
 
 
 class Section(BaseModel):

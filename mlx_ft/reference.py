@@ -1,7 +1,8 @@
 """The tables of the README that come from the code: recipe keys, commands, suites.
 
 `python -m mlx_ft.reference README.md` rewrites the blocks between `<!-- generated:NAME -->` and
-`<!-- /generated -->` (NAME: recipe-keys, cli, suites); `--check` only says whether they are right.
+`<!-- /generated -->` (NAME: recipe-keys, cli, suites, suite-keys, scorers, gates); `--check` only
+says whether they are right.
 Does not: describe anything that the code does not declare.
 """
 
@@ -170,6 +171,51 @@ def suites(folder: Path) -> str:
     return table(["suite", "prompts", "scorer", "what it measures"], rows)
 
 
+def _keys_of(section: type[Any], leave_out: Sequence[str] = ()) -> str:
+    """Return the keys of a section in words, those that may be left out in brackets."""
+    names = []
+    for name, field in section.model_fields.items():
+        shown_name = f"`{field.alias or name}`"
+        if name not in leave_out:
+            names.append(shown_name if field.is_required() else f"[{shown_name}]")
+    return ", ".join(names)
+
+
+def suite_keys() -> str:
+    """Return the tables of the keys of a suite's two files."""
+    from mlx_ft.evaluate.suite_keys import SampleLine, SuiteFile
+
+    parts = []
+    for head, section in (("key of the YAML file", SuiteFile), ("key of a sample", SampleLine)):
+        schema = section.model_json_schema()
+        rows = []
+        for name, field in section.model_fields.items():
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            words = _default_words(schema["properties"][name], default, field.is_required())
+            rows.append([f"`{name}`", words, field.description or ""])
+        parts.append(table([head, "default", "meaning"], rows))
+    return "\n".join(parts)
+
+
+def scorers() -> str:
+    """Return the table of the scorers: their keys, their targets' keys, and their rule."""
+    from mlx_ft.evaluate.suite_scorers import SCORERS
+
+    rows = []
+    for name, (keys, target, rule) in SCORERS.items():
+        wanted = _keys_of(target)
+        text = " ".join((rule.__doc__ or "").split())
+        rows.append([f"`{name}`", _keys_of(keys, ["name"]), wanted, text])
+    return table(["scorer", "its keys", "target", "rule"], rows)
+
+
+def gates() -> str:
+    """Return the table of the metrics that a gate may be on."""
+    from mlx_ft.gate_terms import METRICS
+
+    return table(["metric", "meaning"], [[f"`{name}`", text] for name, text in METRICS.items()])
+
+
 def rewritten(text: str, generators: Mapping[str, Callable[[], str]]) -> str:
     """Return `text` with every generated block made anew.
 
@@ -197,6 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     generators: dict[str, Callable[[], str]] = {
         "recipe-keys": recipe_keys,
         "cli": _own_commands,
+        "suite-keys": suite_keys,
+        "scorers": scorers,
+        "gates": gates,
         "suites": lambda: suites(options.file.parent / "evals"),
     }
     try:

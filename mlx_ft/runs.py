@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +139,6 @@ def seal(folder: Path, stage: str, inputs: str, info: Mapping[str, Any]) -> Mani
     return manifest
 
 
-def drop_from_stage(folder: Path, name: str, **info: Any) -> None:
-    """Take a folder out of a complete stage, which stays complete: first out of the manifest, whose
-    `info` is changed by what is given, then off the disk.
-    """
-    manifest = read_manifest(folder)
-    assert manifest is not None, f"{folder} is not complete"
-    files = {
-        path: entry for path, entry in manifest.files.items() if not path.startswith(f"{name}/")
-    }
-    kept = {**vars(manifest), "files": files, "info": {**manifest.info, **info}}
-    write_json(folder / MANIFEST, {"schema": SCHEMA, **kept})
-    shutil.rmtree(folder / name)
-
-
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a complete stage folder, or None when there is none to trust.
 
@@ -170,6 +156,28 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return manifest if whole else None
+
+
+def forget_files(folder: Path, under: str) -> None:
+    """Take the files at or below the relative path `under` out of a stage's manifest, and what its
+    info says of them, so that they may go and the stage stays complete. A folder without a valid
+    manifest is left alone.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    kept = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if name != under and not name.startswith(f"{under}/")
+    }
+    info = {
+        key: None if isinstance(value, dict) and value.get("path") == under else value
+        for key, value in manifest.info.items()
+    }
+    left = replace(manifest, files=kept, info=info)
+    write_json(folder / MANIFEST, {"schema": SCHEMA, **vars(left)})
+    flush_to_disk(folder)
 
 
 def verify_files(folder: Path) -> list[Fault]:
@@ -211,6 +219,21 @@ def writing_stage(run: Path, stage: str, *, keep_partial: bool = False) -> Itera
         shutil.rmtree(final)
     partial.replace(final)
     flush_to_disk(run)
+
+
+def taken_over(run: Path, stage: str, inputs: str) -> Path | None:
+    """Copy a stage from a run beside this one that made it whole from the same inputs; return that
+    run, or None when there is none.
+    """
+    for other in sorted(run.parent.iterdir()):
+        if other == run or complete_stage(other, stage, inputs) is None:
+            continue
+        if verify_files(other / stage):
+            continue
+        with writing_stage(run, stage) as folder:
+            shutil.copytree(other / stage, folder, dirs_exist_ok=True)
+        return other
+    return None
 
 
 def run_folder(runs_root: Path, recipe_name: str, identity: str) -> Path:

@@ -23,6 +23,7 @@ from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
 from mlx_ft.safetensors_headers import dequantized_shapes
+from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
     from mlx_ft.chat import ChatRenderer
@@ -32,23 +33,31 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 7, "export": 4, "eval": 2}
-PREFIX_LIMIT_BYTES = 2 << 30
+STAGE_VERSIONS = {"data": 2, "train": 7, "export": 5, "eval": 3}
+# Hopes for a run, and who is told of it, change nothing of it.
+BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
+    "hypothesis": True,
+    "expected": True,
+    "train": {"report_to": True, "project_name": True},
+}
 # What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
 CALIBRATION_TOKENS = 6144
+# What models are compared on in the export: validation rows, and prompts of the suites.
+HELD_OUT_ROWS, ASKED_PROMPTS = 8, 8
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a recipe's names stand for: the model, the suites, and the hash of each stage's
-    inputs; `original` is what export.base names.
+    """What a recipe's names stand for: the model, the suites, the prompts that choose a checkpoint,
+    and the hash of each stage's inputs; `original` is what export.base names.
     """
 
     model: ResolvedModel
     original: ResolvedModel | None
     suites: tuple[Suite, ...]
+    choosing: Suite | None
     inputs: Mapping[str, str]
     identity: str
 
@@ -57,6 +66,8 @@ class Resolved:
 class Job:
     """One run: the recipe, what its names stand for, and its folder; `original` is the model that
     the adapter is fused into, if not the one that is trained.
+
+    The prompts of `choosing` choose a checkpoint, and are none of `suites`.
 
     A rehearsal with random weights is not `judged`: what it says is noise.
     """
@@ -68,6 +79,7 @@ class Job:
     run: Path
     console: Console
     judged: bool = True
+    choosing: Suite | None = None
     original: ResolvedModel | None = None
 
     @property
@@ -88,8 +100,9 @@ class Job:
 def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     """Look up model, data and suites; raises one InputError with the faults of all of them."""
     from mlx_ft.data import data_inputs
-    from mlx_ft.evaluate.harness import check_thinking
+    from mlx_ft.evaluate.harness import thinking_faults
     from mlx_ft.evaluate.suites import load_suites
+    from mlx_ft.selection import chooser, evaluated
 
     recipe = loaded.recipe
     faults: list[Fault] = []
@@ -106,14 +119,33 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
     base = recipe.export.base
     original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
-    attempt(lambda: check_thinking(suites or (), recipe.chat.enable_thinking))
+    faults += missing_packages(recipe.train.report_to)
+    choosing = attempt(lambda: chooser(recipe.train.select))
+    asked = [*(suites or ()), *([choosing] if choosing else [])]
+    faults += thinking_faults(asked, recipe.chat.enable_thinking)
+    if suites is not None:
+        faults += _gate_faults(loaded, suites)
+    if suites is not None and choosing is not None:
+        whole, chosen = suites, choosing
+        suites = attempt(lambda: evaluated(whole, recipe.eval.suites, chosen))
     if faults or model is None or sources is None or suites is None:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
-    values = recipe.model_dump(mode="json")
-    inputs = _stage_inputs(recipe, values, sources, model, original, suites)
+    values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    inputs = _stage_inputs(recipe, values, sources, model, original, suites, choosing)
+    # Another gate judges the same run anew; it makes no other run.
+    del values["eval"]["gates"]
     identity = hash_of([values, sources, model.identity])
-    return Resolved(model, original, suites, inputs, identity)
+    return Resolved(model, original, suites, choosing, inputs, identity)
+
+
+def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
+    """Return a fault for every gate on a suite that the recipe does not measure."""
+    from mlx_ft.evaluate.gates import gate_faults
+
+    at = "eval.gates."
+    places = {key.removeprefix(at): v for key, v in loaded.origins.items() if key.startswith(at)}
+    return gate_faults(loaded.recipe.eval.parsed_gates(), suites, places)
 
 
 def _stage_inputs(
@@ -123,11 +155,13 @@ def _stage_inputs(
     model: ResolvedModel,
     original: ResolvedModel | None,
     suites: Sequence[Suite],
+    choosing: Suite | None,
 ) -> dict[str, str]:
     """Return stage -> hash; each stage's inputs contain those of the stage before."""
     versions = STAGE_VERSIONS
     data = hash_of([versions["data"], values["data"], values["chat"], sources, model.identity])
-    train = hash_of([versions["train"], data, values["train"]])
+    select = None if choosing is None else choosing.file_sha256
+    train = hash_of([versions["train"], data, values["train"], select])
     into = None if original is None else original.identity
     needs = fused_copy_needed_by(recipe.export, recipe.eval)
     export = hash_of([versions["export"], train, values["export"], into, needs])
@@ -217,7 +251,7 @@ def _contaminated(job: Job) -> tuple[tuple[str, int, bool], ...]:
 
     asked = {
         f"{suite.name}/{sample.id}": last_question(sample.messages)
-        for suite in job.suites
+        for suite in (*job.suites, *([job.choosing] if job.choosing else []))
         for sample in suite.samples
     }
     if not asked:
@@ -238,6 +272,7 @@ def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
+    from mlx_ft.selection import selection_finding
 
     facts = replace(
         preflight_facts(job),
@@ -247,6 +282,8 @@ def check(job: Job) -> None:
         original=_original_facts(job),
     )
     findings = preflight.run_checks(facts)
+    if job.choosing is not None:
+        findings = (*findings, selection_finding(job.choosing, job.suites))
     write_json(job.run / "preflight.json", preflight.findings_json(findings))
     for finding in findings:
         say_finding(job.console, finding)
@@ -258,39 +295,6 @@ def say_finding(console: Console, finding: Finding) -> None:
     style = {"ok": None, "warn": "yellow", "fail": "red"}[finding.level]
     advice = f" - {finding.fix}" if finding.fix else ""
     console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
-
-
-def train(job: Job) -> None:
-    """Train the adapter into `train/`, and look at what it says before it is called done."""
-    from mlx_ft.train.handover import TrainStage
-    from mlx_ft.train.prompts import Prompt, choose_prompts
-    from mlx_ft.train.supervisor import supervise
-
-    prompts = choose_prompts(
-        [
-            (row.category, Prompt(row.messages[:-1], row.tools))
-            for row in job.rows["valid"].rows
-            if row.messages is not None
-        ]
-    )
-    with writing_stage(job.run, "train", keep_partial=True) as folder:
-        info = supervise(
-            TrainStage(
-                recipe=job.recipe,
-                model_folder=job.model.path,
-                data_folder=job.run / "data",
-                folder=folder,
-                inputs=job.inputs["train"],
-                model_identity=job.model.identity,
-                prefix_folder=cache_home() / "prefix",
-                prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
-                look_prompts=prompts,
-                judge_look=job.judged,
-            ),
-            job.run,
-            job.console,
-        )
-        seal(folder, "train", job.inputs["train"], info)
 
 
 def export(job: Job) -> None:
@@ -309,7 +313,9 @@ def export(job: Job) -> None:
                 adapted_modules=tuple(train_info["adapted_layers"]),
                 parameters=train_info["total_parameters"],
                 recipe=job.recipe.export,
-                prompts=prompts,
+                prompts=[ids for ids, _ in prompts],
+                trained=[trained for _, trained in prompts],
+                asked=_asked_prompts(job),
                 calibration=(
                     _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
                 ),
@@ -331,13 +337,30 @@ def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
     return manifest.info
 
 
-def _fixed_prompts(job: Job) -> list[list[int]]:
-    """Return whole conversations from the validation rows, on which models are compared."""
+def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
+    """Return whole conversations from the validation rows, on which models are compared: ids, and
+    the positions after which a trained token comes.
+    """
     from mlx_ft.tokens import read_split
 
     split = read_split(job.run / "data" / "valid.safetensors")
-    count = min(8, len(split))
-    return [[int(token) for token in split.row(index)[0][:512]] for index in range(count)]
+    rows = [split.row(index) for index in range(min(HELD_OUT_ROWS, len(split)))]
+    return [
+        (
+            [int(token) for token in ids[:512]],
+            [at for at, flag in enumerate(trained[1:512]) if flag],
+        )
+        for ids, trained in rows
+    ]
+
+
+def _asked_prompts(job: Job) -> list[list[int]]:
+    """Return a few of the suites' prompts, drawn evenly: text unlike the training rows."""
+    samples = [sample for suite in job.suites for sample in suite.samples]
+    chat = renderer(job)
+    chosen = samples[:: max(1, -(-len(samples) // ASKED_PROMPTS))]
+    prompts = [chat.prompt_ids(sample.messages, sample.tools) for sample in chosen]
+    return [list(ids) for ids in prompts if len(ids) <= 512]
 
 
 def _calibration_rows(job: Job) -> list[list[int]]:

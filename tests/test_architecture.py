@@ -29,9 +29,13 @@ WALLS = {
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
+    "lm_eval": ("mlx_ft.lm_eval",),
+    **dict.fromkeys(
+        ("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("mlx_ft.trackers",)
+    ),
 }
 # These run anywhere: not even indirectly may they need MLX.
-WITHOUT_MLX = ("data", "preflight", "report", "evaluate.scorers", "evaluate.stats")
+WITHOUT_MLX = ("data", "preflight", "report", "evaluate")
 ALSO_WITHOUT_MLX = ("recipe_loading", "models", "chat", "runs", "hardware", "pipeline")
 ALSO_WITHOUT_MLX += ("gguf_support",)
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}

@@ -13,6 +13,7 @@ from mlx_lm import load as mlx_lm_load
 
 from mlx_ft import cli
 from tests.data_room.rows import chat, hostile_lines
+from tests.report.synthetic import write_run
 from tests.tiny import write_rows, write_tiny_model
 
 FLAT = """
@@ -227,3 +228,39 @@ def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
     assert "Traceback" not in said.err
     assert ("wrong input: " in said.err) == (code == 2)
     assert ("nothing stops it" in said.out) == (code == 0)
+
+
+@pytest.mark.parametrize("verb", ["runs", "compare", "watch", "clean"])
+def test_help_of_the_verbs_on_many_runs_is_instant_and_loads_nothing_heavy(verb: str) -> None:
+    code = (
+        f"import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', {verb!r}, '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'mlx.core', 'rich', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+
+
+def test_the_verbs_on_many_runs_end_with_a_next_step_and_without_mlx(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs")
+    clean = ("clean", "--runs", "runs")
+    for arguments in (
+        ("runs", "--runs", "runs"),
+        ("compare", str(run)),
+        ("watch", str(run)),
+        clean,
+        (*clean, "--fused"),
+    ):
+        done = mlx_ft(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("next     mlx-ft "), arguments
+        assert "\x1b" not in done.stdout
+    assert (run / "export" / "fused-f16").is_dir()  # nobody said yes
+    assert mlx_ft(*clean, "--fused", "--yes", cwd=tmp_path).returncode == 0
+    assert not (run / "export" / "fused-f16").exists()
+    assert mlx_ft(*clean, "--yes", cwd=tmp_path).returncode == 2
+    assert mlx_ft("compare", "nowhere", "nowhere", cwd=tmp_path).returncode == 2
+    listed = mlx_ft("runs", "--runs", "runs", "--json", cwd=tmp_path)
+    assert json.loads(listed.stdout)["runs"][0]["state"] == "finished"

@@ -139,3 +139,18 @@ def test_the_same_document_gives_the_same_card(document: dict[str, Any]) -> None
     before = json.dumps(document)
     assert card_of(document) == card_of(document)
     assert json.dumps(document) == before
+
+
+def test_how_the_weights_were_chosen_is_said_where_they_were(document: dict[str, Any]) -> None:
+    assert "weights taken" not in card_of(document) and "| seeds" not in card_of(document)
+    document["recipe"]["values"]["train"]["select"]["metric"] = "validation_loss"
+    document["train"]["info"]["seeds"] = {
+        "chosen": 3,
+        "trained": [{"seed": 3}, {"seed": 4}],
+        "spread": {"measure": "validation_loss", "mean": 1.5, "low": 1.0, "high": 2.0},
+        "reached": None,
+    }
+    card = card_of(document)
+    last = document["train"]["info"]["iterations"]
+    assert f"| weights taken | iteration {last} of {last} (validation loss" in card
+    assert "| seeds | 2 trained, 3 chosen; validation loss 1.000 to 2.000, mean 1.500 |" in card

@@ -17,8 +17,9 @@ from mlx_ft import inference, stages
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
-from mlx_ft.errors import GateFailed, InputError, ModelError
+from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
 from mlx_ft.hardware import machine
+from mlx_ft.liveness import worked_on, working
 from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.preflight.shapes import model_shape
@@ -26,7 +27,7 @@ from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
-from mlx_ft.runs import read_json
+from mlx_ft.runs import read_json, verify_files
 from tests.tiny import job_of, write_place
 
 
@@ -183,7 +184,8 @@ def test_a_rehearsal_makes_two_updates_and_keeps_the_rest(
     assert small.train.epochs is None and small.data.limit == 8
     for kept in ("lora_parameters", "num_layers", "batch_size", "learning_rate", "seed"):
         assert getattr(small.train, kept) == getattr(recipe.train, kept)
-    assert (small.model, small.export) == (recipe.model, recipe.export)
+    assert small.model == recipe.model
+    assert small.export == recipe.export.model_copy(update={"min_survival": None})
 
 
 def test_the_rows_of_a_run_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,12 +227,8 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     job = job_of(finished)
     document = run_document(job.run)
     assert document["status"] == "done"
-    assert (
-        list(document)
-        == (
-            "schema run status recipe model data preflight train export eval timings environment"
-        ).split()
-    )
+    keys = "schema run status recipe model data preflight train export survival eval gates timings"
+    assert list(document) == [*keys.split(), "environment"]
     for column in ("base", "adapter", "fused", "quantized"):
         result = document["eval"]["small"][column]
         assert set(result) >= {"mean", "n", "low", "high", "by_category", "failures"}
@@ -245,6 +243,25 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     before = times_of(job.run)
     run_pipeline(job_of(finished))
     assert times_of(job.run) == before, "a finished run is not touched"
+
+
+def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(place: Path) -> None:
+    sets = ("export.keep_fused=false",)
+    run_pipeline(job_of(place, *sets))
+    run = job_of(place, *sets).run
+    assert not (run / "export" / "fused-f16").exists()
+    assert verify_files(run / "export") == []
+    before = sorted(run.rglob("*"))
+    run_pipeline(job_of(place, *sets))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_two_pipelines_do_not_work_on_one_run_at_once(place: Path) -> None:
+    job = job_of(place)
+    with working(job.run), pytest.raises(RunError, match="works on it"):
+        run_pipeline(job, "data")
+    run_pipeline(job, "data")
+    assert worked_on(job.run) is False
 
 
 def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:
@@ -392,3 +409,33 @@ def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
 def test_stages_in_the_documented_order() -> None:
     names = ["data", "preflight", "base", "train", "export", "eval"]
     assert [stage.name for stage in STAGES] == names
+
+
+def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers of the finished run are judged anew; no model is loaded."""
+
+    def never(*arguments: object, **named: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mlx_ft.inference.load_model", never)
+    (suite,) = read_json(next((finished / "runs").iterdir()) / "eval" / "results.json")["suites"]
+    run = job_of(finished).run
+    failing = job_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')
+    assert failing.run == run, "a gate makes no other run"
+    with pytest.raises(GateFailed, match=f"gate {suite}.mean"):
+        run_pipeline(failing, of=[stage for stage in STAGES if stage.name == "eval"])
+    assert read_json(run / "run.json")["status"] == "gate_failed"
+    assert f"{suite}.quantized.mean" in (run / "report.html").read_text(encoding="utf-8")
+    holding = job_of(finished, f'eval.gates={{{suite}.mean: ">= 0"}}')
+    run_pipeline(holding, of=[stage for stage in STAGES if stage.name == "eval"])
+    assert read_json(run / "run.json")["status"] == "done"
+    (gate,) = (g for g in read_json(run / "eval" / "results.json")["gates"])
+    assert gate["passed"] and gate["limit"] == ">= 0"
+
+
+def test_a_gate_on_a_suite_that_is_not_measured_is_found_before_anything_is(place: Path) -> None:
+    with pytest.raises(InputError, match=r"eval\.gates\.nothing\.mean: no suite 'nothing'"):
+        job_of(place, 'eval.gates={nothing.mean: "> 0.5"}')
+    assert not (place / "runs").exists()

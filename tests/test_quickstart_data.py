@@ -198,13 +198,13 @@ def test_no_keep_talking_prompt_occurs_in_the_data(sample: Json) -> None:
 
 @pytest.mark.parametrize(
     ("suite", "samples", "least_samples", "least_categories"),
-    [(SUITE, SAMPLES, 27, 5), (TALK_SUITE, TALK_SAMPLES, 30, 6)],
+    [(SUITE, SAMPLES, 27, 5), (TALK_SUITE, TALK_SAMPLES, 120, 7)],
     ids=["code_mode", "keep_talking"],
 )
 def test_suites_are_complete(
     suite: Json, samples: list[Json], least_samples: int, least_categories: int
 ) -> None:
-    assert set(suite) == {
+    assert set(suite) - {"margin"} == {
         "name", "description", "samples", "scorer", "max_tokens", "enable_thinking", "stop", "tags"
     }  # fmt: skip
     assert (EVALS / suite["samples"]).is_file()
@@ -244,3 +244,15 @@ def test_keep_talking_targets_are_usable() -> None:
         assert all(text == text.lower().strip() != "" for text in target["any_of"]), sample
         assert 1 <= target["min_words"] < target["max_words"]
         assert not any("execute_code" in text for text in target["any_of"])
+
+
+def test_the_first_forty_talk_prompts_hold_every_category_as_all_do() -> None:
+    """A recipe may ask only the first (`eval.limit`)."""
+    shares = [
+        Counter(sample["category"] for sample in part) for part in (TALK_SAMPLES[:40], TALK_SAMPLES)
+    ]
+    few, all_of_them = shares
+    assert set(few) == set(all_of_them)
+    for category, count in all_of_them.items():
+        assert abs(few[category] / 40 - count / len(TALK_SAMPLES)) <= 0.08, category
+    assert max(few.values()) <= 2 * min(few.values())

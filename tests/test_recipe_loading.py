@@ -114,7 +114,7 @@ eval: {suites: x, columns: [base, bas]}
         "r.yaml:11 train.lora_parameters.alpha: alpha and scale are both given",
         "r.yaml:13 train.seed: is given again (first in line 12)",
         "r.yaml:14 chat.enable_thinking: 'no' is not true or false",
-        "r.yaml:15 export.q_bits: 7 is not one of 4, 5, 6, 8",
+        "r.yaml:15 export.q_bits: 7 is not one of 4, 5, 6, 8, auto",
         "r.yaml:16 eval.suites: 'x' is not a list",
         "r.yaml:16 eval.columns.1: 'bas' is not one of",
         "--set 'novalue': is not KEY=VALUE",

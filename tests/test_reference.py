@@ -68,7 +68,7 @@ def test_types_limits_and_defaults_are_those_of_the_schema() -> None:
     assert rows["train.lora_parameters.dropout"][0] == "number at least 0 and below 1"
     assert rows["train.lora_parameters.alpha"][0] == "number more than 0"
     assert rows["data.mask_prompt"][:2] == ["true, false", "`true`"]
-    assert rows["export.q_bits"][:2] == ["`4`, `5`, `6`, `8`", "`5`"]
+    assert rows["export.q_bits"][:2] == ["`4`, `5`, `6`, `8`, `auto`", "`5`"]
     assert rows["eval.columns"][1] == "`[base, adapter, fused, quantized]`"
 
 

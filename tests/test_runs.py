@@ -31,6 +31,7 @@ from mlx_ft.runs import (
     require_free_bytes,
     run_folder,
     seal,
+    taken_over,
     update_record,
     verify_files,
     write_json,
@@ -348,3 +349,21 @@ def test_the_record_grows_and_survives_a_torn_file(tmp_path: Path) -> None:
     assert record["updated"] >= record["created"]
     (tmp_path / "run.json").write_text('{"status": "do')
     assert update_record(tmp_path, status="running")["stages"] == {}
+
+
+def test_a_stage_of_the_same_inputs_is_taken_over_whole_or_not_at_all(tmp_path: Path) -> None:
+    made, fresh = tmp_path / "made", tmp_path / "fresh"
+    fresh.mkdir()
+    (tmp_path / "a file").touch()
+    with writing_stage(made, "data") as folder:
+        (folder / "rows").write_text("rows")
+        seal(folder, "data", "inputs", {"rows": 1})
+    assert taken_over(fresh, "data", "other inputs") is None and not list(fresh.iterdir())
+    assert taken_over(fresh, "data", "inputs") == made
+    assert read_manifest(fresh / "data") == read_manifest(made / "data")
+    assert not verify_files(fresh / "data")
+    third = tmp_path / "third"
+    third.mkdir()
+    for run in (made, fresh):
+        (run / "data" / "rows").write_text("sowr")  # of the same size
+    assert taken_over(third, "data", "inputs") is None and not list(third.iterdir())

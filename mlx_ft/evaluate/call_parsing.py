@@ -266,7 +266,7 @@ def _python_calls(text: str, tools: Tools) -> list[Call]:
 
 def _structured_calls(text: str, wrapper: str, tools: Tools) -> list[Call]:
     """Return calls written as JSON objects with a name and arguments, or as <function=...> tags."""
-    raw = [found for value in _json_values(text) for found in _named_calls(value)]
+    raw = [found for value in json_values(text) for found in named_calls(value)]
     for name, body in _FUNCTION_TAG.findall(text):
         parameters = _PARAMETER_TAG.findall(body)
         raw.append((name, dict(parameters)))
@@ -281,7 +281,8 @@ def _structured_calls(text: str, wrapper: str, tools: Tools) -> list[Call]:
     return calls
 
 
-def _json_values(text: str) -> list[Any]:
+def json_values(text: str) -> list[Any]:
+    """Return the JSON objects and arrays that stand in a text, one after the other."""
     decoder = json.JSONDecoder()
     values = []
     position = 0
@@ -297,12 +298,12 @@ def _json_values(text: str) -> list[Any]:
     return values
 
 
-def _named_calls(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def named_calls(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Return (name, arguments) of a JSON value in one of the usual shapes of tool calls."""
     if isinstance(value, list):
         return [call for item in value[:MAX_PARSE_ATTEMPTS] for call in _flat_call(item)]
     if isinstance(value, dict) and isinstance(value.get("tool_calls"), list):
-        return _named_calls(value["tool_calls"])
+        return named_calls(value["tool_calls"])
     return _flat_call(value)
 
 
@@ -313,7 +314,7 @@ def _flat_call(value: Any) -> list[tuple[str, Mapping[str, Any]]]:
         return []
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
-        parsed = _json_values(arguments)
+        parsed = json_values(arguments)
         arguments = parsed[0] if len(parsed) == 1 else arguments
     return [(value["name"], arguments)] if isinstance(arguments, dict) else []
 

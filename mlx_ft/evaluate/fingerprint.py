@@ -1,14 +1,63 @@
-"""Is the chat format of this model the one that was trained with? Does not make fingerprints."""
+"""Is the chat format of this model the one that was trained with?
+
+Does: compare fingerprints, name each difference, and say in words where it could not be compared
+or was let pass. Does not: make fingerprints (`chat.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from mlx_ft.errors import Fault, ModelError
+from mlx_ft.evaluate.asking import Column
 
 MAX_SHOWN_CHARACTERS = 60
 _ABSENT = object()
+
+
+@dataclass(frozen=True)
+class TemplateCheck:
+    """Whether a column's chat format was compared with its training's, and what to be told of it.
+
+    `state`: "same" as trained; "own", the model's own and no training of it is known; "unknown", a
+    server's; or "mismatch", which was allowed.
+    """
+
+    state: Literal["same", "own", "unknown", "mismatch"]
+    warnings: tuple[str, ...] = ()
+
+
+def compare_template(column: Column, *, allow_mismatch: bool) -> TemplateCheck:
+    """Compare a column's chat format with the one it was trained with.
+
+    Raises ModelError when they differ, unless that is allowed: then each difference is a warning.
+    """
+    if column.renderer is None:
+        return TemplateCheck(
+            "unknown",
+            (
+                f"{column.name}: the server renders prompts by itself; its chat template, thinking "
+                "mode and date could not be compared with any training",
+            ),
+        )
+    if column.trained_with is None:
+        return TemplateCheck("own")
+    try:
+        check_fingerprint(column.trained_with, column.renderer.fingerprint())
+    except ModelError as error:
+        if not allow_mismatch:
+            raise ModelError(
+                [
+                    Fault(f"{column.name}, {each.where}", each.found, each.fix)
+                    for each in error.faults
+                ]
+            ) from error
+        told = [f"{column.name}: {each.where}: {each.found}" for each in error.faults]
+        intro = f"{column.name}: MEASURED WITH ANOTHER CHAT FORMAT than it was trained with"
+        return TemplateCheck("mismatch", (intro, *told))
+    return TemplateCheck("same")
 
 
 def check_fingerprint(trained: Mapping[str, Any], current: Mapping[str, Any]) -> None:

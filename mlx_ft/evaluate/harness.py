@@ -1,53 +1,40 @@
 """Ask every model the questions of every suite, and keep each answer with its score.
 
-Does: render prompts (only through the renderer), have them answered in batches, score each answer,
-write it down at once, and go on where an earlier attempt was stopped. Does not: load models (that
-is `open_column`), generate (that is `generate`), or compare columns.
+Does: render prompts (only through the renderer), have them answered, all suites of a model
+together, score each answer, write it down at once, and go on where an earlier attempt was stopped.
+Does not: load models or generate (that is a column's `open`), or compare columns.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, BinaryIO
 
 from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
-from mlx_ft.evaluate.fingerprint import check_fingerprint
+from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
+from mlx_ft.evaluate.asking import Answer, Column, Question
+from mlx_ft.evaluate.fingerprint import compare_template
 from mlx_ft.evaluate.sample_log import Row
-from mlx_ft.evaluate.scorers import THINKING_TAGS, score
+from mlx_ft.evaluate.scorers import reference_of, score
+from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
+from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.runs import hash_of, write_json
 
-if TYPE_CHECKING:  # importing it would load MLX
-    from mlx_ft.inference import Generation, LoadedModel
-
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.
-LINE_VERSION = 1
+LINE_VERSION = 3
 
 # Told after every answer: samples answered, of how many, and by which model to which suite.
 Progress = Callable[[int, int, str], None]
-OpenColumn = Callable[[str], AbstractContextManager["LoadedModel"]]
-
-
-class Generate(Protocol):
-    """Answer prompts of token ids greedily, as `mlx_ft.inference.generate` does."""
-
-    def __call__(
-        self,
-        loaded: LoadedModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        batch_size: int,
-        on_done: Callable[[int, Generation], None] | None,
-    ) -> Sequence[Generation]: ...
 
 
 @dataclass(frozen=True)
@@ -68,10 +55,12 @@ class ColumnResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be asked: a prompt and a key for each sample, and the rows already there."""
+    """What a suite asks of a column: a question and a key for each sample, and the rows there."""
 
+    suite: Suite
+    column: str
     path: Path
-    prompts: tuple[list[int], ...]
+    questions: tuple[Question, ...]
     keys: tuple[str, ...]
     found: Mapping[str, Row]
 
@@ -82,121 +71,189 @@ class _Plan:
 
 def evaluate(
     suites: Sequence[Suite],
-    columns: Sequence[str],
-    open_column: OpenColumn,
+    columns: Sequence[Column],
     folder: Path,
     *,
-    renderer: ChatRenderer,
-    fingerprint: Mapping[str, Any],
-    model_sha256: Mapping[str, str],
-    generate: Generate,
-    batch_size: int,
     progress: Progress,
+    allow_template_mismatch: bool = False,
+    cache_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Answer and score `suites` with each of `columns`; return and write `folder/results.json`.
 
-    `open_column(column)` is entered once a column, and not at all when all its answers are in
-    `folder` already; `model_sha256` names the weights of each column, for that decision. `renderer`
-    and the renderer of every model must have the `fingerprint` of the training.
-    Raises ModelError when they do not, DataError when a suite cannot be asked this way.
+    A column is opened once, and not at all when all its answers are in `folder` already. Answers of
+    reusable columns are kept in `cache_folder` for other folders. `warnings` of the results are
+    what makes columns less comparable than they look.
+    Raises ModelError when a column's chat format is not the one it was trained with, unless that is
+    allowed; DataError when a suite cannot be asked this way.
     """
-    check_fingerprint(fingerprint, renderer.fingerprint())
-    check_thinking(suites, renderer.enable_thinking)
+    faults = [
+        fault for column in columns for fault in thinking_faults(suites, column.enable_thinking)
+    ]
+    if faults:
+        raise DataError(faults)
+    templates = {
+        column.name: compare_template(column, allow_mismatch=allow_template_mismatch)
+        for column in columns
+    }
     results: dict[str, dict[str, Any]] = {suite.name: {} for suite in suites}
+    rows: dict[str, dict[str, tuple[Row, ...]]] = {suite.name: {} for suite in suites}
     for column in columns:
-        sha256 = model_sha256[column]
-        plans = [_plan(suite, column, renderer, sha256, folder) for suite in suites]
-        if any(plan.missing for plan in plans):
-            with open_column(column) as loaded:
-                check_fingerprint(fingerprint, loaded.renderer.fingerprint())
-                done = [
-                    evaluate_column(
-                        suite,
-                        column,
-                        loaded,
-                        folder,
-                        model_sha256=sha256,
-                        generate=generate,
-                        batch_size=batch_size,
-                        progress=progress,
-                    )
-                    for suite in suites
-                ]
-                # Else this frame would keep the weights while the next column loads its own.
-                del loaded
-        else:
-            done = [_finished(s, column, p) for s, p in zip(suites, plans, strict=True)]
-        for result in done:
-            results[result.suite][column] = dict(result.summary)
+        for result in evaluate_column(
+            suites, column, folder, progress=progress, cache_folder=cache_folder
+        ):
+            results[result.suite][column.name] = dict(result.summary)
+            rows[result.suite][column.name] = result.rows
+    for suite_name, compared in compare_columns(rows).items():
+        for name, against in compared.items():
+            results[suite_name][name]["against"] = against
     document = {
         "schema": SCHEMA,
         "suites": results,
         "suite_info": {suite.name: _suite_info(suite) for suite in suites},
+        "columns": {
+            column.name: {**(column.facts or {}), "template": templates[column.name].state}
+            for column in columns
+        },
+        "warnings": [
+            *(text for check in templates.values() for text in check.warnings),
+            *(text for column in columns for text in _unseen_tools(suites, column)),
+        ],
     }
     write_json(folder / "results.json", document)
     return document
 
 
 def evaluate_column(
-    suite: Suite,
-    column: str,
-    loaded: LoadedModel,
+    suites: Sequence[Suite],
+    column: Column,
     folder: Path,
     *,
-    model_sha256: str,
-    generate: Generate,
-    batch_size: int,
     progress: Progress,
-) -> ColumnResult:
-    """Answer one suite with one model into `folder/<suite>/<column>.jsonl`, a line a sample.
+    cache_folder: Path | None = None,
+) -> list[ColumnResult]:
+    """Answer suites with one model into `folder/<suite>/<column>.jsonl`, a line a sample.
 
     Each line is written as its answer ends. A line is kept from an earlier attempt if it has the
-    same key: sample, prompt ids, decoding, scorer, target and `model_sha256`. At the end the file
-    has exactly the suite's samples, in its order. `seconds` of a line is the time since the one
+    same key: sample, prompt ids, decoding, scorer, target and weights. At the end a file has
+    exactly its suite's samples, in their order. `seconds` of a line is the time since the one
     before it ended, so that they add up to the time of the column.
     """
-    plan = _plan(suite, column, loaded.renderer, model_sha256, folder)
-    missing = plan.missing
-    rows = dict(plan.found)
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    total = len(suite.samples)
-    if missing:
-        with plan.path.open("ab") as stream:
-            ended = time.perf_counter()
-
-            def keep(position: int, generation: Generation) -> None:
-                nonlocal ended
-                index, now = missing[position], time.perf_counter()
-                row = _row(suite, suite.samples[index], generation, loaded.renderer)
-                row |= {"seconds": now - ended, "key": plan.keys[index]}
-                ended = now
-                sample_log.append(stream, row)
-                rows[plan.keys[index]] = row
-                progress(len(rows), total, f"{suite.name}, {column}")
-
-            generate(
-                loaded,
-                [plan.prompts[index] for index in missing],
-                max_tokens=suite.max_tokens,
-                batch_size=batch_size,
-                on_done=keep,
-            )
-    return _finished(suite, column, plan, rows)
+    plans = [_plan(suite, column, folder) for suite in suites]
+    rows = [dict(plan.found) for plan in plans]
+    jobs = [(number, index) for number, plan in enumerate(plans) for index in plan.missing]
+    if jobs:
+        with ExitStack() as files:
+            writer = _Writer(plans, rows, column, files, progress)
+            cache = None
+            if cache_folder is not None and column.reusable:
+                cache = AnswerCache(cache_folder, column.sha256)
+                files.callback(cache.prune)
+            jobs = [job for job in jobs if not writer.written_from(cache, *job)]
+            if jobs:
+                _ask(column, plans, jobs, writer, cache)
+    return [_finished(plan, found) for plan, found in zip(plans, rows, strict=True)]
 
 
-def prompts_of(suite: Suite, renderer: ChatRenderer) -> tuple[list[int], ...]:
-    """Return the prompt ids of each sample; raises DataError with all that cannot be rendered."""
-    prompts = []
+def _ask(
+    column: Column,
+    plans: Sequence[_Plan],
+    jobs: Sequence[tuple[int, int]],
+    writer: _Writer,
+    cache: AnswerCache | None,
+) -> None:
+    """Have the questions of `jobs` (plan, sample) answered, and each answer written down."""
+    questions = [plans[number].questions[index] for number, index in jobs]
+
+    def on_answer(position: int, answer: Answer) -> None:
+        writer.write(*jobs[position], answer)
+        question = questions[position]
+        if cache is not None and question.ids is not None and answer.ids is not None:
+            key = answer_key(question.ids, question.max_tokens)
+            cache.add(key, answer.ids, answer.finish_reason)
+
+    with column.open() as respondent:
+        respondent.answer(questions, on_answer)
+        # Else this frame would keep the weights while the next column loads its own.
+        del respondent
+
+
+class _Writer:
+    """Scores answers, appends them to their files, and tells how far it has come."""
+
+    def __init__(
+        self,
+        plans: Sequence[_Plan],
+        rows: Sequence[dict[str, Row]],
+        column: Column,
+        files: ExitStack,
+        progress: Progress,
+    ) -> None:
+        self._plans, self._rows, self._column = plans, rows, column
+        self._files, self._progress = files, progress
+        self._streams: dict[int, BinaryIO] = {}
+        self._ended = time.perf_counter()
+
+    def written_from(self, cache: AnswerCache | None, number: int, index: int) -> bool:
+        """Write the answer that an earlier evaluation has kept; return whether there was one."""
+        question, renderer = self._plans[number].questions[index], self._column.renderer
+        if cache is None or renderer is None or question.ids is None or question.reference:
+            return False
+        kept = cache.get(answer_key(question.ids, question.max_tokens))
+        if kept is None:
+            return False
+        ids, reason = kept
+        raw = renderer.decode_raw(ids)
+        self.write(number, index, Answer(renderer.decode(ids), raw, ids, reason, len(ids)))
+        return True
+
+    def write(self, number: int, index: int, answer: Answer) -> None:
+        """Score an answer and write its line."""
+        plan, now = self._plans[number], time.perf_counter()
+        key = plan.keys[index]
+        row = _row(plan.suite, plan.suite.samples[index], answer)
+        row |= {"seconds": now - self._ended, "key": key}
+        self._ended = now
+        if number not in self._streams:
+            plan.path.parent.mkdir(parents=True, exist_ok=True)
+            self._streams[number] = self._files.enter_context(plan.path.open("ab"))
+        sample_log.append(self._streams[number], row)
+        self._rows[number][key] = row
+        done, of = len(self._rows[number]), len(plan.suite.samples)
+        self._progress(done, of, f"{plan.suite.name}, {plan.column}")
+
+
+def questions_of(suite: Suite, renderer: ChatRenderer | None) -> tuple[Question, ...]:
+    """Return the question of each sample, rendered unless `renderer` is None (a server does it).
+
+    Raises DataError with all that cannot be rendered.
+    """
+    questions = []
     faults = []
     for sample in suite.samples:
+        question = Question(sample.messages, sample.tools, None, suite.max_tokens, suite.stop)
         try:
-            prompts.append(renderer.prompt_ids(sample.messages, sample.tools))
+            questions.append(_rendered(question, suite, sample, renderer))
         except RowRefused as error:
             where = f"suite {suite.name}, sample {sample.id}"
             faults.append(Fault(where, str(error), "change its messages, or leave it out"))
     if faults:
         raise DataError(faults)
-    return tuple(prompts)
+    return tuple(questions)
+
+
+def _rendered(
+    question: Question, suite: Suite, sample: Sample, renderer: ChatRenderer | None
+) -> Question:
+    text = reference_of(suite.scorer, sample.target)
+    if renderer is None:
+        if text is not None:
+            raise RowRefused("a server does not tell the loss of a reference")
+        return question
+    ids = tuple(renderer.prompt_ids(sample.messages, sample.tools))
+    if text is None:
+        return replace(question, ids=ids)
+    reference = renderer.answer_ids(sample.messages, text, sample.tools)
+    return replace(question, ids=ids, reference=reference)
 
 
 def cut_at_stop(text: str, stops: Iterable[str]) -> tuple[str, str | None]:
@@ -213,13 +270,13 @@ def without_thinking(text: str) -> str:
     return text.rpartition(THINKING_TAGS[1])[2]
 
 
-def check_thinking(suites: Sequence[Suite], enable_thinking: bool) -> None:
-    """Raise DataError unless every suite asks in the thinking mode of the recipe's chat section."""
+def thinking_faults(suites: Sequence[Suite], enable_thinking: bool) -> list[Fault]:
+    """Return a fault for every suite that asks in another thinking mode than this one."""
 
     def word(mode: bool) -> str:
         return str(mode).lower()
 
-    faults = [
+    return [
         Fault(
             f"suite {suite.name}",
             f"its enable_thinking is {word(suite.enable_thinking)}, but the model was trained and "
@@ -229,14 +286,10 @@ def check_thinking(suites: Sequence[Suite], enable_thinking: bool) -> None:
         for suite in suites
         if suite.enable_thinking != enable_thinking
     ]
-    if faults:
-        raise DataError(faults)
 
 
-def _plan(
-    suite: Suite, column: str, renderer: ChatRenderer, model_sha256: str, folder: Path
-) -> _Plan:
-    prompts = prompts_of(suite, renderer)
+def _plan(suite: Suite, column: Column, folder: Path) -> _Plan:
+    questions = questions_of(suite, column.renderer)
     decoding = {
         "version": LINE_VERSION,
         "greedy": True,
@@ -244,32 +297,44 @@ def _plan(
         "stop": suite.stop,
         "enable_thinking": suite.enable_thinking,
         "scorer": suite.scorer_config,
-        "model": model_sha256,
+        "model": column.sha256,
     }
     common = hash_of(decoding)
+    asked = [
+        question.ids or [[dict(each) for each in question.messages], question.tools]
+        for question in questions
+    ]
     keys = tuple(
         hash_of([common, sample.id, prompt, sample.target])
-        for sample, prompt in zip(suite.samples, prompts, strict=True)
+        for sample, prompt in zip(suite.samples, asked, strict=True)
     )
-    path = folder / suite.name / f"{column}.jsonl"
+    path = folder / suite.name / f"{column.name}.jsonl"
     known = {row["key"]: row for row in sample_log.recover(path)}
-    return _Plan(path, prompts, keys, {key: known[key] for key in keys if key in known})
+    found = {key: known[key] for key in keys if key in known}
+    return _Plan(suite, column.name, path, questions, keys, found)
 
 
-def _row(suite: Suite, sample: Sample, generation: Generation, renderer: ChatRenderer) -> Row:
+def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
     """Return the line of one answer, but for `seconds` and `key`.
 
-    A thinking tag may be a control token, which the text of a generation leaves out: it is looked
-    for in the raw text. A stop text ends the answer before it, as a client that sets it would see.
+    A thinking tag may be a control token, which the text of an answer leaves out: it is looked for
+    in the raw text. A stop text ends the answer before it, as a client that sets it would see.
     """
-    raw, raw_stop = cut_at_stop(renderer.decode_raw(generation.ids), suite.stop)
-    text, stop = cut_at_stop(generation.text, suite.stop)
+    raw, raw_stop = cut_at_stop(answer.raw, suite.stop)
+    text, stop = cut_at_stop(answer.text, suite.stop)
     if stop is None and raw_stop is not None:
         text, stop = raw, raw_stop
     leak = [tag for tag in THINKING_TAGS if tag == stop or tag in raw]
     judged = without_thinking(text) if suite.enable_thinking else text + "".join(leak)
-    ids = generation.ids if stop is None else None
-    result = asdict(score(suite.scorer, judged, sample.target, ids))
+    ids = answer.ids if stop is None else None
+    marked = without_thinking(raw) if suite.enable_thinking else raw
+    loss = answer.reference_loss
+    given = Given(marked, sample.tools or (), loss)
+    result = asdict(score(suite.scorer, judged, sample.target, ids, given))
+    finish_reason = answer.finish_reason if stop is None else "stop_text"
+    question = str(sample.messages[-1].get("content") or "")
+    flags = signs_of(text, raw, ids, finish_reason, question, suite.enable_thinking)
+    measured = {} if loss is None else {"reference_loss": loss}
     return {
         "id": sample.id,
         "category": sample.category,
@@ -277,34 +342,45 @@ def _row(suite: Suite, sample: Sample, generation: Generation, renderer: ChatRen
         "messages": [dict(message) for message in sample.messages],
         "target": dict(sample.target),
         "text": text,
-        "finish_reason": generation.finish_reason if stop is None else "stop_text",
-        "generated_tokens": len(generation.ids),
+        "finish_reason": finish_reason,
+        "flags": flags,
+        "generated_tokens": answer.generated_tokens,
+        **measured,
         "score": result.pop("value"),
         **result,
     }
 
 
-def _finished(
-    suite: Suite, column: str, plan: _Plan, rows: Mapping[str, Row] | None = None
-) -> ColumnResult:
+def _finished(plan: _Plan, rows: Mapping[str, Row]) -> ColumnResult:
     """Put the rows in the suite's order, in memory and on disk, and sum them up."""
-    rows = plan.found if rows is None else rows
     assert all(key in rows for key in plan.keys), "a prompt was left unanswered"
     ordered = tuple(
-        {**rows[key], "category": sample.category, "weight": sample.weight}
-        for key, sample in zip(plan.keys, suite.samples, strict=True)
+        {**rows[key], "category": each.category, "weight": each.weight, "source": each.source}
+        for key, each in zip(plan.keys, plan.suite.samples, strict=True)
     )
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
     sample_log.rewrite(plan.path, ordered)
     reused = len(plan.found)
     return ColumnResult(
-        suite.name,
-        column,
+        plan.suite.name,
+        plan.column,
         plan.path,
         ordered,
         summarise(ordered),
         generated=len(ordered) - reused,
         reused=reused,
     )
+
+
+def _unseen_tools(suites: Sequence[Suite], column: Column) -> Iterator[str]:
+    """Yield a warning for every suite whose tools the column's template leaves out."""
+    for suite in suites:
+        sample = next((sample for sample in suite.samples if sample.tools), None)
+        if sample is None or column.renderer is None:
+            continue
+        plain = column.renderer.prompt_ids(sample.messages)
+        if plain == column.renderer.prompt_ids(sample.messages, sample.tools):
+            yield f"{column.name}: its chat template does not show the tools of suite {suite.name}"
 
 
 def _suite_info(suite: Suite) -> dict[str, Any]:
@@ -316,5 +392,6 @@ def _suite_info(suite: Suite) -> dict[str, Any]:
         "enable_thinking": suite.enable_thinking,
         "tags": list(suite.tags),
         "samples": len(suite.samples),
+        "margin": suite.margin,
         "file_sha256": suite.file_sha256,
     }

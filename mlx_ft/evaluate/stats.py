@@ -1,7 +1,8 @@
 """Means of scores with intervals that stay honest for a few dozen samples.
 
 Does: intervals for pass rates and graded scores, and the summary of one column. Closed forms: no
-randomness, so the same scores give the same numbers. Does not: compare columns.
+randomness, so the same scores give the same numbers. Does not: compare columns
+(`stats_paired.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
+
+from mlx_ft.evaluate.signs import SICK, SIGNS
 
 CONFIDENCE = 0.95
 
@@ -38,7 +41,11 @@ def wilson_interval(mean: float, n: float, confidence: float = CONFIDENCE) -> tu
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_interval(scores: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
+def mean_interval(
+    scores: Sequence[float],
+    weights: Sequence[float] | None = None,
+    sources: Sequence[str | None] | None = None,
+) -> Interval:
     """Return the (weighted) mean of scores in [0, 1] with its 95 % interval.
 
     Scores of 0 and 1 get Wilson's interval exactly. Graded scores get it with an effective sample
@@ -49,6 +56,9 @@ def mean_interval(scores: Sequence[float], weights: Sequence[float] | None = Non
     gives: n is (sum w)^2 / sum w^2. Simulated with scores of 0, 0.5 and 1 at n = 27, 100 and 400,
     it covers the true mean in 94 % of cases or more, but for the dips that Wilson's has, too. Not a
     bootstrap: that gives [1, 1] for 27 times 1.0.
+    Samples that share a source (a passage, a user) cost what they repeat: n is divided by the ratio
+    of the variance of the mean by sources to that by samples (Miller 2024, arXiv 2411.00640), never
+    multiplied. A source of None is one of its own.
     """
     assert scores and all(0 <= score <= 1 for score in scores), "scores are from 0 to 1"
     weights = [1.0] * len(scores) if weights is None else weights
@@ -57,7 +67,8 @@ def mean_interval(scores: Sequence[float], weights: Sequence[float] | None = Non
     mean = sum(w * s for w, s in zip(weights, scores, strict=True)) / total
     mean = min(max(mean, 0.0), 1.0)
     kish_n = total**2 / sum(weight**2 for weight in weights)
-    low, high = wilson_interval(mean, kish_n / _variance_ratio(scores))
+    n = kish_n / _variance_ratio(scores) / _design_effect(scores, weights, sources)
+    low, high = wilson_interval(mean, n)
     return Interval(mean, len(scores), min(low, mean), max(high, mean))
 
 
@@ -69,12 +80,37 @@ def _variance_ratio(scores: Sequence[float]) -> float:
     return min(1.0, variance / (mean * (1 - mean)))
 
 
+def _design_effect(
+    scores: Sequence[float], weights: Sequence[float], sources: Sequence[str | None] | None
+) -> float:
+    """Return how many times as wide sources make the variance of the mean, at least 1.
+
+    Where all scores are equal nothing shows how alike a source's samples are: they count as one.
+    """
+    groups: dict[object, list[int]] = {}
+    for index, source in enumerate(sources or ()):
+        groups.setdefault((index,) if source is None else source, []).append(index)
+    if len(groups) in (0, len(scores)):
+        return 1.0
+    total = math.fsum(weights)
+    mean = math.fsum(w * s for w, s in zip(weights, scores, strict=True)) / total
+    moved = [w * (s - mean) for w, s in zip(weights, scores, strict=True)]
+    apart = math.fsum(each**2 for each in moved)
+    if apart < 1e-12 or len(groups) == 1:
+        return len(scores) / len(groups)
+    together = math.fsum(sum(moved[i] for i in group) ** 2 for group in groups.values())
+    few = len(groups) / (len(groups) - 1) * (len(scores) - 1) / len(scores)
+    return max(1.0, few * together / apart)
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the summary of one column as plain JSON.
 
-    Each row has `score`, `category`, `failure` and `weight`. The result has `mean`, `n`, `low`,
-    `high` (95 %), `passed` (how many scored exactly 1), `by_category` (category -> mean, n, low,
-    high, in the rows' order) and `failures` (kind -> count, most frequent first).
+    Each row has `score`, `category`, `failure` and `weight`, and may have `source` and `flags`. The
+    result has `mean`, `n`, `low`, `high` (95 %), `passed` (how many scored exactly 1),
+    `by_category` (category -> mean, n, low, high, in the rows' order), `failures` (kind -> count,
+    most frequent first) and `degenerate`: each kind of SIGNS -> count, and `any` of the SICK ones,
+    each with rate, low and high.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -85,9 +121,26 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "passed": sum(row["score"] == 1 for row in rows),
         "by_category": {category: _summary(group) for category, group in groups.items()},
         "failures": dict(failures.most_common()),
+        "degenerate": _rates([row.get("flags") or () for row in rows]),
     }
 
 
+def _rates(flags: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Return how often each sign of SIGNS was seen, and `any` of the SICK ones."""
+    counts = {sign: sum(sign in seen for seen in flags) for sign in SIGNS}
+    counts["any"] = sum(not SICK.isdisjoint(seen) for seen in flags)
+    rates = {}
+    for sign, count in counts.items():
+        interval = mean_interval([1.0] * count + [0.0] * (len(flags) - count))
+        ends = {"low": interval.low, "high": interval.high}
+        rates[sign] = {"count": count, "rate": interval.mean, **ends}
+    return rates
+
+
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    interval = mean_interval([row["score"] for row in rows], [row["weight"] for row in rows])
+    interval = mean_interval(
+        [row["score"] for row in rows],
+        [row["weight"] for row in rows],
+        [row.get("source") for row in rows],
+    )
     return vars(interval).copy()

@@ -1,6 +1,7 @@
 """Read a suite: a YAML file that says how to ask and score, and the JSONL file of its samples.
 
-Does: check both strictly (`suite_keys.py` has the keys), with every fault at once as file:line.
+Does: check both strictly (`suite_keys.py` and `suite_scorers.py` have the keys), also that the
+right answer of each sample gets the full score, with every fault at once as file:line.
 Does not: render, generate, score, or import MLX.
 """
 
@@ -16,16 +17,11 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.evaluate.scorers import Scorer
-from mlx_ft.evaluate.suite_keys import (
-    SCORERS,
-    Message,
-    SampleLine,
-    ScorerKeys,
-    SuiteFile,
-    WantedCall,
-    target_fault,
-)
+from mlx_ft.evaluate.scorers import Scorer, ideal_answer, score
+from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
+from mlx_ft.evaluate.suite_scorers import SCORERS, ScorerKeys, target_fault
+from mlx_ft.evaluate.suite_targets import Rules, WantedCall, WantedToolCall
 from mlx_ft.recipe_values import Section
 from mlx_ft.runs import file_sha256, hash_of
 from mlx_ft.strict_yaml import Reading, label_of, read_mapping, read_text, shown
@@ -35,7 +31,10 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class Sample:
-    """One question: chat `messages` (with `tools`, where given) and the `target` of its scorer."""
+    """One question: chat `messages` (with `tools`, where given) and the `target` of its scorer.
+
+    Samples of one `source` count as one draw; `example` is a right answer, where one is given.
+    """
 
     id: str
     category: str
@@ -43,6 +42,8 @@ class Sample:
     tools: tuple[Mapping[str, Any], ...] | None
     target: Mapping[str, Any]
     weight: float
+    source: str | None = None
+    example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Suite:
     """What is asked, how it is decoded (greedily, `max_tokens`, `stop`) and how it is scored.
 
     `scorer_config` is the scorer as it stands in the file; `file_sha256` covers both files.
+    `margin` is the loss against the base that stops a run, where it is proven.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Suite:
     stop: tuple[str, ...]
     tags: tuple[str, ...]
     file_sha256: str
+    margin: float | None = None
 
 
 def load_suites(paths: Sequence[Path]) -> tuple[Suite, ...]:
@@ -109,6 +112,7 @@ def load_suite(path: Path) -> Suite:
         stop=tuple(file.stop),
         tags=tuple(file.tags),
         file_sha256=hash_of([file_sha256(path), file_sha256(samples_path)]),
+        margin=file.margin,
     )
 
 
@@ -145,11 +149,12 @@ def _fault(
     joined = ".".join(key)
     name = joined if joined.isprintable() else repr(joined)
     if detail["type"] == "extra_forbidden":
-        known = [*model.model_fields, *Message.model_fields, *WantedCall.model_fields]
+        inner = (Message, WantedCall, WantedToolCall, Rules)
+        known = [*model.model_fields, *(name for each in inner for name in each.model_fields)]
         return Fault(where, f"unknown key `{name}`", _did_you_mean(key[-1], known))
     if detail["type"] == "missing":
         return Fault(where, f"`{name}` is missing", "add it")
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
     found = f"`{name}` is {shown(detail['input'])}" if name else "the line"
     return Fault(where, found, message[0].lower() + message[1:])
 
@@ -222,7 +227,30 @@ def _read_sample(where: str, line: str, scorer: ScorerKeys) -> tuple[Sample | No
         return None, faults
     messages = tuple(message.model_dump(exclude_unset=True) for message in row.messages)
     tools = None if row.tools is None else tuple(row.tools)
-    return Sample(row.id, row.category, messages, tools, row.target, row.weight), []
+    kept = (row.target, row.weight, row.source, row.example)
+    sample = Sample(row.id, row.category, messages, tools, *kept)
+    fault = _own_answer_fault(sample, scorer.build())
+    return sample, [] if fault is None else [Fault(where, *fault)]
+
+
+def _own_answer_fault(sample: Sample, scorer: Scorer) -> tuple[str, str] | None:
+    """Return (found, fix) when the sample's own right answer does not get the full score.
+
+    That is its `example`, or else what its target spells. A target that nobody can meet, such as an
+    accepted word that the scorer forbids, would look like a model that fails.
+    """
+    spelled = ideal_answer(scorer, sample.target)
+    answer = sample.example or spelled
+    if answer is None:
+        return None
+    judged = score(scorer, answer, sample.target, None, Given(None, sample.tools or (), 0.0))
+    if judged.value == 1.0:
+        return None
+    what = (
+        "its example" if sample.example else f"the answer that its target spells, {answer!r:.60},"
+    )
+    found = f"{what} scores {judged.value:.2f} ({judged.failure}: {judged.reason:.120})"
+    return found, "correct the target, the example or the scorer's keys"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def calibration_batches(rows: Sequence[Sequence[int]]) -> list[Batch]:
 
 
 @contextmanager
-def watching(model: nn.Module, layers: Layers) -> Iterator[Inputs]:
-    """Yield the products of what goes into `layers`, meanwhile."""
-    seen = Inputs()
+def watching(model: nn.Module, layers: Layers, into: Inputs | None = None) -> Iterator[Inputs]:
+    """Yield the products of what goes into `layers`, or whatever `into` makes of it, meanwhile."""
+    seen = Inputs() if into is None else into
     watched = [(name, _Watched(layer, name, seen)) for name, layer in layers.items()]
     model.update_modules(tree_unflatten(watched))
     try:

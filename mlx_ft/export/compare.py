@@ -96,19 +96,28 @@ class Comparison:
             self._crossed[pair] = self._crossed[pair] * rescale + crossed
             self._apart[pair] = np.maximum(self._apart[pair], np.abs(apart).max(axis=1))
 
-    def differences(self) -> dict[tuple[str, str], Difference]:
-        """Return what each pair differs by; the sum over p (log p - log q) is what was crossed over
-        the sum of p, less and plus the logarithms of both sums.
+    @property
+    def prompt_of(self) -> npt.NDArray[np.int64]:
+        """The prompt of each position; a prompt's positions are in their order."""
+        return self._prompt_of
+
+    def differences(
+        self, among: npt.NDArray[np.bool_] | None = None
+    ) -> dict[tuple[str, str], Difference]:
+        """Return what each pair differs by, at all positions or `among` some; the sum over
+        p (log p - log q) is what was crossed over the sum of p, less and plus the logarithms of
+        both sums.
         """
         found = {}
+        here = np.ones(len(self._prompt_of), bool) if among is None else among
         for pair in self._pairs:
             one, two = (self._models[name] for name in pair)
-            divergence = self._crossed[pair] / one.sum - one.log_sum + two.log_sum
+            divergence = (self._crossed[pair] / one.sum - one.log_sum + two.log_sum)[here]
             found[pair] = Difference(
                 # NumPy's maximum, unlike Python's, keeps what is not a number.
-                largest=float(np.max([self._relative(pair, here) for here in self._prompts()])),
+                largest=float(np.max([self._relative(pair, at) for at in self._prompts(here)])),
                 divergence=float(np.maximum(divergence.mean(), 0.0)),
-                flips=float((one.top_token != two.top_token).mean()),
+                flips=float((one.top_token != two.top_token)[here].mean()),
             )
         return found
 
@@ -117,8 +126,9 @@ class Comparison:
         relative: np.float32 = self._apart[pair][here].max() / largest
         return relative
 
-    def _prompts(self) -> list[npt.NDArray[np.bool_]]:
-        return [self._prompt_of == prompt for prompt in np.unique(self._prompt_of)]
+    def _prompts(self, here: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+        prompts = np.unique(self._prompt_of[here])
+        return [here & (self._prompt_of == prompt) for prompt in prompts]
 
 
 def compare_lanes(
@@ -126,7 +136,7 @@ def compare_lanes(
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
     on_step: Callable[[float], None],
-) -> dict[tuple[str, str], Difference]:
+) -> Comparison:
     """Compare models that are taken one layer at a time. `on_step` hears which share is done."""
     groups = [list(group) for group in group_rows(list(map(len, prompts)), BATCH_TOKENS)]
     batches = [mx.array(pad_rows([prompts[index] for index in group])) for group in groups]
@@ -159,7 +169,7 @@ def compare_lanes(
         )
         mx.clear_cache()
         on_step((done + len(opened) * end / vocabulary) / steps)
-    return comparison.differences()
+    return comparison
 
 
 def _real_positions(
@@ -182,7 +192,7 @@ def compare_whole(
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
     on_step: Callable[[float], None],
-) -> dict[tuple[str, str], Difference]:
+) -> Comparison:
     """Compare models that are loaded as a whole, one after the other, with all their logits."""
     logits: dict[str, list[Logits]] = {}
     for name, load in models.items():
@@ -191,18 +201,25 @@ def compare_whole(
         del model
         mx.clear_cache()
         on_step(len(logits) / len(models))
-    return differences(logits, pairs)
+    return compared(logits, pairs)
 
 
 def differences(
     logits: Mapping[str, Sequence[Logits]], pairs: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Difference]:
     """Return what models with these logits, (T, vocabulary) of each prompt, differ by."""
+    return compared(logits, pairs).differences()
+
+
+def compared(
+    logits: Mapping[str, Sequence[Logits]], pairs: Sequence[tuple[str, str]]
+) -> Comparison:
+    """Compare models with these logits, (T, vocabulary) of each prompt."""
     lengths = [len(each) for each in next(iter(logits.values()))]
     prompt_of = np.repeat(np.arange(len(lengths)), lengths)
     comparison = Comparison(prompt_of, pairs)
     comparison.add({name: np.concatenate(each) for name, each in logits.items()}, 0)
-    return comparison.differences()
+    return comparison
 
 
 def prompt_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Logits]:

@@ -6,7 +6,6 @@ Everything is computed some rows at a time, in float32, and rounded once. Does n
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,12 +380,3 @@ def quantized_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
         found = f"no layer's input is a multiple of {group_size}"
         raise GateFailed(Fault("export.q_group_size", found, "use a smaller group size"))
     return names
-
-
-def described_quantization(config: Mapping[str, Any], bits: int, group_size: int) -> dict[str, Any]:
-    """Return a config that says how its model is quantized."""
-    settings = {"group_size": group_size, "bits": bits, "mode": "affine"}
-    described = copy.deepcopy(dict(config))
-    # mlx-lm reads the first key, the Hugging Face Hub the second.
-    described.update(quantization=settings, quantization_config=dict(settings))
-    return described

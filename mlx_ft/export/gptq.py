@@ -81,7 +81,9 @@ class _Quantizing:
                 rows = partial(_rows_of, layer.weight)
                 parts = self.weight(name, rows, layer.weight.shape[0], factor, order)
                 if in_use:
-                    layer.weight = mx.concatenate([self._stands_for(*part) for part in parts])
+                    bits = self._how.of(name).bits
+                    wide = [self._stands_for(bits, *part) for part in parts]
+                    layer.weight = mx.concatenate(wide)
                     mx.eval(layer.weight)
 
     def weight(
@@ -94,7 +96,7 @@ class _Quantizing:
     ) -> list[tuple[mx.array, mx.array, mx.array]]:
         """Quantize one weight; return its parts."""
         parts = []
-        for first, *part in packed_rows(rows, outputs, factor, order, self._how):
+        for first, *part in packed_rows(rows, outputs, factor, order, self._how.of(name)):
             mx.eval(part)
             self._put(name, first, *part)
             parts.append((part[0], part[1], part[2]))
@@ -102,10 +104,10 @@ class _Quantizing:
         self._on_layer(len(self.done), len(self.layers))
         return parts
 
-    def _stands_for(self, packed: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
-        return mx.dequantize(
-            packed, held(scales), held(biases), self._how.group_size, self._how.bits
-        )
+    def _stands_for(
+        self, bits: int, packed: mx.array, scales: mx.array, biases: mx.array
+    ) -> mx.array:
+        return mx.dequantize(packed, held(scales), held(biases), self._how.group_size, bits)
 
 
 def _rows_of(weight: mx.array, first: int, end: int) -> mx.array:

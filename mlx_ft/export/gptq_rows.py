@@ -9,8 +9,8 @@ order of the inputs is the authors' own later addition (`act_order` of github.co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -33,11 +33,18 @@ CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class How:
-    """Bits and group size of the quantized layers, and the type of their scales."""
+    """Bits and group size of the quantized layers, and the type of their scales; layers that are
+    `raised` have other bits.
+    """
 
     bits: int
     group_size: int
     dtype: mx.Dtype
+    raised: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, layer: str) -> How:
+        """Return how one layer is quantized."""
+        return How(self.raised.get(layer, self.bits), self.group_size, self.dtype)
 
 
 def input_order(products: Floats, group_size: int) -> Order:

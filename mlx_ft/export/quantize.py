@@ -13,6 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_ft.console import Console
+from mlx_ft.export.bits import Bits
 from mlx_ft.export.calibration import Layers
 from mlx_ft.export.folders import begin_folder
 from mlx_ft.export.fuse import DTYPES, FusedModel, quantized_names
@@ -42,11 +43,14 @@ class Quantized:
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are quantized: as the recipe says; for q_method gptq, `calibration` rows (ids) go
-    through the model layer after layer if it can be taken `by_layers`, else through it as a whole.
+    """How weights are quantized: as the recipe says, to these `bits`.
+
+    For q_method gptq, `calibration` rows (ids) go through the model layer after layer if it can be
+    taken `by_layers`, else through it as a whole.
     """
 
     recipe: ExportRecipe
+    bits: Bits
     calibration: Sequence[Sequence[int]]
     by_layers: bool
 
@@ -68,9 +72,9 @@ def quantize_into(
     names = quantized_names(fused, recipe.q_group_size)
     layers = _layers_for_gptq(fused, method)
     elsewhere = {f"{name}.weight" for name in layers}
-    here = Rounding(recipe.q_bits, recipe.q_group_size, set(names) - elsewhere, elsewhere)
+    here = Rounding(method.bits, recipe.q_group_size, set(names) - elsewhere, elsewhere)
     begin_folder(folder)
-    layouts = quantized_layouts(fused, names, recipe.q_bits, recipe.q_group_size)
+    layouts = quantized_layouts(fused, names, method.bits, recipe.q_group_size)
     with WeightsWriter(folder, layouts) as writer:
         _write_rounded(fused, half_writer, writer, here, console, observe)
         done = _compensate(fused, layers, method, writer, console) if layers else ()
@@ -116,8 +120,8 @@ def _compensate(
     fused: FusedModel, layers: Layers, method: Method, writer: WeightsWriter, console: Console
 ) -> tuple[str, ...]:
     """Quantize layers by GPTQ into the writer; return those that were seen by the rows."""
-    recipe = method.recipe
-    how = How(recipe.q_bits, recipe.q_group_size, DTYPES[str(fused.config["torch_dtype"])])
+    dtype = DTYPES[str(fused.config["torch_dtype"])]
+    how = How(method.bits.usual, method.recipe.q_group_size, dtype, method.bits.raised)
 
     def put(name: str, first: int, *arrays: mx.array) -> None:
         for tensor, array in zip(packed_names(f"{name}.weight"), arrays, strict=True):

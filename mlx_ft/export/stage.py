@@ -8,6 +8,7 @@ Does: order the steps, say what is done and for how long, hand over what was mad
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +18,23 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_ft.console import Console
+from mlx_ft.export.audit import Passages, Stored, audit_layers
+from mlx_ft.export.bits import Bits, described_quantization
 from mlx_ft.export.folders import begin_folder, finish_folder
-from mlx_ft.export.fuse import Float16Overflow, FusedModel, described_quantization, fuse
+from mlx_ft.export.fuse import Float16Overflow, FusedModel, fuse
 from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.lanes import layers_fault
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.export.quantize import Method, Quantized, quantize_into
 from mlx_ft.export.stream import WeightsWriter
+from mlx_ft.export.survive import (
+    SURVIVAL_FILE,
+    Survival,
+    in_words,
+    next_bits,
+    require_survival,
+    survival_json,
+)
 from mlx_ft.export.verify import (
     Check,
     check_bits,
@@ -32,13 +43,13 @@ from mlx_ft.export.verify import (
     checks_info,
     require_all,
 )
-from mlx_ft.export.verifying import Compared, Steps, compare_models
+from mlx_ft.export.verifying import BASE, Compared, Steps, compare_models
 from mlx_ft.export.writing import Observer, half_layouts
 from mlx_ft.hardware import format_bytes
 from mlx_ft.inference import release
 from mlx_ft.recipe import ExportRecipe
 from mlx_ft.recipe_outcome import FOR_GGUF
-from mlx_ft.runs import require_free_bytes
+from mlx_ft.runs import require_free_bytes, write_json
 
 FUSED_FOLDER = "fused-f16"
 # A block is 32 codes and a 16-bit scale; q4_0 files keep the embeddings in q8_0, up to all of it.
@@ -50,8 +61,10 @@ CACHE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What is exported: `base` and `adapter` folders into `folder`, compared on `prompts` (ids).
+    """What is exported: `base` and `adapter` folders into `folder`.
 
+    Models are compared on `prompts` (ids), held-out rows of which `trained` are the positions that
+    predict a trained token, and on `asked` (ids), prompts of suites.
     `original` is the 16-bit original of the base, if the adapter is to be fused into that.
     `fused_for` are the needs of a 16-bit folder; without any there will be none. `calibration` rows
     (ids) show q_method gptq what goes into the layers. `name` is that of a GGUF file, without its
@@ -66,6 +79,8 @@ class ExportJob:
     parameters: int
     recipe: ExportRecipe
     prompts: Sequence[Sequence[int]]
+    trained: Sequence[Sequence[int]]
+    asked: Sequence[Sequence[int]]
     calibration: Sequence[Sequence[int]]
     card: Callable[[str], str]
     fused_for: tuple[str, ...] = ("export.keep_fused",)
@@ -77,10 +92,10 @@ class ExportJob:
         """The folder that the adapter is fused into."""
         return self.base if self.original is None else self.original
 
-
-def quantized_folder(recipe: ExportRecipe) -> str:
-    """Return the quantized model's folder name, such as q5."""
-    return f"q{recipe.q_bits}"
+    @property
+    def passages(self) -> Passages:
+        """What models are compared on."""
+        return Passages(self.prompts, self.trained, self.asked)
 
 
 def needed_bytes(parameters: int, recipe: ExportRecipe, fused_for: Sequence[str]) -> int:
@@ -89,7 +104,7 @@ def needed_bytes(parameters: int, recipe: ExportRecipe, fused_for: Sequence[str]
 
     Each quantization group carries a 16-bit scale and a 16-bit bias.
     """
-    per_parameter = recipe.q_bits / 8 + 4 / recipe.q_group_size + (2 if fused_for else 0)
+    per_parameter = recipe.most_bits / 8 + 4 / recipe.q_group_size + (2 if fused_for else 0)
     if recipe.gguf is not None:
         per_parameter += GGUF_BYTES_PER_PARAMETER[recipe.gguf]
     return int(parameters * per_parameter * 1.05)
@@ -110,17 +125,57 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
         release()
         if fault is not None:
             console.say(f"the whole model is held in memory: {fault}", "yellow")
-        made = _write_in_range(job, fault is None, console)
-        release()
-        compared = _compare(job, made, fault is None, console)
-        checks = [*_checks_of_files(job, made), *compared.checks]
-        for check in checks:
-            console.say(f"  {'ok ' if check.ok else 'NOT'} {check.check}: {check.measured}")
-        for line in compared.lines:
-            console.say(f"  {line}")
-        require_all(checks)
+        made, compared, checks = _made_and_audited(job, fault is None, console)
         gguf = _write_gguf(job, console)
     return _handed_over(job, made, compared, checks, gguf, console)
+
+
+def _made_and_audited(
+    job: ExportJob, by_layers: bool, console: Console
+) -> tuple[_Made, Compared, list[Check]]:
+    """Write, verify and audit; with other bits again, if the recipe leaves them open and too little
+    survived. Raises GateFailed; survival.json is there by then.
+    """
+    made: _Made | None = None
+    found: Survival | None = None
+    while bits := next_bits(job.recipe, found):
+        if made is not None:
+            shutil.rmtree(made.small_folder)
+        made = _write_in_range(job, bits, made, by_layers, console)
+        release()
+        compared = _compare(job, made, by_layers, console)
+        found = _audit(job, made, compared, by_layers, console)
+        write_json(job.folder / SURVIVAL_FILE, survival_json(found, job.recipe, made.dtype))
+        for line in in_words(found):
+            console.say(line)
+    assert made is not None and found is not None, "the first bits are always tried"
+    checks = [*_checks_of_files(job, made), *compared.checks]
+    for check in checks:
+        console.say(f"  {'ok ' if check.ok else 'NOT'} {check.check}: {check.measured}")
+    for line in compared.lines:
+        console.say(f"  {line}")
+    require_survival(found, job.recipe)
+    require_all(checks)
+    return made, compared, checks
+
+
+def _audit(
+    job: ExportJob, made: _Made, compared: Compared, by_layers: bool, console: Console
+) -> Survival:
+    started = time.perf_counter()
+    stored = Stored(made.fused, made.small_folder, job.recipe.q_group_size)
+    with console.progress("survival", 1.0) as line:
+        layers = audit_layers(
+            stored,
+            job.passages,
+            by_layers,
+            lambda done, of: line.update(done / of, f"layer {done} of {of}"),
+        )
+    seconds = time.perf_counter() - started
+    held_out, prompts = (compared.from_adapter[name] for name in ("held_out", "prompts"))
+    return Survival(
+        made.bits, held_out.get(BASE), held_out, prompts, layers, compared.positions, seconds
+    )
 
 
 @dataclass(frozen=True)
@@ -129,6 +184,8 @@ class _Made:
     the type is not the recipe's, if so.
     """
 
+    bits: Bits
+    small_folder: Path
     fused: FusedModel
     dtype: str
     dtype_reason: str | None
@@ -146,33 +203,45 @@ def _small_cache() -> Iterator[None]:
         release()
 
 
-def _write_in_range(job: ExportJob, by_layers: bool, console: Console) -> _Made:
+def _write_in_range(
+    job: ExportJob, bits: Bits, before: _Made | None, by_layers: bool, console: Console
+) -> _Made:
     """Write both folders; again, in bfloat16, when a number turns out to be beyond float16.
 
     Not that tensor alone: MLX computes in float32 from where both types meet, and what a number of
-    that size is multiplied with leaves float16 as well.
+    that size is multiplied with leaves float16 as well. The 16-bit folder is there already if there
+    was one `before`, with other bits.
     """
+    if before is not None:
+        return _write(job, bits, before, before.dtype, before.dtype_reason, by_layers, console)
     try:
-        return _write(job, job.recipe.dtype, None, by_layers, console)
+        return _write(job, bits, None, job.recipe.dtype, None, by_layers, console)
     except Float16Overflow as overflow:
         reason = f"{overflow}: the whole model is kept in bfloat16"
         console.say(reason, "yellow")
-        for folder in (FUSED_FOLDER, quantized_folder(job.recipe)):
+        for folder in (FUSED_FOLDER, bits.folder):
             shutil.rmtree(job.folder / folder, ignore_errors=True)
-        return _write(job, "bfloat16", reason, by_layers, console)
+        return _write(job, bits, None, "bfloat16", reason, by_layers, console)
 
 
 def _write(
-    job: ExportJob, dtype: str, reason: str | None, by_layers: bool, console: Console
+    job: ExportJob,
+    bits: Bits,
+    before: _Made | None,
+    dtype: str,
+    reason: str | None,
+    by_layers: bool,
+    console: Console,
 ) -> _Made:
-    copy = f"kept for {', '.join(job.fused_for)}" if job.fused_for else "not written"
-    console.say(f"fusing the adapter, dequantizing to {dtype} ({copy})")
-    console.say(_quantization_line(job))
+    if before is None:
+        copy = f"kept for {', '.join(job.fused_for)}" if job.fused_for else "not written"
+        console.say(f"fusing the adapter, dequantizing to {dtype} ({copy})")
+    console.say(_quantization_line(job, bits))
     fused = fuse(job.fused_into, job.adapter, dtype)
-    method = Method(job.recipe, job.calibration, by_layers)
-    small, half = job.folder / quantized_folder(job.recipe), job.folder / FUSED_FOLDER
-    fused_bytes: int | None = None
-    if job.fused_for:
+    method = Method(job.recipe, bits, job.calibration, by_layers)
+    small, half = job.folder / bits.folder, job.folder / FUSED_FOLDER
+    fused_bytes = None if before is None else before.fused_bytes
+    if job.fused_for and before is None:
         begin_folder(half)
         with WeightsWriter(half, half_layouts(fused)) as writer:
             quantized = quantize_into(small, fused, method, writer, console, job.observe)
@@ -185,27 +254,27 @@ def _write(
             f"{len(quantized.compensated)} of {len(quantized.modules)} layers by GPTQ, the others "
             "rounded"
         )
-    bits, group_size = job.recipe.q_bits, job.recipe.q_group_size
+    group_size = job.recipe.q_group_size
     card = job.card(f"{bits}-bit weights, groups of {group_size}")
     finish_folder(small, job.base, described_quantization(fused.config, bits, group_size), card)
-    return _Made(fused, dtype, reason, fused_bytes, quantized)
+    return _Made(bits, small, fused, dtype, reason, fused_bytes, quantized)
 
 
-def _quantization_line(job: ExportJob) -> str:
+def _quantization_line(job: ExportJob, bits: Bits) -> str:
     tokens = sum(len(row) for row in job.calibration)
     how = {"gptq": f"by GPTQ on {tokens:,} tokens of training rows", "round": "weight by weight"}
     return (
-        f"re-quantizing to {job.recipe.q_bits} bits, groups of {job.recipe.q_group_size}, "
+        f"re-quantizing to {bits} bits, groups of {job.recipe.q_group_size}, "
         f"{how[job.recipe.q_method]}"
     )
 
 
 def _checks_of_files(job: ExportJob, made: _Made) -> list[Check]:
-    small = job.folder / quantized_folder(job.recipe)
+    small = made.small_folder
     folders = [small] if made.fused_bytes is None else [job.folder / FUSED_FOLDER, small]
     return [
         check_fused_layers(made.fused.fused_modules, job.adapted_modules),
-        check_bits(small, made.quantized.modules, job.recipe.q_bits),
+        check_bits(small, made.quantized.modules, made.bits),
         *(check_copied(job.base, folder, TOKENIZER_FILES) for folder in folders),
     ]
 
@@ -220,11 +289,11 @@ def _compare(job: ExportJob, made: _Made, by_layers: bool, console: Console) -> 
                 original=job.original,
                 fused=made.fused,
                 fused_folder=None if made.fused_bytes is None else job.folder / FUSED_FOLDER,
-                small_folder=job.folder / quantized_folder(job.recipe),
-                bits=job.recipe.q_bits,
+                small_folder=made.small_folder,
+                bits=made.bits,
                 group_size=job.recipe.q_group_size,
             ),
-            job.prompts,
+            job.passages,
             by_layers,
             lambda share: line.update(share, ""),
         )
@@ -267,9 +336,10 @@ def _handed_over(
         "dtype_reason": made.dtype_reason,
         "original": compared.both_ways,
         "quantized": {
-            "path": quantized_folder(job.recipe),
+            "path": made.small_folder.name,
             "bytes": made.quantized.size_bytes,
-            "bits": job.recipe.q_bits,
+            "bits": made.bits.usual,
+            "raised": dict(made.bits.raised),
             "group_size": job.recipe.q_group_size,
             "method": job.recipe.q_method,
             "gptq_layers": len(made.quantized.compensated),

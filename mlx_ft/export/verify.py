@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.export.bits import Bits
 from mlx_ft.export.compare import Difference
 
 # Rounding weights to float16 (relative 2**-11) moves logits by a few thousandths of the largest.
@@ -48,7 +49,7 @@ def check_fused(difference: Difference) -> Check:
     )
 
 
-def check_quantized(difference: Difference, bits: int) -> Check:
+def check_quantized(difference: Difference, bits: Bits) -> Check:
     """Quantized model against the fused one: divergence of next-token distributions."""
     return Check(
         f"{bits}-bit model close to the fused one",
@@ -88,10 +89,10 @@ def layer_bits(folder: Path) -> dict[str, int]:
     return bits
 
 
-def check_bits(folder: Path, expected_modules: Sequence[str], bits: int) -> Check:
+def check_bits(folder: Path, expected_modules: Sequence[str], bits: Bits) -> Check:
     """Every layer that was to be quantized has the recipe's bits, read back from the files."""
     found = layer_bits(folder)
-    wrong = {m: b for m, b in found.items() if b != bits}
+    wrong = {m: b for m, b in found.items() if b != bits.of(m)}
     complete = set(found) == set(expected_modules)
     sample = f", for example {next(iter(wrong.items()))}" if wrong else ""
     return Check(

@@ -13,14 +13,17 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_ft.export.compare import Difference, compare_lanes, compare_whole
+from mlx_ft.export.audit import FUSED, QUANTIZED, Passages, rounded_models
+from mlx_ft.export.bits import Bits
+from mlx_ft.export.compare import Comparison, Difference, compare_lanes, compare_whole
 from mlx_ft.export.fuse import FusedModel, fuse, quantized_names
 from mlx_ft.export.lanes import lane_of_folder, lane_of_fused
+from mlx_ft.export.survival import Divergence
 from mlx_ft.export.verify import Check, check_fused, check_quantized
 from mlx_ft.export.writing import Rounding, rounded
 from mlx_ft.inference import attach_adapter, load_weights
 
-ADAPTER, FUSED, QUANTIZED = "adapter", "fused", "quantized"
+BASE, ADAPTER = "base", "adapter"
 # With another base than the trained one: what was trained, and what it would be fused and rounded.
 TRAINED, TRAINED_FUSED, TRAINED_ROUNDED = "trained", "trained, fused", "trained, rounded"
 
@@ -37,15 +40,24 @@ class Steps:
     fused: FusedModel
     fused_folder: Path | None
     small_folder: Path
-    bits: int
+    bits: Bits
     group_size: int
+
+    @property
+    def into(self) -> Path:
+        return self.base if self.original is None else self.original
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Checks of each step; with an original, both ways of fusing: as JSON, and in words."""
+    """Checks of each step; what base and each way of storing the model differ from the adapter by,
+    on held-out rows where they were trained, and on prompts; with an original, both ways of fusing:
+    as JSON, and in words.
+    """
 
     checks: tuple[Check, ...]
+    from_adapter: Mapping[str, Mapping[str, Divergence]]
+    positions: Mapping[str, int]
     both_ways: dict[str, Any] | None
     lines: tuple[str, ...]
 
@@ -56,32 +68,62 @@ _Source = tuple[Path, Path | None] | FusedModel
 
 def compare_models(
     steps: Steps,
-    prompts: Sequence[Sequence[int]],
+    passages: Passages,
     by_layers: bool,
     on_step: Callable[[float], None],
 ) -> Compared:
-    """Compare each model with the one before on prompts (ids); `on_step` hears the share done."""
-    into = steps.base if steps.original is None else steps.original
+    """Compare each model with the one before, and all with the adapter; `on_step` hears the share
+    done.
+
+    Models that are rounded for comparison are only opened `by_layers`: as wholes they would all
+    have to keep their logits.
+    """
     fused: _Source = steps.fused if steps.fused_folder is None else (steps.fused_folder, None)
     sources: dict[str, _Source] = {
-        ADAPTER: (into, steps.adapter),
+        BASE: (steps.into, None),
+        ADAPTER: (steps.into, steps.adapter),
         FUSED: fused,
         QUANTIZED: (steps.small_folder, None),
     }
-    pairs = [(ADAPTER, FUSED), (FUSED, QUANTIZED)]
+    if by_layers:
+        dtype = str(steps.fused.config["torch_dtype"])
+        rounding = rounded_models(steps.into, steps.adapter, dtype, steps.group_size)
+        sources |= {name: opened() for name, opened in rounding.items()}
+    pairs = [(FUSED, QUANTIZED), *((ADAPTER, name) for name in sources if name != ADAPTER)]
     if steps.original is not None:
         sources |= _trained_sources(steps)
         ways = (FUSED, QUANTIZED, TRAINED_FUSED, TRAINED_ROUNDED)
         pairs += [(TRAINED, each) for each in ways]
     if by_layers:
         lanes = {name: _opening(source) for name, source in sources.items()}
-        found = compare_lanes(lanes, pairs, prompts, on_step)
+        comparison = compare_lanes(lanes, pairs, passages.rows, on_step)
     else:
-        found = _compared_whole(sources, pairs, prompts, on_step)
-    checks = (check_fused(found[pairs[0]]), check_quantized(found[pairs[1]], steps.bits))
+        comparison = _compared_whole(sources, pairs, passages.rows, on_step)
+    found = comparison.differences(comparison.prompt_of < len(passages.held_out))
+    checks = (
+        check_fused(found[ADAPTER, FUSED]),
+        check_quantized(found[FUSED, QUANTIZED], steps.bits),
+    )
+    audited = _from_adapter(comparison, passages)
     if steps.original is None:
-        return Compared(checks, None, ())
-    return Compared(checks, *_both_ways(steps, found))
+        return Compared(checks, *audited, None, ())
+    return Compared(checks, *audited, *_both_ways(steps, found))
+
+
+def _from_adapter(
+    comparison: Comparison, passages: Passages
+) -> tuple[dict[str, dict[str, Divergence]], dict[str, int]]:
+    """Return what models differ from the adapter by, and at how many positions, by passages."""
+    chosen = passages.chosen(comparison.prompt_of)
+    found = {}
+    for name, here in chosen.items():
+        differences = comparison.differences(here) if here.any() else {}
+        found[name] = {
+            other: Divergence(each.divergence, each.flips)
+            for (reference, other), each in differences.items()
+            if reference == ADAPTER
+        }
+    return found, {name: int(here.sum()) for name, here in chosen.items()}
 
 
 def _trained_sources(steps: Steps) -> dict[str, _Source]:
@@ -107,7 +149,7 @@ def _compared_whole(
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
     on_step: Callable[[float], None],
-) -> dict[tuple[str, str], Difference]:
+) -> Comparison:
     def loading(source: _Source) -> Callable[[], nn.Module]:
         def load() -> nn.Module:
             if isinstance(source, FusedModel):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlx_ft.backend import on_cpu
+from mlx_ft.export.bits import Bits
 from mlx_ft.export.fuse import FusedModel, Weight
 from mlx_ft.export.stream import Layout, WeightsWriter
 
@@ -30,7 +31,7 @@ def half_layouts(fused: FusedModel) -> dict[str, Layout]:
 
 
 def quantized_layouts(
-    fused: FusedModel, quantized: Collection[str], bits: int, group_size: int
+    fused: FusedModel, quantized: Collection[str], bits: Bits, group_size: int
 ) -> dict[str, Layout]:
     """Return the tensors of the quantized folder, in which `quantized` weights have their scales
     and biases beside them.
@@ -42,7 +43,7 @@ def quantized_layouts(
             continue
         *outer, inputs = weight.shape
         groups = Layout((*outer, inputs // group_size), weight.dtype)
-        packed = Layout((*outer, inputs * bits // 32), mx.uint32)
+        packed = Layout((*outer, inputs * bits.of(weight.module) // 32), mx.uint32)
         tensors = zip(packed_names(name), (packed, groups, groups), strict=True)
         layouts.update(tensors)
     return layouts
@@ -61,7 +62,7 @@ class Rounding:
     `elsewhere` are weights that somebody else writes (GPTQ); all others stay in 16 bits.
     """
 
-    bits: int
+    bits: Bits
     group_size: int
     rounded: Collection[str]
     elsewhere: Collection[str] = ()
@@ -135,7 +136,7 @@ def _begun(weights: Sequence[Weight], rounding: Rounding, both: bool) -> Iterato
                 half = weight.half_rows(first, end)
             packed: Sequence[mx.array] = ()
             if weight.name in rounding.rounded:
-                packed = mx.quantize(half, rounding.group_size, rounding.bits)
+                packed = mx.quantize(half, rounding.group_size, rounding.bits.of(weight.module))
             yield _Part(weight, first, end, wide, half, packed)
 
 
@@ -167,13 +168,17 @@ def rounded(fused: FusedModel, rounding: Rounding) -> FusedModel:
     """Return a fused model as it would be after its weights were rounded, in no folder."""
 
     def after(weight: Weight) -> Weight:
+        bits = rounding.bits.of(weight.module)
+
         def rows(first: int, end: int) -> mx.array:
             half = weight.half_rows(first, end)
-            packed, scales, biases = mx.quantize(half, rounding.group_size, rounding.bits)
+            packed, scales, biases = mx.quantize(half, rounding.group_size, bits)
             wide = (scales.astype(mx.float32), biases.astype(mx.float32))
-            return mx.dequantize(packed, *wide, rounding.group_size, rounding.bits)
+            return mx.dequantize(packed, *wide, rounding.group_size, bits)
 
-        return replace(weight, base=rows, fuse=None)
+        # A CPU expands a quantized folder to float32 as well: the same numbers, to the bit.
+        dtype = mx.float32 if on_cpu() else weight.dtype
+        return replace(weight, base=rows, fuse=None, dtype=dtype)
 
     weights = {
         name: after(weight) if name in rounding.rounded else weight

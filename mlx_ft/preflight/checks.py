@@ -170,7 +170,7 @@ def disk(facts: PreflightInput) -> Finding:
         f"{format_bytes(need.total_bytes)}: "
         f"training {format_bytes(need.train_bytes) if shape else 'not computed'}, "
         f"16-bit model {format_bytes(need.fused_bytes)}, "
-        f"{recipe.export.q_bits}-bit model {format_bytes(need.quantized_bytes)}"
+        f"{recipe.export.most_bits}-bit model {format_bytes(need.quantized_bytes)}"
     )
     limit = f"{format_bytes(free)} are free"
     if need.total_bytes <= free * TIGHT_DISK_SHARE:

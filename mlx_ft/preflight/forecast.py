@@ -98,7 +98,7 @@ def disk_forecast(
     """
     adapter_bytes = trainable * FLOAT32_BYTES
     checkpoint_bytes = adapter_bytes * (1 + OPTIMIZER_STATES[train.optimizer])
-    each = quantized_bytes_each(export.q_bits, export.q_group_size)
+    each = quantized_bytes_each(export.most_bits, export.q_group_size)
     return DiskForecast(
         train_bytes=adapter_bytes + (train.keep_checkpoints + 1) * checkpoint_bytes,
         fused_bytes=parameters * HALF_BYTES if fused else 0,

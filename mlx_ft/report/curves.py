@@ -1,8 +1,9 @@
-"""The report's charts as inline SVG: loss, learning rate, scores and row lengths.
+"""The report's charts as inline SVG: loss and other curves of training, scores and row lengths.
 
 Does: draw with matplotlib's SVG backend (no pyplot, no state left behind), then take out what an
 inline, themable, reproducible picture must not have: prolog, ids, fonts, fixed colours.
-Does not: smooth or extrapolate; a long training curve is averaged over reports, and says so.
+Does not: extrapolate, or show a smoothed curve without the raw one; a long training curve is
+averaged over reports, and says so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ POINTS_AN_INCH = 72
 WIDE_RANGE = 50.0  # highest / lowest loss from which a linear axis would hide the lower end
 MAX_POINTS = 400
 MARKED_POINTS = 40
+SMOOTHED_FROM = 20  # points from which a smoothed line tells more than the raw one
+SMOOTHED_SHARE = 0.05  # of the curve, over which it forgets
+BELOW_ZERO = -0.1  # where a survival below zero is drawn: noise is larger than what was learned
 # matplotlib colour -> CSS variable of the page, with the colour for a picture taken out of it.
 # The hues are Okabe and Ito's colour-blind safe ones (2008), darkened where thin lines need it.
 INK, GRID = "#010101", "#020202"
@@ -75,14 +79,18 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
     The axis starts at 0, and is logarithmic when the highest loss is over 50 times the lowest.
     """
     train = _points(metrics, "loss", is_report)
-    validation = _points(metrics, "loss", lambda line: not is_report(line))
+    validation = _points(metrics, "loss", lambda line: line.get("kind") == "validation")
     losses = [value for _, value in (*train, *validation)]
     if not losses:
         return None
     train, grouped = averaged(train)
     with _chart("loss", "Training and validation loss over iterations", 270) as (axes, out):
         label = f"training (mean of {grouped} reports)" if grouped > 1 else "training"
-        _line(axes, train, COLUMN_COLOURS["adapter"], label, "o")
+        smooth = smoothed([value for _, value in train])
+        _line(axes, train, COLUMN_COLOURS["adapter"], label, "o", 0.35 if smooth else 1.0)
+        if smooth:
+            line = [(x, y) for (x, _), y in zip(train, smooth, strict=True)]
+            _line(axes, line, COLUMN_COLOURS["adapter"], "smoothed", "")
         _line(axes, validation, COLUMN_COLOURS["quantized"], "validation", "s")
         if min(losses) > 0 and max(losses) / min(losses) > WIDE_RANGE:
             axes.set_yscale("log")
@@ -93,6 +101,68 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
         else:
             axes.set_ylim(0, 1.05 * max(losses) or 1)
             axes.set_ylabel("loss")
+        _iterations(axes)
+        _legend(axes, 3 if smooth else 2)
+    return out[0]
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return the exponential moving average of a curve, corrected for its start; nothing for a
+    short one.
+    """
+    if len(values) < SMOOTHED_FROM:
+        return []
+    kept = 1 - 1 / max(2.0, SMOOTHED_SHARE * len(values))
+    means, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = kept * mean + (1 - kept) * value, kept * weight + (1 - kept)
+        means.append(mean / weight)
+    return means
+
+
+def plain_curve(
+    metrics: Sequence[Mapping[str, Any]], key: str, words: str, unit: str = "", scale: float = 1.0
+) -> str | None:
+    """Return a quantity of the training reports over iterations, or None when there is no point.
+
+    `words` is what it is called, `unit` stands at its axis, `scale` divides it.
+    """
+    points, grouped = averaged(_points(metrics, key, is_report))
+    if not points:
+        return None
+    points = [(x, y / scale) for x, y in points]
+    name = key.replace("_", "-")
+    with _chart(name, f"{words} over iterations", 200) as (axes, out):
+        _line(axes, points, COLUMN_COLOURS["adapter"], words, "o")
+        axes.set_ylim(0, 1.08 * max(value for _, value in points) or 1)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        mean = f" (mean of {grouped} reports)" if grouped > 1 else ""
+        axes.set_ylabel(f"{unit or words.lower()}{mean}")
+        _iterations(axes)
+    return out[0]
+
+
+def selection_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the score of the choosing prompts over iterations, its 95 % interval, and the chosen
+    weights marked; None when nobody was asked.
+    """
+    lines = [line for line in metrics if line.get("kind") == "selection"]
+    points = _points(lines, "score", bool)
+    if not points:
+        return None
+    with _chart("selection", "Score of the choosing prompts over iterations", 230) as (axes, out):
+        _line(axes, points, COLUMN_COLOURS["adapter"], "score", "o")
+        for (x, low), (_, high) in zip(
+            _points(lines, "low", bool), _points(lines, "high", bool), strict=False
+        ):
+            axes.plot([x, x], [low, high], color=INK, linewidth=0.8, alpha=0.5)
+        chosen = [point for point in points if point[0] == lines[-1].get("best_iteration")]
+        for x, y in chosen:
+            label = f"chosen: iteration {x:,.0f}, {y:.2f}"
+            colour = COLUMN_COLOURS["quantized"]
+            axes.plot([x], [y], marker="D", markersize=7, color=colour, linewidth=0, label=label)
+        axes.set_ylim(0, 1.03)
+        axes.set_ylabel("score")
         _iterations(axes)
         _legend(axes, 2)
     return out[0]
@@ -143,6 +213,33 @@ def score_bars(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str | Non
         axes.set_xlim(0, 1.005)
         axes.set_xlabel("mean score, 95 % interval")
         _legend(axes, len(names))
+    return out[0]
+
+
+def survival_curve(ways: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
+    """Return each way's survival over the layers, those below zero drawn just under it; None when
+    there is no point.
+    """
+    if not ways:
+        return None
+    styles = ("-", "-", ":", "--", "-.", "-")
+    colours = ("fused", "quantized", "base", "base", "base", "base")
+    with _chart("survival", "Survival of what was learned, by layer", 260) as (axes, out):
+        for index, (name, points) in enumerate(ways.items()):
+            axes.plot(
+                [number for number, _ in points],
+                [max(BELOW_ZERO, kept) for _, kept in points],
+                color=COLUMN_COLOURS[colours[index % len(colours)]],
+                linestyle=styles[index % len(styles)],
+                marker="o",
+                markersize=3,
+                label=one_line(name, 24),
+            )
+        axes.set_ylim(BELOW_ZERO - 0.02, 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("layer of the model")
+        axes.set_ylabel("survival")
+        _legend(axes, 3)
     return out[0]
 
 
@@ -243,13 +340,18 @@ def _points(
 
 
 def _line(
-    axes: Axes, points: list[tuple[float, float]], colour: str, label: str, marker: str
+    axes: Axes,
+    points: list[tuple[float, float]],
+    colour: str,
+    label: str,
+    marker: str,
+    alpha: float = 1.0,
 ) -> None:
     if not points:
         return
     mark = marker if len(points) <= MARKED_POINTS else ""
     x, y = [x for x, _ in points], [y for _, y in points]
-    axes.plot(x, y, color=colour, label=label, marker=mark, markersize=3.5)
+    axes.plot(x, y, color=colour, label=label, marker=mark, markersize=3.5, alpha=alpha)
 
 
 def _bars(

@@ -15,17 +15,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.report import curves, tables
+from mlx_ft.report import choice, curves, evidence, survival, tables
 from mlx_ft.report import quantities as q
+from mlx_ft.report.checklist import checklist_table
+from mlx_ft.report.differences import marked
+from mlx_ft.report.failures import confusion_table, lint_table
 from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import conversation, read_suite_samples, written
 from mlx_ft.report.summary import read_document
 from mlx_ft.report.text import clean, excerpt
-from mlx_ft.report.verdict import absence, verdict
+from mlx_ft.report.verdict import absence, expectations, verdict
 from mlx_ft.runs import replacing
 
 REPORT = "report.html"
 TEXT_LIMIT = 1500  # characters of one output that are shown
+GRADIENT, MEMORY = "Gradient norm", "Peak memory so far"
 REST_LIMIT = 200  # further samples of a suite; all of them are in eval/
 
 
@@ -53,7 +57,7 @@ def report_html(run: Path) -> str:
     samples = read_suite_samples(reader)
     reader.raise_faults()
     page: str = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             document=document,
@@ -63,12 +67,16 @@ def report_html(run: Path) -> str:
             recipe_tables=tables.recipe_tables(document["recipe"]) if document["recipe"] else None,
             reproduce=tables.reproduce_commands(document),
             suites=_suites(document, {suite.suite: suite for suite in samples}),
+            gates=evidence.gate_table(document["gates"]),
             rest_limit=REST_LIMIT,
-            training=_training(document["train"]),
+            training=_training(document),
+            expectations=expectations(document),
             look_samples=_look_samples(document["train"]),
             data=_data(document["data"]),
             findings=tables.finding_table(document["preflight"]) if document["preflight"] else None,
+            checklist=checklist_table(document),
             export=_export(document["export"]),
+            survival=_survival(document["survival"]),
             stages=tables.stage_table(document["timings"]),
             environment=tables.environment_table(document),
             q=q,
@@ -77,8 +85,9 @@ def report_html(run: Path) -> str:
     return page
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the template engine of the pages: every text is cleaned and escaped."""
+    made = Environment(
         loader=PackageLoader("mlx_ft", "report"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -86,8 +95,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters["excerpt"] = lambda text: excerpt(text, TEXT_LIMIT)
-    return environment
+    made.filters["excerpt"] = lambda text: excerpt(text, TEXT_LIMIT)
+    made.filters["marked"] = marked
+    return made
 
 
 def _shown(value: Any) -> Any:
@@ -107,7 +117,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
-    final = f"{q.size(quantized.get('bytes'))}, {quantized.get('bits')}-bit"
+    final = f"{q.size(quantized.get('bytes'))}, {survival.bits_name(quantized)}"
     timings = document["timings"]
     time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [
@@ -132,23 +142,45 @@ def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dic
                 "id": f"suite-{number}",
                 "scores": tables.score_table(name, columns) if columns else None,
                 "failures": tables.failure_table(name, columns) if columns else None,
+                "paired": evidence.comparison_table(name, columns) if columns else None,
+                "degenerate": evidence.degenerate_table(name, columns) if columns else None,
                 "bars": _picture(curves.score_bars(f"suite-{number}", columns))
                 if columns
                 else None,
+                "confusion": confusion_table(samples[name]) if name in samples else None,
                 "samples": samples.get(name),
             }
         )
     return suites
 
 
-def _training(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _training(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    train, by = document["train"], choice.selected_by(document)
     if train is None:
         return None
+    metrics = train["metrics"]
+    info = train["info"] or {}
+    facts = tables.training_facts(train)
+    if by is not None and info:
+        facts.append(("chosen weights", choice.chosen_words(info, by)))
+    seeds = info.get("seeds")
+    if isinstance(seeds, dict):
+        facts.append(("seeds", choice.seeds_words(seeds)))
     return {
-        "facts": tables.training_facts(train),
+        "facts": facts,
+        "seeds": choice.seed_table(seeds) if isinstance(seeds, dict) else None,
+        "scores": _picture(curves.selection_curve(train["metrics"])),
         "layers": [written(name) for name in (train["info"] or {}).get("adapted_layers") or []],
-        "loss": _picture(curves.loss_curve(train["metrics"])),
-        "learning_rate": _picture(curves.learning_rate_curve(train["metrics"])),
+        "loss": _picture(curves.loss_curve(metrics)),
+        "curves": [
+            (words, _picture(picture))
+            for words, picture in (
+                ("Learning rate", curves.learning_rate_curve(metrics)),
+                (GRADIENT, curves.plain_curve(metrics, "gradient_norm", GRADIENT)),
+                (MEMORY, curves.plain_curve(metrics, "peak_memory_bytes", MEMORY, "GB", 1e9)),
+            )
+            if picture is not None
+        ],
     }
 
 
@@ -172,7 +204,18 @@ def _data(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {
         "tables": tables.data_tables(data),
         "overlap_rows": data.get("overlap_rows"),
+        "lint": lint_table(data),
         "lengths": _picture(curves.length_histogram(split)),
+    }
+
+
+def _survival(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "ways": survival.way_table(found),
+        "layers": survival.layer_table(found),
+        "chart": _picture(curves.survival_curve(survival.layer_curves(found))),
     }
 
 

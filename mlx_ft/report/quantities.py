@@ -78,6 +78,23 @@ def interval(low: Any, high: Any) -> str:
     return f"{low:.2f}\N{EN DASH}{high:.2f}" if is_number(low) and is_number(high) else ""
 
 
+def difference(value: Any) -> str:
+    """Format a difference of scores with its sign: "+0.07"."""
+    return f"{value:+.2f}" if is_number(value) else _otherwise(value)
+
+
+def signed_interval(low: Any, high: Any) -> str:
+    """Format an interval that may go below 0: "-0.02 to 0.16"; empty when there is none."""
+    return f"{low:.2f} to {high:.2f}" if is_number(low) and is_number(high) else ""
+
+
+def probability(value: Any) -> str:
+    """Format a p value: 0.0312 -> "0.031", and "<0.001" below that."""
+    if not is_number(value):
+        return _otherwise(value)
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def loss(value: Any) -> str:
     """Format a loss with four significant digits."""
     return f"{value:.4g}" if is_number(value) else _otherwise(value)

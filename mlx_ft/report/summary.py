@@ -48,8 +48,13 @@ SCHEMA_KEYS: dict[str, str] = {
     "preflight.counts": "Level -> number of findings.",
     "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
     "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
-    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`.",
-    "train.metrics": "Every report line in order: `kind` (train, validation), `iteration`, `loss`, "
+    "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`, "
+    "`chosen_iteration`, `chosen_score` (null: nothing was asked) and `chosen_validation_loss` of "
+    "the weights that were taken, `ended_early`.",
+    "train.info.seeds": "With several seeds: `chosen`, `trained` (an entry a seed), `spread` of "
+    "what chose, and `reached`: how many came up to the gate, with the interval of that share.",
+    "train.metrics": "Every report line in order: `kind` (train, validation, selection), "
+    "`iteration`, `loss`, `score`, "
     "`learning_rate`, `tokens_per_second`, `peak_memory_bytes` and more. Null: not finite.",
     "train.samples": "Generations right after training: `messages`, `text`, `finish_reason`, "
     "`generated_tokens`, `degenerate` (null or the reason).",
@@ -62,8 +67,29 @@ SCHEMA_KEYS: dict[str, str] = {
     "each `largest` (logit difference over the largest logit), `divergence` (nats), `flips` (share "
     "of positions where the most probable token differs). Else null.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
+    "export.quantized.method": "How it was quantized: `gptq` or `round`.",
+    "export.quantized.raised": "Layer -> its bits, where they are not `bits`.",
     "export.gguf": "The GGUF file, or null: `path` in export/, `bytes`, `kind` (f16, q8_0, q4_0).",
     "export.peak_memory_bytes": "Peak memory of the stage.",
+    "survival": "What training changed and storing kept: export/survival.json; null: not measured. "
+    "Also of an export that a gate stopped.",
+    "survival.schema": "Version of that file; 1.",
+    "survival.bits": "Bits of the final model; `raised`, `group_size`, `method`, `dtype` with it.",
+    "survival.min_survival": "The limit of the recipe, or null.",
+    "survival.survival": "Share of what training changed that the final model keeps: 1 - "
+    "KL(adapter, final) / KL(adapter, base) over `positions.held_out`; null: nothing was learned.",
+    "survival.positions": "Positions compared: `held_out` (trained tokens of held-out rows) and "
+    "`prompts` (the suites').",
+    "survival.model.learned_nats": "KL divergence from the base to the adapter on held-out rows.",
+    "survival.model.ways.<way>": "`survival`, `nats` and `flips` (share of positions with another "
+    "most probable token) against the adapter on held-out rows, `prompt_nats` and `prompt_flips` "
+    "on prompts. Ways: fused, quantized (the final model), round-4 to round-8 (each weight by "
+    "itself, never written).",
+    "survival.layers": "Each adapted layer: `name`, `bits`, `delta_over_weight` (norms).",
+    "survival.layers[].kept.<way>": "`gain` (share of the delta in the weights), `noise` (what is "
+    "there besides, in sizes of the delta), `output_gain` and `output_noise` of what the layer "
+    "gives out, and its `survival`: 1 - (1 - gain)^2 - noise^2 of outputs, of weights in experts.",
+    "survival.seconds": "Time the audit took.",
     "eval.<suite>.<column>.mean": "Mean score, 0 to 1. Columns: base, adapter, fused, quantized.",
     "eval.<suite>.<column>.n": "Number of samples.",
     "eval.<suite>.<column>.passed": "Number of samples with the full score.",
@@ -71,6 +97,17 @@ SCHEMA_KEYS: dict[str, str] = {
     "eval.<suite>.<column>.high": "Upper end of the mean's 95 % interval.",
     "eval.<suite>.<column>.by_category": "Category -> `mean`, `n`, `low`, `high`.",
     "eval.<suite>.<column>.failures": "Kind of wrong output -> number of samples.",
+    "eval.<suite>.<column>.degenerate": "Sign (empty, loop, cut, leaked_token, open_thinking, "
+    "wrong_language, and `any` of empty, loop, leaked_token and open_thinking) -> `count`, `rate` "
+    "and its 95 % interval `low`, `high`.",
+    "eval.<suite>.<column>.against.<other>": "The column less another one (base, adapter) on the "
+    "same prompts: `difference` with its 95 % interval `low`, `high`; `n`, `clusters`, `wins`, "
+    "`losses`; `p` of `test` (mcnemar, sign_flip), `p_holm` (corrected over the suites); `verdict` "
+    "(better, worse, cannot tell); `more_prompts` that would about tell, or null.",
+    "gates": "List of what was judged: `gate`, `suite`, `column`, `metric`, `limit`, `asked_by` "
+    "(recipe, or a suite's margin), `measured` with `low` and `high` of its 95 % interval or null, "
+    "`n`, `passed`, `settled` (the interval is on one side of the limit), `failed` (ids of "
+    "samples).",
     "timings.created": "Start of the run, seconds since 1970.",
     "timings.updated": "Last change of run.json, seconds since 1970.",
     "timings.exit_reason": "Why the run ended.",
@@ -110,7 +147,9 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "preflight": _preflight(reader),
         "train": _train(reader),
         "export": reader.manifest_info("export"),
+        "survival": _survival(reader),
         "eval": _eval(reader),
+        "gates": _gates(reader),
         "timings": _timings(reader, record),
         "environment": _object(record.get("environment")),
     }
@@ -164,6 +203,11 @@ def _train(reader: ArtifactReader) -> dict[str, Any] | None:
     }
 
 
+def _survival(reader: ArtifactReader) -> dict[str, Any] | None:
+    folder = reader.folder("export")
+    return reader.json(f"{folder}/survival.json") if folder else None
+
+
 def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
     folder = reader.folder("eval")
     stored = reader.json(f"{folder}/results.json") if folder else None
@@ -174,6 +218,20 @@ def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
         if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
             reader.broken(f"{folder}/results.json", f"suites.{suite} is not a table of columns")
     return suites
+
+
+def _gates(reader: ArtifactReader) -> list[dict[str, Any]]:
+    folder = reader.folder("eval")
+    stored = reader.json(f"{folder}/results.json") if folder else None
+    judged = (stored or {}).get("gates") or []
+    keys = ("suite", "column", "metric", "limit", "asked_by", "measured", "n", "passed", "settled")
+    if not isinstance(judged, list) or not all(
+        isinstance(each, dict) and all(key in each for key in (*keys, "low", "high", "failed"))
+        for each in judged
+    ):
+        reader.broken(f"{folder}/results.json", "gates is not a list of judgements")
+        return []
+    return judged
 
 
 def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:

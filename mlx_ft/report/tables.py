@@ -282,14 +282,16 @@ def both_ways_table(export: Mapping[str, Any]) -> Table | None:
 
 
 def model_table(export: Mapping[str, Any]) -> Table:
-    """Return the exported models with their size."""
+    """Return the exported models, a GGUF file included, with their size."""
     rows: list[Row] = []
     for name in ("fused", "quantized"):
         made = export.get(name)
         if isinstance(made, dict):
             form = "16-bit"
             if name == "quantized":
+                raised = q.plural(len(made["raised"]), "layer") if made.get("raised") else ""
                 form = f"{made.get('bits')}-bit, group size {made.get('group_size')}"
+                form += f", {raised} with more bits" if raised else ""
             rows.append(
                 [
                     Cell(name, key=name),
@@ -298,7 +300,12 @@ def model_table(export: Mapping[str, Any]) -> Table:
                     q.size(made.get("bytes")),
                 ]
             )
-    return table("Exported models", ("model", "folder", "weights", "size"), rows, [3])
+    gguf = export.get("gguf")
+    if isinstance(gguf, dict):
+        name = f"export/{gguf.get('path')}"
+        rows.append(["GGUF", name, written(gguf.get("kind")), q.size(gguf.get("bytes"))])
+    head = ("model", "folder or file", "weights", "size")
+    return table("Exported models", head, rows, [3])
 
 
 def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -14,10 +14,22 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
+from mlx_ft.report.evidence import comparison_lines, degenerate_lines, gate_lines
+from mlx_ft.report.survival import SURVIVAL_HEAD, kept_text, survival_rows
 from mlx_ft.report.text import clean, one_line
-from mlx_ft.report.verdict import absence, next_step, ordered_columns, progress, verdict
+from mlx_ft.report.verdict import (
+    absence,
+    expectations,
+    next_step,
+    ordered_columns,
+    progress,
+    verdict,
+)
 
 PLAIN = str.maketrans({"→": "->", "\N{EN DASH}": "-", "…": "..."})  # for terminals without UTF-8
+
+NAMES = {"gguf": "GGUF"}
 
 
 def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str:
@@ -29,12 +41,19 @@ def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str
     where = shlex.quote(str(folder) if folder is not None else f"runs/{document['run']}")
     judged = verdict(document)
     lines = [f"{document['run']}: {judged.title}", f"  {judged.evidence}".rstrip(), ""]
+    notes = expectations(document)
+    lines += [f"{name:<11}{one_line(text, 400)}" for name, text in notes]
+    lines += [""] if notes else []
     if document["eval"]:
         for suite, columns in document["eval"].items():
             lines += [*_suite_lines(str(suite), columns), ""]
     else:
         lines += [absence(document, "evaluation"), ""]
-    facts = [_preflight_line(document), _train_line(document), _export_line(document)]
+    if document["survival"]:
+        lines += [*_survival_lines(document["survival"]), ""]
+    gates = gate_lines(document.get("gates") or [])
+    facts = [*gates, _preflight_line(document), _train_line(document), *_choice_lines(document)]
+    facts += [_export_line(document)]
     facts += [_checks_line(document), _time_line(document)]
     lines += [line for line in facts if line]
     lines += [f"report   {where}/report.html", f"next     {next_step(document, where)}"]
@@ -56,7 +75,28 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
     text = tabulate(
         rows, head, tablefmt="simple", disable_numparse=True, stralign="right", colalign=("left",)
     )
-    return [*text.splitlines(), *_failure_lines(columns, names)]
+    lines = [*text.splitlines(), *_failure_lines(columns, names), *degenerate_lines(columns)]
+    paired = comparison_lines(columns)
+    return [*lines, "", *paired] if paired else lines
+
+
+def _survival_lines(survival: Mapping[str, Any]) -> list[str]:
+    """Return the table of what each way of storing the model keeps of what was learned."""
+    rows = [[one_line(cell, 30) for cell in row] for row in survival_rows(survival)]
+    text = tabulate(
+        rows,
+        SURVIVAL_HEAD,
+        tablefmt="simple",
+        disable_numparse=True,
+        stralign="right",
+        colalign=("left",),
+    )
+    kept, limit = kept_text(survival.get("survival")), survival.get("min_survival")
+    wanted = f", at least {kept_text(limit)} wanted" if q.is_number(limit) else ""
+    return [
+        *text.splitlines(),
+        f"* the final model keeps {kept} of what training changed{wanted}",
+    ]
 
 
 def _scores(results: list[Any]) -> list[str]:
@@ -100,11 +140,24 @@ def _train_line(document: Mapping[str, Any]) -> str:
     return "train    " + ", ".join(parts)
 
 
+def _choice_lines(document: Mapping[str, Any]) -> list[str]:
+    info = (document["train"] or {}).get("info") or {}
+    by = selected_by(document)
+    lines = []
+    if by is not None and q.is_number(info.get("chosen_iteration")):
+        lines.append(f"chosen   weights of {chosen_words(info, by)}")
+    seeds = info.get("seeds")
+    if isinstance(seeds, dict):
+        lines.append(f"seeds    {seeds_words(seeds)}")
+    return lines
+
+
 def _export_line(document: Mapping[str, Any]) -> str:
     made = [
-        f"{name} {q.size(entry.get('bytes'))} (export/{one_line(str(entry.get('path')), 60)})"
+        f"{NAMES.get(name, name)} {q.size(entry.get('bytes'))} "
+        f"(export/{one_line(str(entry.get('path')), 60)})"
         for name, entry in (document["export"] or {}).items()
-        if name in ("fused", "quantized") and isinstance(entry, dict)
+        if name in ("fused", "quantized", "gguf") and isinstance(entry, dict)
     ]
     return "export   " + ", ".join(made) if made else absence(document, "exported model")
 

@@ -7,6 +7,7 @@ credential. Does not: escape HTML (the template engine does) or JSON.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # ECMA-48 (ISO/IEC 6429): CSI sequences, then strings (OSC, DCS, SOS, PM, APC) with their
@@ -32,6 +33,7 @@ CREDENTIAL_NAME = re.compile(
     re.IGNORECASE,
 )
 REDACTED = "[redacted]"
+SHORTEST_SECRET = 8  # shorter values of such variables are words such as "true"
 
 
 def clean(text: str) -> str:
@@ -52,6 +54,20 @@ def excerpt(text: str, limit: int) -> tuple[str, int]:
     """Return the first `limit` cleaned characters and the number of characters left out."""
     cleaned = clean(text)
     return cleaned[:limit], max(0, len(cleaned) - limit)
+
+
+def without_secrets(text: str, environment: Mapping[str, str]) -> str:
+    """Return cleaned `text` without credentials and without the values of variables of the
+    `environment` that are named like one.
+    """
+    secrets = [
+        value
+        for name, value in environment.items()
+        if CREDENTIAL_NAME.search(name) and len(value) >= SHORTEST_SECRET
+    ]
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, REDACTED)
+    return clean(text)
 
 
 def without_credentials(value: Any) -> Any:

@@ -57,6 +57,12 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
     return Verdict(title, tone, "; ".join(part for part in parts if part))
 
 
+def expectations(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the recipe was to find out and what was expected, as far as it says so."""
+    values = (document["recipe"] or {}).get("values") or {}
+    return [(key, str(values[key])) for key in ("hypothesis", "expected") if values.get(key)]
+
+
 def absence(document: Mapping[str, Any], what: str) -> str:
     """Return the sentence that stands where an artifact is missing."""
     return f"No {what}: {ABSENCE.get(str(document['status']), 'not in this folder')}."

@@ -37,7 +37,9 @@ class Position:
 
     `loss_sum`, `loss_weight`, `tokens` and `padded_tokens` belong to the running report;
     `trained_tokens` to the whole run, `seconds` is training time so far. `best_loss` is the lowest
-    validation loss, `worse` how many validations have come after it.
+    validation loss, `worse` how many validations have come after it, `last_loss` the latest one.
+    The chosen iteration is the best one by `train.select`, with its score and validation loss;
+    `not_better` comparisons have come after it.
     """
 
     iteration: int = 0
@@ -55,6 +57,11 @@ class Position:
     best_loss: float | None = None
     best_iteration: int = 0
     worse: int = 0
+    last_loss: float | None = None
+    chosen_iteration: int = 0
+    chosen_score: float | None = None
+    chosen_loss: float | None = None
+    not_better: int = 0
 
 
 def save_checkpoint(
@@ -67,7 +74,8 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write `folder/<iteration>` whole, then delete older ones: kept are the newest `keep`, the
-    one with the best validation loss, and every one that has a file `<name>.pinned` beside it.
+    chosen one, the one with the best validation loss, and every one that has a file
+    `<name>.pinned` beside it.
     """
     final = folder / f"{position.iteration:07d}"
     partial = folder / f"{final.name}.tmp"
@@ -85,7 +93,7 @@ def save_checkpoint(
     partial.replace(final)
     flush_to_disk(folder)
     for old in complete_checkpoints(folder, inputs)[:-keep]:
-        best = int(old.name) == position.best_iteration
+        best = int(old.name) in (position.best_iteration, position.chosen_iteration)
         if not best and not (folder / f"{old.name}{PINNED}").exists():
             shutil.rmtree(old)
     return final

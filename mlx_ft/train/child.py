@@ -10,19 +10,27 @@ import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mlx_ft.console import Console
 from mlx_ft.errors import MlxFtError
 from mlx_ft.runs import disk_errors_explained, write_json
 from mlx_ft.train.handover import LOCK_FILE, RESULT_FILE, Pulse, read_stage, write_error
 
+if TYPE_CHECKING:
+    from mlx_ft.train.job import MakeJudge
+
 # Exit code of a process that has done its share of a run (EX_TEMPFAIL of sysexits.h).
 SEGMENT_OVER = 75
 
 
-def main(control: Path, console_fd: int, parent: int) -> int:
-    """Run the job in `control`; narrate to an open file descriptor; stop when `parent` is gone."""
+def main(
+    control: Path, console_fd: int, parent: int, make_judge: MakeJudge = lambda *_: None
+) -> int:
+    """Run the job in `control`; narrate to an open file descriptor; stop when `parent` is gone.
+
+    `make_judge` says who scores the model in training, if its recipe wants that.
+    """
     stream: TextIO = os.fdopen(console_fd, "w", buffering=1, encoding="utf-8", closefd=False)
     pulse = Pulse(control)
     with (control / LOCK_FILE).open("w") as lock:
@@ -38,7 +46,11 @@ def main(control: Path, console_fd: int, parent: int) -> int:
             stage = read_stage(control)
             with disk_errors_explained(stage.folder):
                 info = run_train_stage(
-                    stage, Console(stream), pulse.beat, lambda: os.getppid() != parent
+                    stage,
+                    Console(stream),
+                    pulse.beat,
+                    lambda: os.getppid() != parent,
+                    make_judge,
                 )
         except MlxFtError as error:
             write_error(control, error)

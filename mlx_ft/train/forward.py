@@ -36,6 +36,7 @@ class Forward(Protocol):
     note: str
     frozen_layers: int
     head_is_frozen: bool
+    frozen_released: bool
     packs: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
@@ -56,6 +57,9 @@ class Forward(Protocol):
 
     def release_frozen(self) -> None:
         """Let go of the frozen layers' weights; `prefix` must not be asked any more."""
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        """Take the frozen layers' weights back from layers that have them."""
 
 
 class Recorder:
@@ -114,6 +118,7 @@ class SplitForward:
         self.packs = False  # until it is proved
         self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
+        self.frozen_released = False
         self.layer_count = len(inner.layers)
         self._packing: Packing | None = None
         self.streamed_from = weights
@@ -156,6 +161,12 @@ class SplitForward:
     def release_frozen(self) -> None:
         for layer in self._frozen:
             layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
+        self.frozen_released = True
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        for layer, other in zip(self._frozen, layers, strict=True):
+            layer.update(other.parameters())
+        self.frozen_released = False
 
 
 class PlainForward:
@@ -164,6 +175,7 @@ class PlainForward:
     def __init__(self, model: nn.Module, note: str) -> None:
         self.note = note
         self.frozen_layers = 0
+        self.frozen_released = False
         # What is called hidden here are the logits, and nothing comes after them.
         self.head_is_frozen = True
         self.packs = False
@@ -185,6 +197,9 @@ class PlainForward:
 
     def release_frozen(self) -> None:
         pass  # nothing is frozen apart
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        pass
 
 
 @dataclass(frozen=True)

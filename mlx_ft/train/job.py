@@ -9,11 +9,39 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.inference import LoadedModel
+from mlx_ft.recipe import Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.metrics import Metric
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How the weights of a moment did on a few prompts: the `score` that counts, from 0 to 1, over
+    `n` prompts of a `suite`, and its 95 % interval.
+    """
+
+    suite: str
+    score: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Asks the model a few prompts: `ask(iteration, sign of life)`, which costs about `tokens`
+    forward passes of a token.
+    """
+
+    ask: Callable[[int, Callable[[], None]], Judgement]
+    tokens: int
+
+
+# (recipe, model with its adapter, stage folder) -> who judges it, if somebody is to.
+MakeJudge = Callable[[Recipe, LoadedModel, Path], Judge | None]
 
 
 class SegmentOver(Exception):
@@ -27,7 +55,7 @@ class TrainingJob:
     `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
     Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
     goes into, or in memory up to `prefix_limit_bytes`. Without `shuffle` rows are trained as they
-    stand in every epoch.
+    stand in every epoch. A `judge`, whose scores choose the weights, needs the `model_folder`.
     """
 
     model: nn.Module
@@ -44,6 +72,8 @@ class TrainingJob:
     prefix_folder: Path | None
     computed_by: str
     shuffle: bool = True
+    judge: Judge | None = None
+    model_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +88,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to; losses are per trained token, in nats."""
+    """What a run came to; losses are per trained token, in nats.
+
+    The chosen weights are those that the run leaves; `chosen_score` is None without a judge.
+    """
 
     iterations: int
     updates: int
@@ -72,6 +105,10 @@ class TrainingResult:
     skipped_updates: int
     best_validation_loss: float
     best_iteration: int
+    chosen_iteration: int
+    chosen_score: float | None
+    chosen_validation_loss: float
+    ended_early: bool
 
 
 def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note: str) -> Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mlx_ft.train.adapters import (
 from mlx_ft.train.batches import total_iterations, total_updates
 from mlx_ft.train.forward import choose_forward
 from mlx_ft.train.handover import TrainStage
-from mlx_ft.train.job import Listener, TrainingJob, TrainingResult, result_info
+from mlx_ft.train.job import Listener, MakeJudge, TrainingJob, TrainingResult, result_info
 from mlx_ft.train.look import look, require_sane
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
@@ -46,11 +47,13 @@ def run_train_stage(
     console: Console,
     beat: Callable[[str], None] = lambda doing: None,
     orphaned: Callable[[], bool] = lambda: False,
+    make_judge: MakeJudge = lambda *_: None,
 ) -> dict[str, Any]:
     """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
 
     `beat` is told what is being done, again and again; `orphaned` asks for a stop like a signal.
-    Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
+    `make_judge` says who scores the model in training. Raises GateFailed for a degenerate model,
+    Interrupted after a checkpoint.
     """
     train_rows = read_split(stage.data_folder / "train.safetensors")
     validation_rows = read_split(stage.data_folder / "valid.safetensors")
@@ -60,9 +63,13 @@ def run_train_stage(
     loaded = _load(stage, None, low_memory)
     console.say(f"computing in {loaded.compute}")
     job = _job(stage, loaded, train_rows, validation_rows)
+    job = replace(job, judge=make_judge(stage.recipe, loaded, stage.folder))
+    assert (job.judge is not None) == stage.recipe.train.select.asks
     console.say(job.forward.note)
     console.say(_plan_line(job))
     result = _train(job, console, beat, orphaned)
+    if stage.recipe.train.select.by is not None:
+        console.say(_chosen_line(result))
     info = result_info(result, job.shape, loaded.compute, job.forward.note)
     adapter = stage.folder / "adapter"
     save_adapter(loaded.model, job.adapter_config, adapter)
@@ -144,6 +151,7 @@ def _job(
         prefix_folder=stage.prefix_folder if train_recipe.prefix_cache == "disk" else None,
         computed_by=_computed_by(stage, loaded, forward.frozen_layers),
         shuffle=not stage.recipe.data.in_order,
+        model_folder=stage.model_folder,
     )
 
 
@@ -187,6 +195,8 @@ def _train(
 def metric_line(metric: Metric) -> str:
     """Return a report or validation as one line with units."""
     place = f"iteration {metric['iteration']} of {metric['iterations']}"
+    if metric["kind"] == "selection":
+        return f"  {place}: {_comparison(metric)}"
     if metric["kind"] == "validation":
         line = (
             f"  {place}: validation loss {metric['loss']:.4f} ({metric['trained_tokens']} tokens)"
@@ -210,4 +220,30 @@ def metric_line(metric: Metric) -> str:
         f"{metric['tokens_per_second']:.0f} tokens/s, "
         f"peak memory {format_bytes(metric['peak_memory_bytes'])}, "
         f"{format_seconds(metric['seconds_left'])} left"
+    )
+
+
+def _comparison(metric: Metric) -> str:
+    """Return how weights compare with the best so far."""
+    if metric["selections_since_best"] == 0:
+        against = "the best so far"
+    else:
+        against = (
+            f"not better than at iteration {metric['best_iteration']}, "
+            f"{metric['selections_since_best']} in a row"
+        )
+    if "score" not in metric:
+        return f"validation loss {against}"
+    interval = f"95 % {metric['low']:.2f} to {metric['high']:.2f}"
+    return (
+        f"{metric['suite']} {metric['score']:.3f} of {metric['n']} prompts ({interval}), {against}"
+    )
+
+
+def _chosen_line(result: TrainingResult) -> str:
+    score = "" if result.chosen_score is None else f"score {result.chosen_score:.3f}, "
+    early = ", nothing got better any more" if result.ended_early else ""
+    return (
+        f"weights of iteration {result.chosen_iteration} are taken: {score}validation loss "
+        f"{result.chosen_validation_loss:.4f}; trained to iteration {result.iterations}{early}"
     )

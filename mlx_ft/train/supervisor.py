@@ -115,11 +115,13 @@ def last_checkpoint(stage: TrainStage) -> int:
     return int(found[-1].name) if found else 0
 
 
-def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
+def supervise(
+    stage: TrainStage, run: Path, console: Console, process: str = "mlx_ft.train.child"
+) -> dict[str, Any]:
     """Train in processes of their own until the run is done; return the stage's hand-over.
 
-    Raises what the training raised, Interrupted when it was stopped, RunError when processes die
-    without getting on.
+    `process` is the module that a process runs. Raises what the training raised, Interrupted when
+    it was stopped, RunError when processes die without getting on.
     """
     control = run / CONTROL_FOLDER
     control.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def supervise(stage: TrainStage, run: Path, console: Console) -> dict[str, Any]:
         before = last_checkpoint(stage)
         write_stage(control, stage)
         try:
-            ending = _run_child(control, console)
+            ending = _run_child(control, console, process)
         except KeyboardInterrupt:
             raise read_error(control) or KeyboardInterrupt from None
         if ending.code == 0:
@@ -181,10 +183,10 @@ def _with_less_memory(stage: TrainStage, deaths: int, cause: Cause, console: Con
     return replace(stage, recipe=stage.recipe.model_copy(update={"train": fewer}))
 
 
-def _run_child(control: Path, console: Console) -> Ending:
+def _run_child(control: Path, console: Console, module: str) -> Ending:
     """Run one process to its end, whatever that is; signals to this one are passed on."""
     console_fd, owned = _console_fd(console)
-    command = [sys.executable, "-m", "mlx_ft.train.child"]
+    command = [sys.executable, "-m", module]
     process = subprocess.Popen(
         [*command, str(control), str(console_fd), str(os.getpid())],
         stderr=subprocess.PIPE,

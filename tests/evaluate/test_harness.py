@@ -8,7 +8,8 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from mlx_lm.models import llama
 
 from mlx_ft.backend import configure_backend
 from mlx_ft.chat import ChatRenderer
+from mlx_ft.columns import LocalModel
 from mlx_ft.errors import DataError, ModelError
+from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question, Respondent
 from mlx_ft.evaluate.harness import (
     ColumnResult,
-    check_thinking,
     cut_at_stop,
     evaluate,
     evaluate_column,
+    thinking_faults,
     without_thinking,
 )
-from mlx_ft.evaluate.scorers import Talk
+from mlx_ft.evaluate.scorers_text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
-from mlx_ft.inference import Generation, LoadedModel, generate
+from mlx_ft.inference import LoadedModel, generate
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
 
 MODEL = "0" * 64
@@ -105,35 +108,41 @@ def loaded(renderer: ChatRenderer) -> LoadedModel:
 
 
 class Scripted:
-    """Answers by a rule instead of a model, last prompt first; stops after `limit` answers."""
+    """Answers by a rule instead of a model, last question first; stops after `limit` answers."""
 
     def __init__(self, answer: Answers, limit: int | None = None) -> None:
-        self.answer = answer
+        self.say = answer
         self.limit = limit
         self.prompts: list[str] = []
+        self.renderer: ChatRenderer | None = None
 
-    def __call__(
-        self,
-        loaded: LoadedModel,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        batch_size: int,
-        on_done: Callable[[int, Generation], None] | None,
-    ) -> list[Generation]:
-        generations = []
-        for index in reversed(range(len(prompts))):
+    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+        renderer = self.renderer
+        assert renderer is not None
+        for index in reversed(range(len(questions))):
             if self.limit is not None and len(self.prompts) >= self.limit:
                 raise KeyboardInterrupt
-            prompt = loaded.renderer.decode_raw(prompts[index])
+            prompt = renderer.decode_raw(questions[index].ids or ())
             self.prompts.append(prompt)
-            tokenizer = loaded.renderer.tokenizer
-            ids = tuple(tokenizer.encode(self.answer(prompt), add_special_tokens=False))
-            generation = Generation(loaded.renderer.decode(ids), ids, "stop")
-            generations.append(generation)
-            assert on_done is not None
-            on_done(index, generation)
-        return generations[::-1]
+            ids = tuple(renderer.tokenizer.encode(self.say(prompt), add_special_tokens=False))
+            said, raw = renderer.decode(ids), renderer.decode_raw(ids)
+            on_answer(index, Answer(said, raw, ids, "stop", len(ids)))
+
+
+def column_of(
+    loaded: LoadedModel, asked: Any, *, name: str = "base", sha256: str = MODEL, **changes: Any
+) -> Column:
+    """Return a column that a script answers, or the model itself where `asked` is "model"."""
+    respondent = LocalModel(loaded, batch_size=2) if asked == "model" else asked
+    if asked != "model":
+        asked.renderer = loaded.renderer
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Respondent]:
+        yield respondent
+
+    thinking = loaded.renderer.enable_thinking
+    return Column(name, sha256, loaded.renderer, opened, enable_thinking=thinking, **changes)
 
 
 def fine(prompt: str) -> str:
@@ -144,22 +153,14 @@ def ask(
     suite: Suite,
     loaded: LoadedModel,
     folder: Path,
-    generator: Any,
+    asked: Any,
     *,
     model_sha256: str = MODEL,
-    batch_size: int = 2,
     column: str = "base",
 ) -> ColumnResult:
-    return evaluate_column(
-        suite,
-        column,
-        loaded,
-        folder,
-        model_sha256=model_sha256,
-        generate=generator,
-        batch_size=batch_size,
-        progress=silent,
-    )
+    made = column_of(loaded, asked, name=column, sha256=model_sha256)
+    (result,) = evaluate_column([suite], made, folder, progress=silent)
+    return result
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -174,7 +175,7 @@ def test_a_real_model_answers_every_sample_through_its_template(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
     suite = make_suite()
-    result = ask(suite, loaded, tmp_path, generate)
+    result = ask(suite, loaded, tmp_path, "model")
     rows = lines_of(tmp_path / "chat" / "base.jsonl")
     assert list(result.rows) == rows and result.generated == len(QUESTIONS)
     assert [row["id"] for row in rows] == [sample.id for sample in suite.samples]
@@ -198,6 +199,8 @@ def test_a_line_says_all_about_its_sample(loaded: LoadedModel, tmp_path: Path) -
         "messages": [{"role": "user", "content": "how are you"}],
         "target": {"any_of": ["fine"]},
         "text": "I am fine.",
+        "source": None,
+        "flags": [],
         "finish_reason": "stop",
         "generated_tokens": len(loaded.renderer.tokenizer.encode("I am fine.")),
         "score": 1.0,
@@ -254,7 +257,7 @@ class Killed(Scripted):
             os.kill(os.getpid(), signal.SIGKILL)
         return fine(prompt)
 killed = Killed(fine)
-killed.answer = killed.answer_all
+killed.say = killed.answer_all
 loaded = LoadedModel(nn.Module(), renderer_of(Path({str(tokenizer_folder)!r})), {{}}, "")
 ask(make_suite(), loaded, Path({str(tmp_path)!r}), killed)
 """
@@ -294,7 +297,7 @@ def test_answers_are_kept_only_while_nothing_that_made_them_changes(
     for name, (changed, model_sha256, expected) in asked_anew.items():
         (tmp_path / "chat" / "base.jsonl").write_bytes(kept)
         generator = Scripted(fine)
-        result = ask(changed, loaded, tmp_path, generator, model_sha256=model_sha256, batch_size=9)
+        result = ask(changed, loaded, tmp_path, generator, model_sha256=model_sha256)
         assert len(generator.prompts) == expected, name
         assert [row["id"] for row in result.rows] == [sample.id for sample in changed.samples]
         assert [row["weight"] for row in result.rows] == [s.weight for s in changed.samples], name
@@ -373,39 +376,59 @@ def test_a_bare_string_is_not_a_prompt(loaded: LoadedModel, tmp_path: Path) -> N
 
 
 class Columns:
-    """Opens columns, and notes which were opened and whether each was let go of."""
+    """Makes columns, and notes which were opened and whether each model was let go of."""
 
     def __init__(self, renderer: ChatRenderer) -> None:
         self.renderer = renderer
         self.opened: list[str] = []
 
+    def columns(self, asked: Scripted, **changes: Any) -> list[Column]:
+        asked.renderer = self.renderer
+        return [
+            Column(
+                name,
+                name[0] * 64,
+                self.renderer,
+                partial(self.open, name, asked),
+                enable_thinking=self.renderer.enable_thinking,
+                **changes,
+            )
+            for name in ("base", "quantized")
+        ]
+
     @contextlib.contextmanager
-    def open(self, column: str) -> Iterator[LoadedModel]:
+    def open(self, column: str, asked: Scripted) -> Iterator[Respondent]:
         self.opened.append(column)
         model = llama.Model(
             llama.ModelArgs("llama", 16, 1, 16, 2, 1e-5, len(self.renderer.tokenizer))
         )
         reference = weakref.ref(model)
-        loaded = LoadedModel(model, self.renderer, {}, "")
+        respondent = Holding(model, asked)
         del model
-        yield loaded
-        del loaded
+        yield respondent
+        del respondent
         assert reference() is None, "the harness holds a model that is to make room for the next"
 
 
+@dataclass
+class Holding:
+    """A script that has a model in memory."""
+
+    model: nn.Module
+    script: Scripted
+
+    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+        self.script.answer(questions, on_answer)
+
+
 def evaluate_all(
-    suites: Sequence[Suite], columns: Columns, folder: Path, generator: Any, **changes: Any
+    suites: Sequence[Suite], columns: Columns, folder: Path, asked: Scripted, **changes: Any
 ) -> dict[str, Any]:
-    options = {
-        "renderer": columns.renderer,
-        "fingerprint": columns.renderer.fingerprint(),
-        "model_sha256": {"base": "b" * 64, "quantized": "q" * 64},
-        "generate": generator,
-        "batch_size": 4,
-        "progress": silent,
-        **changes,
-    }
-    return evaluate(suites, ["base", "quantized"], columns.open, folder, **options)
+    trained = changes.pop("fingerprint", columns.renderer.fingerprint())
+    made = columns.columns(
+        asked, trained_with=trained, reusable=bool(changes.pop("reusable", False))
+    )
+    return evaluate(suites, made, folder, progress=silent, **changes)
 
 
 def test_each_model_is_opened_once_and_let_go(renderer: ChatRenderer, tmp_path: Path) -> None:
@@ -457,12 +480,10 @@ def test_another_chat_format_than_the_trained_one_is_refused(
     path = folder / "tokenizer_config.json"
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("assistant\\n", "assistant\\n "), encoding="utf-8")
-    other = Columns(renderer_of(folder))
-    expected = {"renderer": renderer, "fingerprint": renderer.fingerprint()}
-    generator = Scripted(fine)
-    with pytest.raises(ModelError, match="template_sha256"):
-        evaluate_all(suites, other, tmp_path / "eval", generator, **expected)
-    assert generator.prompts == []
+    other, script = Columns(renderer_of(folder)), Scripted(fine)
+    with pytest.raises(ModelError, match="base, chat fingerprint, template_sha256"):
+        evaluate_all(suites, other, tmp_path, script, fingerprint=renderer.fingerprint())
+    assert script.prompts == [] and other.opened == []
 
 
 def test_a_suite_in_another_thinking_mode_is_refused(
@@ -472,5 +493,6 @@ def test_a_suite_in_another_thinking_mode_is_refused(
     with pytest.raises(DataError, match=r"suite chat: its enable_thinking is false"):
         evaluate_all([make_suite()], columns, tmp_path, Scripted(fine))
     with pytest.raises(DataError):
-        check_thinking([make_suite(enable_thinking=True)], False)
-    check_thinking([make_suite()], False)
+        evaluate_all([make_suite()], columns, tmp_path, Scripted(fine))
+    assert thinking_faults([make_suite(enable_thinking=True)], False)
+    assert not thinking_faults([make_suite()], False)

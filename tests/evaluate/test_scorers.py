@@ -9,20 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.evaluate.scorers import (
-    FAILURES,
-    MAX_TEXT_CHARACTERS,
+from mlx_ft.evaluate.scorers import AllOf, AnyOf, Scorer, score
+from mlx_ft.evaluate.scorers_calls import ToolCall, WrappedCall
+from mlx_ft.evaluate.scorers_json import Json
+from mlx_ft.evaluate.scorers_rules import Instructions
+from mlx_ft.evaluate.scorers_text import (
     Choice,
     Contains,
     Exact,
+    Numeric,
     Regex,
-    Score,
-    Scorer,
+    Similarity,
     Talk,
-    WrappedCall,
     plain,
-    score,
 )
+from mlx_ft.evaluate.scoring import FAILURES, MAX_TEXT_CHARACTERS, Given, Score
 from mlx_ft.evaluate.suites import Sample, Suite, load_suite
 
 EVALS = Path(__file__).resolve().parents[2] / "evals"
@@ -88,7 +89,7 @@ def test_no_answer_of_another_talk_sample_scores_1_unless_it_says_an_accepted_wo
         accepted = {plain(phrase) for phrase in sample.target.get("any_of", [])}
         for other in KEEP_TALKING.samples:
             answer = ideal_answer(KEEP_TALKING, other)
-            if accepted and plain(answer) not in accepted:
+            if accepted and not any(f" {word} " in f" {plain(answer)} " for word in accepted):
                 compared += 1
                 judged = score(KEEP_TALKING.scorer, answer, sample.target)
                 assert judged.value < 1.0, (sample.id, answer)
@@ -282,6 +283,18 @@ SCORERS: list[tuple[Scorer, dict[str, Any]]] = [
     (Contains(), {"any_of": ["4"], "all_of": ["2 + 2"]}),
     (Regex(), {"pattern": r"\b4\b"}),
     (Choice(("A", "B", "C")), {"choice": "B"}),
+    (Regex(), {"pattern": r"(\(|\[|a|\w| )+=!$"}),
+    (Numeric(take="only"), {"number": 17.25}),
+    (Similarity(), {"references": ["Nobody would say this by accident, 17.25 times."]}),
+    (Json({"type": "object", "required": ["a"]}), {"value": {"a": {"b": [1, 2]}}}),
+    (ToolCall(), {"calls": [{"name": "read_file", "arguments": {"path": "zz"}}]}),
+    (ToolCall("json", "given", True), {"calls": [{"name": "f", "arguments": {"x": [1]}}]}),
+    (Instructions(), {"rules": {"max_words": 5, "language": "de", "json": True, "bullets": 77}}),
+    (
+        AllOf((Instructions(), Contains())),
+        {"of": [{"rules": {"title": True}}, {"all_of": ["no such text"]}]},
+    ),
+    (AnyOf((Exact(), Numeric())), {"of": [{"text": "four"}, {"number": 17.25}]}),
 ]
 FRAGMENTS = st.sampled_from(
     [
@@ -316,10 +329,10 @@ FRAGMENTS = st.sampled_from(
 @settings(deadline=None)
 @given(text=st.text(max_size=300) | st.lists(FRAGMENTS, max_size=40).map("".join))
 def test_any_text_gets_a_score(scorer: Scorer, target: dict[str, Any], text: str) -> None:
-    judged = score(scorer, text, target)
-    assert judged.value in (0.0, 0.5, 1.0)
+    judged = score(scorer, text, target, None, Given(raw=text))
+    assert 0 <= judged.value <= 1
     assert (judged.failure is None) == (judged.value == 1.0)
-    assert judged == score(scorer, text, target)
+    assert judged == score(scorer, text, target, None, Given(raw=text))
 
 
 HOSTILE = {
@@ -350,15 +363,30 @@ HOSTILE = {
     "surrogates": 'execute_code("""read_file(path="\ud800")""")',
     "bad escapes": 'execute_code("""read_file(path="\\d")""")',
     "huge": "a b " * 1_000_000,
+    "nested JSON": '{"a":' * 3000 + "1" + "}" * 3000,
+    "control characters": "".join(map(chr, range(1, 32))) * 500,
+    "HTML": "<div onclick='x'>" * 1500 + "</div>" * 1500,
+    "ANSI": "\x1b[31m\x1b]0;title\x07" * 2000,
+    "minuses in a call": "<tool_call>" + "-" * 8000 + "</tool_call>",
+    "braces in a call": "<|tool_call>call:a" + "{" * 4000,
+    "braces, few deep": "<|tool_call>" + "call:a{b:{c:{" * 600,
+    "arguments": "<tool_call>f" + "<arg_key>a</arg_key><arg_value>[" * 240,
+    "tool marks": "<tool_call>" * 3000,
+    "function names": "<function name=" + "<param name=" * 600,
+    "commas": "1,234," * 5000,
+    "sentences": "!" * 31 + ". ? " * 8000,
+    "bullets": "- \n" * 9000,
+    "one letter": "ab" * 16_000,
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_neither_crashes_nor_hangs(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else runs on the machine
     for scorer, target in SCORERS:
-        assert score(scorer, HOSTILE[name], target).value < 1.0
-    assert time.perf_counter() - started < 10
+        text = HOSTILE[name]
+        assert score(scorer, text, target, None, Given(raw=text)).value < 1.0
+    assert time.process_time() - started < 10
 
 
 # --- the small scorers

@@ -110,4 +110,5 @@ def test_a_summary_counts_every_row_once() -> None:
     assert summary["by_category"]["read"]["mean"] == 0.5
     assert sum(each["n"] for each in summary["by_category"].values()) == 4
     assert list(summary["failures"].items()) == [("prose", 2), ("wrong_wrapper", 1)]
-    assert set(summary) == {"mean", "n", "low", "high", "passed", "by_category", "failures"}
+    keys = {"mean", "n", "low", "high", "passed", "by_category", "failures", "degenerate"}
+    assert set(summary) == keys

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import DataError
-from mlx_ft.evaluate.scorers import Choice, Contains, Exact, Regex, Talk, WrappedCall
+from mlx_ft.evaluate.scorers_calls import WrappedCall
+from mlx_ft.evaluate.scorers_text import Choice, Contains, Exact, Regex, Talk
 from mlx_ft.evaluate.suites import load_suite, load_suites
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +125,11 @@ enable_thinking: 1
     ("old", "new", "expected"),
     [
         ("name: talk", "name: tlak", "chat.yaml:5: `scorer.name` is 'tlak' - did you mean `talk`?"),
-        ("name: talk", "name: bleu", "use one of wrapped_call, talk, exact, contains, regex"),
+        (
+            "name: talk",
+            "name: bleu",
+            "use one of wrapped_call, tool_call, json, instructions, talk",
+        ),
         ("  name: talk\n", "", "chat.yaml:4: `scorer.name` is null - "),
         ("max_tokens: 16", "max_tokens: 0", "chat.yaml:7: `max_tokens` is 0 - "),
         ("max_tokens: 16", "max_tokens: 16\nmax_tokens: 17", "chat.yaml:8"),

@@ -42,6 +42,7 @@ from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights, write_tiny_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+ASKED = [[14, 15, 16, 17]]
 
 
 @pytest.fixture(scope="module", params=[("llama", 4), ("qwen3", None), ("llama", 8)])
@@ -84,6 +85,8 @@ def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
         parameters=100_000,
         recipe=ExportRecipe(q_group_size=32),
         prompts=PROMPTS,
+        trained=[range(len(prompt) - 1) for prompt in PROMPTS],
+        asked=ASKED,
         calibration=PROMPTS,
         card=lambda what: f"# tiny: {what}\n",
     )
@@ -148,7 +151,7 @@ def test_the_16_bit_copy_is_written_only_for_somebody(job: ExportJob, tmp_path: 
         info = export_model(each, Console(io.StringIO()))
         assert all(check["ok"] for check in info["checks"])
         assert (info["fused"] is None) == (each is bare)
-    assert [folder.name for folder in bare.folder.iterdir()] == ["q5"]
+    assert sorted(path.name for path in bare.folder.iterdir()) == ["q5", "survival.json"]
     one, other = (mx.load(str(each.folder / "q5" / "model.safetensors")) for each in (job, bare))
     assert one.keys() == other.keys()
     assert all(mx.array_equal(one[name], other[name]).item() for name in one)

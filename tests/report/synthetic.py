@@ -7,6 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from mlx_ft.evaluate.gates import judge, judgements_json
+from mlx_ft.evaluate.stats import summarise
+from mlx_ft.evaluate.stats_paired import compare_columns
+from mlx_ft.gate_terms import Gate
+from mlx_ft.recipe import Q_BITS
 from mlx_ft.runs import seal, write_json
 
 CATEGORIES = ("check", "navigate", "read", "refactor", "search", "multi_step")
@@ -49,7 +54,7 @@ def write_run(folder: Path, ended: str = "done", said: str | None = None) -> Pat
         done = {name: stages[name] for name in ("data", "preflight", "train")}
         write_record(run, ended, done, "look before merge: 2 of 5 generations are degenerate")
         return run
-    write_export(run)
+    write_export(run, said)
     write_eval(run, said)
     write_record(run, ended, stages, "finished up to report")
     return run
@@ -184,6 +189,7 @@ def metrics(iterations: int) -> list[dict[str, Any]]:
                     "updates": 120,
                     "loss": falling * (1 + 0.12 * math.sin(iteration * 1.7)),
                     "learning_rate": 4e-4 * math.sin(math.pi * (iteration + 8) / 260),
+                    "gradient_norm": 2.5 + math.sin(iteration / 9),
                     "tokens_per_second": 410 + 20 * math.cos(iteration),
                     "trained_tokens": iteration * 124,
                     "peak_memory_bytes": 930_000_000,
@@ -248,7 +254,7 @@ def write_train(
     seal(folder, "train", "inputs", info)
 
 
-def write_export(run: Path) -> None:
+def write_export(run: Path, said: str | None = None) -> None:
     (run / "export").mkdir()
     for name in ("fused-f16", "q5"):
         (run / "export" / name).mkdir()
@@ -265,13 +271,65 @@ def write_export(run: Path) -> None:
         ],
         "fused": {"path": "fused-f16", "bytes": 271_000_000},
         "quantized": {"path": "q5", "bytes": 93_400_000, "bits": 5, "group_size": 64},
+        "gguf": {"path": "quickstart.gguf", "bytes": 145_000_000, "kind": "q8_0"},
         "peak_memory_bytes": 700_000_000,
     }
+    # ASCII: what is said may hold what UTF-8 has no bytes for.
+    (run / "export" / "survival.json").write_text(json.dumps(survival(said)))
     seal(run / "export", "export", "inputs", info)
+
+
+def survival(said: str | None = None) -> dict[str, Any]:
+    """What an audit says, with a loss that halves twice a bit."""
+    lost = {"fused": 1e-6, "quantized": 0.004, **{f"round-{b}": 4.0 ** (1 - b) for b in Q_BITS}}
+    ways = {
+        name: {
+            "survival": 1 - loss,
+            "nats": 3.4 * loss,
+            "flips": loss,
+            "prompt_nats": loss,
+            "prompt_flips": 2 * loss,
+        }
+        for name, loss in lost.items()
+    }
+    layers = [
+        {
+            "name": said or f"model.layers.{layer}.{part}",
+            "bits": 5,
+            "delta_over_weight": 0.033,
+            "kept": {
+                name: {
+                    "gain": 1 - loss,
+                    "noise": 10 * loss,
+                    "output_gain": 1.0,
+                    "output_noise": math.sqrt(loss),
+                    "survival": 1 - (8 if part == "mlp.up_proj" else 1) * 20 * loss,
+                }
+                for name, loss in lost.items()
+            },
+        }
+        for layer in range(22, 30)
+        for part in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+    return {
+        "schema": 1,
+        "bits": 5,
+        "raised": {},
+        "group_size": 64,
+        "method": said or "gptq",
+        "dtype": "float16",
+        "min_survival": 0.9,
+        "survival": 1 - lost["quantized"],
+        "positions": {"held_out": 135, "prompts": 288},
+        "model": {"learned_nats": 3.4, "ways": ways},
+        "layers": layers,
+        "seconds": 12.5,
+    }
 
 
 def write_eval(run: Path, said: str | None) -> None:
     suites: dict[str, Any] = {}
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for suite, count, talks in (("code_mode", 27, False), ("keep_talking", 32, True)):
         folder = run / "eval" / suite
         folder.mkdir(parents=True)
@@ -280,12 +338,20 @@ def write_eval(run: Path, said: str | None) -> None:
             rows = [_row(index, column, talks, said) for index in range(count)]
             write_lines(folder / f"{column}.jsonl", rows)
             suites[suite][column] = _result(rows)
+            answers.setdefault(suite, {})[column] = [{**row, "weight": 1.0} for row in rows]
+    for suite, compared in compare_columns(answers).items():
+        for column, rows in answers[suite].items():
+            suites[suite][column]["against"] = compared.get(column, {})
+            suites[suite][column]["degenerate"] = summarise(rows)["degenerate"]
+    gate = Gate("code_mode", "quantized", "mean", ">=", 0.97)
+    gates = judgements_json(judge([gate], {"keep_talking": 0.1}, suites, answers))
     suite_info = {
         name: {"description": "", "scorer": "wrapped_call", "max_tokens": 64, "stop": []}
         for name in suites
     }
     write_json(
-        run / "eval" / "results.json", {"schema": 1, "suites": suites, "suite_info": suite_info}
+        run / "eval" / "results.json",
+        {"schema": 1, "suites": suites, "suite_info": suite_info, "gates": gates},
     )
     seal(run / "eval", "eval", "inputs", {})
 

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlx_ft.report import curves
 from mlx_ft.report.summary import run_document
@@ -113,3 +115,18 @@ def test_a_hostile_category_is_text_and_nothing_else(name: str) -> None:
     assert not [e for e in root.iter() if e.tag in ("script", "img", "a")]
     shown = clean(name).split()[:1]
     assert not shown or any(shown[0][:12] in (e.text or "") for e in root.iter("text"))
+
+
+@given(st.lists(st.floats(-100, 100), min_size=20, max_size=300))
+def test_a_smoothed_curve_stays_between_the_lowest_and_the_highest_value(
+    values: list[float],
+) -> None:
+    smooth = curves.smoothed(values)
+    assert len(smooth) == len(values)
+    assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for value in smooth)
+    assert smooth[0] == pytest.approx(values[0])
+
+
+def test_a_constant_curve_is_its_own_smoothed_one_and_a_short_one_has_none() -> None:
+    assert curves.smoothed([3.0] * 40) == pytest.approx([3.0] * 40)
+    assert curves.smoothed([3.0] * 19) == []

@@ -70,7 +70,7 @@ def check_safe(page: Page) -> None:
     allowed = (
         "html head meta title style body header h1 h2 h3 h4 p strong span dl div dt dd nav ul li a "
         "main section table caption thead tbody tr th td details summary figure figcaption article "
-        "pre footer svg g path defs use text clippath rect"
+        "pre footer mark svg g path defs use text clippath rect"
     )
     assert {tag for tag, _ in page.tags} <= set(allowed.split())
     for tag, attributes in page.tags:
@@ -178,6 +178,9 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
         "frozen layers run once a row",
         "not degenerate",
         "every layer has 5 bits ok 211 of 211",
+        "The final model has 5 bits or more after pass 5 bits",
+        "Outputs were looked at before anything was merged after pass 0 of 3 answers degenerate",
+        "outcomes of base (rows) and of quantized (columns)",
         "93.4 MB",
         "validation size warn 48 rows",
         "Validation rows that are training rows too, token for token: 0.",
@@ -191,7 +194,7 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
         assert evidence in text, evidence
     assert "not recorded" not in text
     assert 'class="missing"' not in done_page
-    assert done_page.count("<svg") == 5
+    assert done_page.count("<svg") == 8
     assert all(f"key-{column}" in done_page for column in COLUMNS)
 
 
@@ -264,5 +267,6 @@ def test_texts_and_chart_colours_have_contrast_in_light_and_dark(done_page: str)
         for name in ("ink", "muted", "ok", "warn", "fail", "link"):
             for ground in ("paper", "panel"):
                 assert contrast(palette[name], palette[ground]) >= 4.5, (name, ground)
+        assert contrast(palette["ink"], palette["marked"]) >= 4.5
         for name in COLUMNS:
             assert contrast(palette[name], palette["paper"]) >= 3, name

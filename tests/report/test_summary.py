@@ -15,7 +15,10 @@ from mlx_ft.report.summary import SCHEMA_KEYS, document_json, run_document
 from .synthetic import HOSTILE, TOKEN, metrics
 
 MakeRun = Callable[..., Path]
-TOP_LEVEL = "schema run status recipe model data preflight train export eval timings environment"
+TOP_LEVEL = (
+    "schema run status recipe model data preflight train export survival eval gates timings "
+    "environment"
+)
 
 
 def paths(value: Any, at: str = "") -> Iterator[str]:
@@ -58,9 +61,9 @@ def test_every_column_of_an_evaluation_has_its_mean_interval_and_failures(done_r
 @pytest.mark.parametrize(
     ("ended", "missing"),
     [
-        ("failed", ["data", "preflight", "train", "export", "eval"]),
-        ("interrupted", ["export", "eval"]),
-        ("gate_failed", ["export", "eval"]),
+        ("failed", ["data", "preflight", "train", "export", "survival", "eval"]),
+        ("interrupted", ["export", "survival", "eval"]),
+        ("gate_failed", ["export", "survival", "eval"]),
         ("done", []),
     ],
 )

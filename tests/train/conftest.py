@@ -86,6 +86,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             prefix_limit_bytes=0 if train.prefix_cache == "off" else 1 << 20,
             prefix_folder=prefix_folder,
             computed_by="tiny",
+            model_folder=model_folder,
         )
 
     return make

@@ -1,0 +1,274 @@
+"""What runs leave on the disk and nobody needs any more: found, told, and removed when asked.
+
+Does: find checkpoints that no run goes on from, fused models, left-overs of dead processes, old
+outputs of frozen layers, failed runs; remove them so that what is left stays whole at every
+instant. Does not: touch a run that is worked on, its best or a pinned checkpoint, an adapter, a
+quantized model, or anything that is not named by the kinds asked for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.cache import cache_home
+from mlx_ft.console import printable
+from mlx_ft.errors import MlxFtError
+from mlx_ft.hardware import format_bytes
+from mlx_ft.liveness import working
+from mlx_ft.run_list import disk_bytes, is_run, last_sign, run_folders, state_of
+from mlx_ft.runs import MANIFEST, forget_files, read_json, read_manifest
+
+DAY_SECONDS = 86400.0
+# Stages that go on from what an interruption left; the others begin anew.
+CONTINUED = ("train", "eval")
+STAGES = ("data", "train", "export", "eval")
+# A left-over that nobody has written to for so long was left by a process that died.
+ABANDONED_SECONDS = 3600.0
+DOOMED = ".removing"  # ending of a run folder that is on its way out
+PINNED = ".pinned"
+
+
+@dataclass(frozen=True)
+class Rubbish:
+    """Something that can go: its `kind`, where it is, its size, and `why` nobody needs it.
+
+    `run` is the run folder that it is in, if it is in one; it is held while the thing is removed.
+    """
+
+    kind: str
+    path: Path
+    size_bytes: int
+    why: str
+    run: Path | None = None
+
+
+def find_rubbish(
+    root: Path, runs: Sequence[Path], kinds: Sequence[str], older_than_days: float
+) -> list[Rubbish]:
+    """Return what of these kinds could go, in `runs` or, when none is named, in all of `root` and
+    in the cache; `older_than_days` is how long failed runs and the cache must have been left alone.
+    """
+    wanted = [kind for kind in KINDS if kind in kinds]
+    before = time.time() - older_than_days * DAY_SECONDS
+    folders = list(runs) or (run_folders(root) if root.is_dir() else [])
+    found: list[Rubbish] = []
+    for run in folders:
+        if is_run(run) and not run.is_symlink() and state_of(run).name != "running":
+            for kind in wanted:
+                found += KINDS[kind].of_run(run, before)
+    doomed = {each.path for each in found if each.kind == "failed"}
+    found = [each for each in found if each.kind == "failed" or each.run not in doomed]
+    if "prefix" in wanted and not runs:
+        found += old_prefixes(cache_home() / "prefix", before)
+    if "stale" in wanted and not runs and root.is_dir():
+        found += [
+            Rubbish("stale", path, disk_bytes(path), "a run that was being removed")
+            for path in sorted(root.glob(f"*{DOOMED}"))
+        ]
+    return found
+
+
+def _checkpoints(run: Path, before: float) -> Iterator[Rubbish]:
+    """Yield checkpoints that nothing goes on from: all but the best and the pinned ones, and in an
+    unfinished training the newest.
+    """
+    for stage in ("train", "train.tmp"):
+        folder = run / stage / "checkpoints"
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        names = sorted(path.name for path in folder.iterdir() if path.name.isdigit())
+        kept = kept_checkpoints(run / stage, names)
+        for name in names:
+            if name not in kept:
+                why = "an older checkpoint" if stage != "train" else "the training is finished"
+                yield _piece("checkpoints", folder / name, why, run)
+
+
+def kept_checkpoints(stage: Path, names: Sequence[str]) -> set[str]:
+    """Return which checkpoints of a training stay: pinned ones, the best by the hand-over or by the
+    newest checkpoint, and the newest when the training may go on or no best one is known.
+    """
+    folder = stage / "checkpoints"
+    manifest = read_manifest(stage)
+    info: Mapping[str, Any] = manifest.info if manifest is not None else {}
+    states = [_json(folder / name / "state.json") for name in names[-1:]]
+    told = [value for each in (info, *states) for key, value in each.items() if _is_choice(key)]
+    iterations = {int(value) for value in told if isinstance(value, int) and value > 0}
+    kept = {name for name in names if int(name) in iterations}
+    if manifest is None or not kept:
+        kept.update(names[-1:])
+    return kept | {name for name in names if (folder / f"{name}{PINNED}").exists()}
+
+
+def _is_choice(key: str) -> bool:
+    return key.endswith("_iteration")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _fused(run: Path, before: float) -> Iterator[Rubbish]:
+    """Yield the 16-bit model of a finished run that has a quantized one as well."""
+    manifest = read_manifest(run / "export")
+    if manifest is None or state_of(run).name != "finished":
+        return
+    paths = [(manifest.info.get(name) or {}).get("path") for name in ("fused", "quantized")]
+    if all(isinstance(path, str) and (run / "export" / path).is_dir() for path in paths):
+        why = "the quantized model is there, and `mlx-ft run` made both"
+        yield _piece("fused", run / "export" / str(paths[0]), why, run)
+
+
+def _stale(run: Path, before: float) -> Iterator[Rubbish]:
+    """Yield what dead processes left: unfinished stages that begin anew, half-written files."""
+    for stage in STAGES:
+        partial = run / f"{stage}.tmp"
+        over = (run / stage / MANIFEST).exists() or stage not in CONTINUED
+        if partial.is_dir() and over:
+            yield _piece("stale", partial, "an unfinished stage that would begin anew", run)
+    for pattern in (".*.tmp", "*/.*.tmp", "train*/checkpoints/*.tmp"):
+        for path in sorted(run.glob(pattern)):
+            if not path.is_symlink() and time.time() - _changed(path) > ABANDONED_SECONDS:
+                yield _piece("stale", path, "half-written", run)
+
+
+def _failed(run: Path, before: float) -> Iterator[Rubbish]:
+    """Yield a whole run that failed or that a gate stopped, unless a checkpoint of it is pinned."""
+    state = state_of(run)
+    pinned = any(run.glob(f"train*/checkpoints/*{PINNED}"))
+    if state.name in ("failed", "gate_failed") and last_sign(run) < before and not pinned:
+        yield Rubbish("failed", run, disk_bytes(run), state.words, run)
+
+
+def _nothing(run: Path, before: float) -> Iterator[Rubbish]:
+    return iter(())
+
+
+def old_prefixes(folder: Path, before: float) -> Iterator[Rubbish]:
+    """Yield outputs of frozen layers that no run has used since `before`, and half-written ones."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.is_symlink():
+            continue
+        used = _changed(path)
+        if path.name.endswith(".tmp"):
+            if time.time() - used > ABANDONED_SECONDS:
+                yield _piece("prefix", path, "half-written", None)
+        elif path.stat().st_mtime < before:
+            days = (time.time() - path.stat().st_mtime) / DAY_SECONDS
+            yield _piece("prefix", path, f"not used for {days:.0f} days", None)
+
+
+def _changed(path: Path) -> float:
+    """Return when a file, or the newest file of a folder, was last written."""
+    inside = path.rglob("*") if path.is_dir() else ()
+    return max((entry.lstat().st_mtime for entry in (path, *inside)), default=0.0)
+
+
+def _piece(kind: str, path: Path, why: str, run: Path | None) -> Rubbish:
+    size = disk_bytes(path) if path.is_dir() else path.stat().st_size
+    return Rubbish(kind, path, size, why, run)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of what can go: what it is in words, and how it is found in a run."""
+
+    words: str
+    of_run: Callable[[Path, float], Iterator[Rubbish]]
+
+
+KINDS: Mapping[str, Kind] = {
+    "checkpoints": Kind("checkpoints that no training goes on from", _checkpoints),
+    "fused": Kind("16-bit models of finished runs", _fused),
+    "stale": Kind("left-overs of processes that died", _stale),
+    "prefix": Kind("outputs of frozen layers that no run has used lately", _nothing),
+    "failed": Kind("whole runs that failed", _failed),
+}
+
+
+def remove(rubbish: Rubbish) -> None:
+    """Remove one thing; RunError when its run is worked on by now.
+
+    A stage's manifest forgets files before they go, and a run loses its name first: whatever is
+    found after a crash is whole or gone.
+    """
+    if rubbish.run is None or not rubbish.run.is_dir():
+        _delete(rubbish.path)
+        return
+    with working(rubbish.run):
+        if rubbish.kind == "failed":
+            doomed = rubbish.path.with_name(f"{rubbish.path.name}{DOOMED}")
+            rubbish.path.rename(doomed)
+            _delete(doomed)
+            return
+        _take_out(rubbish.run, rubbish.path)
+
+
+def drop_fused(run: Path) -> None:
+    """Remove the 16-bit model of a finished run that this process works on."""
+    for each in _fused(run, 0.0):
+        _take_out(run, each.path)
+
+
+def _take_out(run: Path, path: Path) -> None:
+    stage = run / path.relative_to(run).parts[0]
+    if path != stage and stage.is_dir():
+        forget_files(stage, path.relative_to(stage).as_posix())
+    _delete(path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_all(
+    found: Sequence[Rubbish], say: Callable[[str], None]
+) -> tuple[int, list[MlxFtError | OSError]]:
+    """Remove everything that can be; return the bytes that this freed, and what went wrong."""
+    freed, errors = 0, list[MlxFtError | OSError]()
+    for each in found:
+        try:
+            remove(each)
+        except (MlxFtError, OSError) as error:
+            errors.append(error)
+            say(f"{each.path}: not removed ({error})")
+            continue
+        freed += each.size_bytes
+    return freed, errors
+
+
+def listing(found: Sequence[Rubbish]) -> list[str]:
+    """Return what could go as lines: for each kind its size in all, and every piece of it."""
+    lines = []
+    for name, kind in KINDS.items():
+        pieces = [each for each in found if each.kind == name]
+        if not pieces:
+            continue
+        total = sum(each.size_bytes for each in pieces)
+        lines.append(f"--{name}: {kind.words}, {format_bytes(total)}")
+        lines += [
+            printable(f"  {format_bytes(each.size_bytes):>10}  {each.path}  ({each.why})")
+            for each in sorted(pieces, key=lambda each: -each.size_bytes)
+        ]
+    total = sum(each.size_bytes for each in found)
+    lines.append(f"in all {format_bytes(total)}" if found else "nothing to remove")
+    return lines
+
+
+def sum_line(freed_bytes: int) -> str:
+    """Return the line that says how much was freed."""
+    return f"freed {format_bytes(freed_bytes)}"

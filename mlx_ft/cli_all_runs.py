@@ -1,0 +1,150 @@
+"""The verbs on many runs: list them, compare them, watch one, clean up after them. No logic.
+
+`cli.py` has the verbs on recipes, `cli_runs.py` those on one run that is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+FORMATS = ("text", "markdown", "csv", "json", "html")
+STATES = (
+    "running",
+    "dead",
+    "interrupted",
+    "stopped",
+    "finished",
+    "gate_failed",
+    "failed",
+    "unknown",
+)
+RUNS = click.option(
+    "--runs",
+    "runs_root",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder that holds the run folders.",
+)
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="text, if not given, or what the ending of --output says.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="File to write instead.")
+def compare(runs: tuple[Path, ...], form: str | None, output: Path | None) -> None:
+    """Set runs beside each other: what was changed, losses, scores, time, memory.
+
+    The first run is the baseline. Scores are judged prompt by prompt.
+    """
+    from mlx_ft.comparing import compare as compare_runs
+    from mlx_ft.comparing import form_of, write_comparison
+
+    comparison = compare_runs(runs)
+    text = form_of(form, output)(comparison)
+    if output is None:
+        click.echo(text, nl=False)
+        if form in (None, "text"):
+            click.echo(f"next     mlx-ft show {runs[0]}")
+        return
+    write_comparison(output, text)
+    click.echo(output)
+
+
+@click.command("runs")
+@RUNS
+@click.option("--status", "states", type=click.Choice(STATES), multiple=True, help="Only these.")
+@click.option("--name", "names", multiple=True, help="Part of a name, or a pattern such as exp-*.")
+@click.option("--newest", type=click.IntRange(1), help="So many, the newest.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
+def list_runs(
+    runs_root: Path,
+    states: tuple[str, ...],
+    names: tuple[str, ...],
+    newest: int | None,
+    as_json: bool,
+) -> None:
+    """List runs, the newest first: state, when, loss, scores, disk."""
+    from mlx_ft.report.run_table import next_line, runs_json, runs_text
+    from mlx_ft.run_list import list_runs as entries_of
+
+    entries = entries_of(runs_root, states, names, newest)
+    if as_json:
+        click.echo(runs_json(entries))
+        return
+    click.echo(runs_text(entries), nl=False)
+    click.echo(next_line(entries))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def watch(run: Path) -> None:
+    """Look at a run that goes on in another process, until it ends.
+
+    Curves, memory, time left, last answers; lines of a log where there is no terminal. Ctrl-C ends
+    only the watching. Exit code 0 when the run ended well, else 1.
+    """
+    from mlx_ft.watching import next_line
+    from mlx_ft.watching import watch as watch_run
+
+    try:
+        code = watch_run(run, sys.stdout)
+    except KeyboardInterrupt:
+        click.echo(f"{run}: no longer watched; the run itself goes on", err=True)
+        code = 130
+    click.echo(next_line(run))
+    sys.exit(code)
+
+
+@click.command()
+@click.argument("runs", metavar="[RUN...]", nargs=-1, type=click.Path(path_type=Path))
+@RUNS
+@click.option("--checkpoints", is_flag=True, help="All but the best, pinned and resumable ones.")
+@click.option("--fused", is_flag=True, help="16-bit models of finished runs.")
+@click.option("--stale", is_flag=True, help="Left-overs of processes that died.")
+@click.option("--prefix", is_flag=True, help="Outputs of frozen layers in the cache.")
+@click.option("--failed", is_flag=True, help="Whole runs that failed or were stopped by a gate.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0),
+    default=7.0,
+    show_default=True,
+    help="Days that --prefix and --failed must have been left alone.",
+)
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+def clean(
+    runs: tuple[Path, ...], runs_root: Path, older_than: float, yes: bool, **kinds: bool
+) -> None:
+    """Show what could be removed, and remove it when asked.
+
+    Without a kind everything is shown and nothing is removed. Never the best or a pinned
+    checkpoint, and nothing of a run that is worked on.
+    """
+    from mlx_ft.cleaning import KINDS, find_rubbish, listing, remove_all, sum_line
+
+    chosen = [kind for kind in KINDS if kinds[kind]]
+    if yes and not chosen:
+        raise click.UsageError(f"say what: {', '.join(f'--{kind}' for kind in KINDS)}")
+    found = find_rubbish(runs_root, runs, chosen or list(KINDS), older_than)
+    for line in listing(found):
+        click.echo(line)
+    asked = chosen and found and not yes and sys.stdin.isatty()
+    if chosen and found and (yes or (asked and click.confirm("Remove this?", err=True))):
+        freed, errors = remove_all(found, lambda text: click.echo(text, err=True))
+        click.echo(sum_line(freed))
+        click.echo(f"next     mlx-ft runs --runs {runs_root}")
+        sys.exit(2 if errors else 0)
+    kind = f"--{found[0].kind}" if found else ""
+    click.echo("nothing was removed")
+    click.echo(f"next     mlx-ft clean {kind} --yes" if kind else "next     mlx-ft runs")
+
+
+VERBS = (list_runs, compare, watch, clean)

@@ -1,0 +1,83 @@
+"""What is asked, what comes back, and who can be asked: the words that the harness is made of.
+
+Does not: ask, or know of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlx_ft.chat import ChatRenderer
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Chat `messages` (with `tools`, where given) to be answered in at most `max_tokens`.
+
+    `ids` are what the column's renderer made of them, or None where a server renders by itself.
+    `reference` are the ids of a right answer, where its loss is wanted too.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None
+    ids: tuple[int, ...] | None
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    reference: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        given: object = self.messages  # whatever the annotation says
+        if isinstance(given, str | bytes):
+            raise TypeError("a chat model is prompted with messages, never with a bare string")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said: `text` without control tokens, `raw` with them, and why it ended.
+
+    `ids` are its tokens (stop token excluded) where they are known, `reference_loss` the mean loss
+    of the question's reference in nats a token.
+    """
+
+    text: str
+    raw: str
+    ids: tuple[int, ...] | None
+    finish_reason: str
+    generated_tokens: int
+    reference_loss: float | None = None
+
+
+# Told of each answer as it ends: the number of its question.
+OnAnswer = Callable[[int, Answer], None]
+
+
+class Respondent(Protocol):
+    """Whoever answers questions, greedily: a model in memory, or one behind a server."""
+
+    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+        """Answer all questions, in any order."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model to be asked: its `name` in the results, and how it is reached.
+
+    `sha256` stands for its weights in the keys of lines. `renderer` is that of its own folder, or
+    None for a server. `trained_with` is the chat fingerprint of its training, where it is known.
+    `reusable` answers may be kept for later evaluations of other folders. `facts` are for whoever
+    reads the results (plain JSON).
+    """
+
+    name: str
+    sha256: str
+    renderer: ChatRenderer | None
+    open: Callable[[], AbstractContextManager[Respondent]]
+    trained_with: Mapping[str, Any] | None = None
+    enable_thinking: bool = False
+    reusable: bool = False
+    facts: Mapping[str, Any] | None = None

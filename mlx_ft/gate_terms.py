@@ -1,0 +1,114 @@
+"""What a gate is: one number of a measured suite and the limit it has to keep.
+
+    eval: {gates: {code_mode.quantized.mean: ">= 0.9", keep_talking.drop: "<= 0.05"}}
+
+Does: read and check the two texts of a gate. Does not: know which suites there are, or judge
+(`mlx_ft/evaluate/gates.py` does, and nobody else).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Metric -> what it is. The first group is of one column, the second of a column against the base.
+OF_ONE: Mapping[str, str] = {
+    "mean": "mean score",
+    "low": "lower end of the mean's 95 % interval",
+    "pass_rate": "share of prompts with the full score",
+    "degenerate_rate": "share of answers that are empty, loop, or show tokens or thoughts",
+    "loop_rate": "share of answers that loop",
+    "empty_rate": "share of empty answers",
+    "cut_rate": "share of answers that max_tokens cut",
+}
+AGAINST_BASE: Mapping[str, str] = {
+    "drop": "mean score of the base minus that of the column",
+    "drop_low": "lower end of the drop's 95 % interval: the loss that is proven",
+    "drop_high": "upper end of the drop's 95 % interval: the loss that is not excluded",
+}
+METRICS: Mapping[str, str] = {**OF_ONE, **AGAINST_BASE}
+COLUMN_NAMES = ("base", "adapter", "fused", "quantized")
+OPERATORS = (">=", "<=", ">", "<")
+_LIMIT = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`suite`, `column` (None: the last of base, adapter, fused and quantized that is measured) and
+    `metric`, and its limit.
+    """
+
+    suite: str
+    column: str | None
+    metric: str
+    operator: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.operator} {self.limit:g}"
+
+    @property
+    def name(self) -> str:
+        """What is measured, as a recipe names it."""
+        return ".".join(part for part in (self.suite, self.column, self.metric) if part)
+
+    @property
+    def is_against_base(self) -> bool:
+        return self.metric in AGAINST_BASE
+
+    def holds(self, value: float) -> bool:
+        """Return whether a number keeps the limit; a billionth is forgiven."""
+        if math.isnan(value):
+            return False
+        near = abs(value - self.limit) <= 1e-9
+        if self.operator in (">=", "<="):
+            return near or (value > self.limit) == (self.operator == ">=")
+        return not near and (value > self.limit) == (self.operator == ">")
+
+
+class GateRefused(ValueError):
+    """A gate that cannot be read: `found` and `fix`."""
+
+    def __init__(self, found: str, fix: str):
+        self.found, self.fix = found, fix
+        super().__init__(f"{found} - {fix}")
+
+
+def parse_gate(name: str, limit: str) -> Gate:
+    """Return the gate that a recipe's key and value spell; raises GateRefused.
+
+    The name is SUITE.COLUMN.METRIC or SUITE.METRIC; a suite's own name may have dots.
+    """
+    *front, metric = name.split(".")
+    column = front.pop() if len(front) > 1 and front[-1] in COLUMN_NAMES else None
+    if metric not in METRICS:
+        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
+        known = f"the metrics are {', '.join(METRICS)}"
+        fix = f"did you mean {'.'.join([*name.split('.')[:-1], *near])}?" if near else known
+        raise GateRefused(f"{metric!r} is no metric", fix)
+    if not front or not all(front):
+        raise GateRefused(
+            f"{name!r} names no suite",
+            "write SUITE.COLUMN.METRIC, such as code_mode.quantized.mean",
+        )
+    if column is None and len(front) > 1:
+        near = difflib.get_close_matches(front[-1], COLUMN_NAMES, n=1, cutoff=0.7)
+        if near:
+            fix = f"did you mean {'.'.join([*front[:-1], near[0], metric])}?"
+            raise GateRefused(f"{front[-1]!r} is no column", fix)
+    suite = ".".join(front)
+    if column == "base" and metric in AGAINST_BASE:
+        raise GateRefused(f"{name} compares the base with itself", "name another column")
+    found = _LIMIT.fullmatch(limit)
+    if found is None:
+        raise GateRefused(
+            f"{limit!r} is no limit", 'write one of >=, <=, >, < and a number, such as ">= 0.9"'
+        )
+    value = float(found[2])
+    low = -1.0 if metric in AGAINST_BASE else 0.0
+    if not low <= value <= 1:
+        raise GateRefused(f"a limit of {value:g}", f"{metric} lies between {low:g} and 1")
+    return Gate(suite, column, metric, found[1], value)

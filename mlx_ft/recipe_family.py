@@ -1,0 +1,164 @@
+"""Recipes that extend each other: `extends: parent.yaml` and a few changed values.
+
+Does: read the parents of a recipe, lay its values over theirs, and keep where each was written. A
+section is merged key by key, any other value replaces the parent's whole. Does not: judge values,
+or apply `--set` (`recipe_loading.py`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault
+from mlx_ft.mlx_lm_keys import is_mlx_lm_form
+from mlx_ft.recipe_keys import KeyPath, did_you_mean, dotted, section_of
+from mlx_ft.strict_yaml import Source, label_of, read_mapping, read_text, shown
+
+EXTENDS = "extends"
+MOST_PARENTS = 8
+# What belongs to one recipe alone.
+NOT_INHERITED = ("name", "hypothesis", "expected")
+# Of these a recipe has one: where it gives the other, the parent's goes.
+ONE_OF: tuple[tuple[KeyPath, KeyPath], ...] = (
+    (("train", "epochs"), ("train", "iters")),
+    (("train", "lora_parameters", "alpha"), ("train", "lora_parameters", "scale")),
+    (("train", "lr_schedule", "warmup_steps"), ("train", "lr_schedule", "warmup_ratio")),
+    (("train", "seed"), ("train", "seeds")),
+)
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A recipe's values with those of its parents below them, where each was written, what is wrong
+    with the parents, and their files, the nearest first.
+    """
+
+    values: dict[str, Any]
+    sources: Mapping[KeyPath, Source]
+    faults: tuple[Fault, ...] = ()
+    parents: tuple[Path, ...] = ()
+
+
+def inherited(
+    values: dict[str, Any],
+    sources: Mapping[KeyPath, Source],
+    path: Path,
+    children: tuple[Path, ...] = (),
+) -> Inherited:
+    """Return the values of the recipe in `path` together with those that it extends.
+
+    `children` are the recipes that led here. Values without `extends` come back as they are.
+    """
+    if EXTENDS not in values:
+        return Inherited(values, sources)
+    source = sources[(EXTENDS,)]
+    own = {name: value for name, value in values.items() if name != EXTENDS}
+    own_sources = {key: each for key, each in sources.items() if key[0] != EXTENDS}
+    parent = _parent(values[EXTENDS], source, path, children)
+    if isinstance(parent, Fault):
+        return Inherited(own, own_sources, (parent,))
+    text, unreadable = read_text(parent)
+    if unreadable:
+        fault = unreadable[0]
+        found = f"{fault.where} {fault.found}"
+        return Inherited(own, own_sources, (Fault(str(source), found, _near(parent, fault.fix)),))
+    reading = read_mapping(text, label_of(parent))
+    faults = tuple(reading.faults)
+    if is_mlx_lm_form(reading.value):
+        found = f"{label_of(parent)} is an mlx-lm file"
+        fix = "extend what `mlx-ft recipe upgrade` makes of it"
+        return Inherited(own, own_sources, (*faults, Fault(str(source), found, fix)))
+    above = inherited(reading.value, reading.sources, parent, (*children, path))
+    below = {name: value for name, value in above.values.items() if name not in NOT_INHERITED}
+    kept = {key: each for key, each in above.sources.items() if key[0] not in NOT_INHERITED}
+    laid = _laid_over(below, kept, own, own_sources)
+    return Inherited(*laid, (*faults, *above.faults), (parent, *above.parents))
+
+
+def _parent(value: Any, source: Source, path: Path, children: tuple[Path, ...]) -> Path | Fault:
+    """Return the file that a recipe extends, or what is wrong with that."""
+    if not isinstance(value, str) or not value:
+        return Fault(str(source), f"{shown(value)} is not a path", "name one YAML file")
+    parent = path.parent / value
+    line = [*children, path]
+    if parent.resolve() in [each.resolve() for each in line]:
+        names = " -> ".join(label_of(each) for each in (*line, parent))
+        return Fault(str(source), f"it extends itself ({names})", "remove one of them")
+    if len(line) > MOST_PARENTS:
+        found = f"more than {MOST_PARENTS} recipes extend each other"
+        return Fault(str(source), found, "write the values out in fewer files")
+    return parent
+
+
+def _near(path: Path, otherwise: str) -> str:
+    try:
+        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        names = []
+    return did_you_mean(difflib.get_close_matches(path.name, names, n=1), otherwise)
+
+
+def _laid_over(
+    below: dict[str, Any],
+    below_sources: Mapping[KeyPath, Source],
+    own: dict[str, Any],
+    own_sources: Mapping[KeyPath, Source],
+) -> tuple[dict[str, Any], dict[KeyPath, Source]]:
+    """Return a recipe's own values over those below them, and the source of each."""
+    replaced: list[KeyPath] = []
+
+    def lay(under: dict[str, Any], over: Mapping[str, Any], at: KeyPath) -> dict[str, Any]:
+        result = dict(under)
+        for name, value in over.items():
+            key = (*at, name)
+            is_section = section_of(key) is not None
+            if is_section and value is None:
+                continue  # an empty section changes nothing
+            beneath = under.get(name)
+            if is_section and isinstance(value, dict) and isinstance(beneath, dict):
+                result[name] = lay(beneath, value, key)
+            else:
+                result[name] = value
+                replaced.append(key)
+        return result
+
+    values = lay(below, own, ())
+    for pair in ONE_OF:
+        for one, other in (pair, pair[::-1]):
+            if _given(own, one) and not _given(own, other) and _given(below, other):
+                values = _without(values, other)
+                replaced.append(other)
+    sources = {
+        key: source
+        for key, source in below_sources.items()
+        if not any(key[: len(each)] == each for each in replaced)
+    }
+    return values, {**sources, **own_sources}
+
+
+def _given(values: Any, key: KeyPath) -> bool:
+    for part in key:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values is not None
+
+
+def _without(values: dict[str, Any], key: KeyPath) -> dict[str, Any]:
+    """Return a copy of nested values without the one at `key`."""
+    if len(key) == 1:
+        return {name: value for name, value in values.items() if name != key[0]}
+    return {**values, key[0]: _without(values[key[0]], key[1:])}
+
+
+def changed_keys(own: Mapping[KeyPath, Source]) -> list[str]:
+    """Return the dotted keys of the values that a recipe gives itself."""
+    return [
+        dotted(key)
+        for key in own
+        if key[0] not in (EXTENDS, *NOT_INHERITED)
+        and section_of(key) is None
+        and section_of(key[:-1]) is not None
+    ]

@@ -1,0 +1,178 @@
+"""What the survival audit says, as tables and lines: survival.json in, rows of text out.
+
+Does: name the ways in which a model was, or could be, stored, and put their numbers side by side.
+Does not: compute or judge any of it, escape, or read files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_ft.report import quantities as q
+from mlx_ft.report.samples import written
+from mlx_ft.report.tables import Cell, Row, Table, table
+
+# The ways by their names in survival.json, in the order in which they are shown.
+WAYS = ("fused", "quantized", "round-4", "round-5", "round-6", "round-8")
+ROUNDED = "round-"
+CHOSEN = "quantized"
+
+
+def ways_of(survival: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the ways that were measured, the known ones first and in their order."""
+    found = _objects((survival.get("model") or {}).get("ways"))
+    names = [name for name in WAYS if name in found]
+    return {name: found[name] for name in [*names, *sorted(set(found) - set(names))]}
+
+
+def layers_of(survival: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the adapted layers, from the model's first to its last."""
+    return [layer for layer in survival.get("layers") or [] if isinstance(layer, dict)]
+
+
+def way_name(way: str, survival: Mapping[str, Any]) -> str:
+    """Return what a way is called: "5-bit, gptq", "4-bit, rounded", "float16"."""
+    if way == "fused":
+        return written(survival.get("dtype", "16-bit"))
+    if way == CHOSEN:
+        return f"{bits_name(survival)}, {written(survival.get('method'))}"
+    return f"{way.removeprefix(ROUNDED)}-bit, rounded" if way.startswith(ROUNDED) else written(way)
+
+
+def bits_name(made: Mapping[str, Any]) -> str:
+    """Return the bits of a quantized model: "5-bit", or "4-bit, 12 layers with more"."""
+    raised = made.get("raised") or {}
+    more = f", {q.plural(len(raised), 'layer')} with more" if raised else ""
+    return f"{made.get('bits')}-bit{more}"
+
+
+def way_table(survival: Mapping[str, Any]) -> Table:
+    """Return what each way of storing the model keeps of what training changed."""
+    limit = survival.get("min_survival")
+    rows: list[Row] = []
+    for name, way in ways_of(survival).items():
+        kept = way.get("survival")
+        tone = ""
+        if q.is_number(kept) and q.is_number(limit):
+            tone = "ok" if kept >= limit else "fail"
+        worst = _worst_layer(survival, name)
+        rows.append(
+            [
+                Cell(way_name(name, survival), "the final model" if name == CHOSEN else ""),
+                Cell(kept_text(kept), tone=tone if name in ("fused", CHOSEN) else ""),
+                nats(way.get("nats")),
+                q.share(way.get("flips")),
+                nats(way.get("prompt_nats")),
+                q.share(way.get("prompt_flips")),
+                worst,
+            ]
+        )
+    head = (
+        "stored as",
+        "survival",
+        "KL, held-out rows",
+        "other token",
+        "KL, prompts",
+        "other token",
+        "worst layer",
+    )
+    learned = nats((survival.get("model") or {}).get("learned_nats"))
+    limit_text = f"at least {kept_text(limit)} wanted" if q.is_number(limit) else "no limit is set"
+    caption = (
+        f"What is left of what training changed ({learned} from base to adapter, where held-out "
+        f"rows were trained); {limit_text}; rounded: each weight by itself"
+    )
+    return table(caption, head, rows, range(1, 7))
+
+
+def layer_table(survival: Mapping[str, Any]) -> Table:
+    """Return |delta|/|W|, gain and noise of every adapted layer, and survival side by side."""
+    names = list(ways_of(survival))
+    rows: list[Row] = []
+    for layer in layers_of(survival):
+        kept = _objects(layer.get("kept"))
+        chosen = kept.get(CHOSEN, {})
+        rows.append(
+            [
+                written(layer.get("name")).removeprefix("model.layers."),
+                q.count(layer.get("bits")),
+                q.share(layer.get("delta_over_weight")),
+                ratio(chosen.get("gain")),
+                ratio(chosen.get("noise")),
+                *(kept_text(kept.get(name, {}).get("survival")) for name in names),
+            ]
+        )
+    head = ("layer", "bits", "delta / W", "gain", "noise", *(way_name(n, survival) for n in names))
+    caption = (
+        "Each adapted layer: gain and noise of the final weights, in sizes of the delta; then the "
+        "survival of what the layer gives out, stored in each way"
+    )
+    return table(caption, head, rows, range(1, len(head)))
+
+
+def layer_curves(survival: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """Return name of a way -> (number of the layer, the worst survival of its parts), for a
+    chart.
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name in ways_of(survival):
+        worst: dict[int, float] = {}
+        for layer in layers_of(survival):
+            number = re.search(r"\.(\d+)\.", str(layer.get("name")))
+            kept = _objects(layer.get("kept")).get(name, {}).get("survival")
+            if number and q.is_number(kept):
+                worst[int(number[1])] = min(kept, worst.get(int(number[1]), kept))
+        if worst:
+            found[way_name(name, survival)] = sorted(worst.items())
+    return found
+
+
+def survival_rows(survival: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the terminal's table: way, survival, divergence, flips, worst layer."""
+    return [
+        [
+            way_name(name, survival) + (" *" if name == CHOSEN else ""),
+            kept_text(way.get("survival")),
+            nats(way.get("nats")),
+            q.share(way.get("flips")),
+            nats(way.get("prompt_nats")),
+            _worst_layer(survival, name),
+        ]
+        for name, way in ways_of(survival).items()
+    ]
+
+
+SURVIVAL_HEAD = ("stored as", "survival", "KL held out", "flips", "KL prompts", "worst layer")
+
+
+def kept_text(value: Any) -> str:
+    """Format a survival: 0.9958 -> "99.6 %"; below zero what is left is noise."""
+    if value is None:
+        return "-"
+    if not q.is_number(value):
+        return str(value)
+    return f"{100 * value:.1f} %" if value >= 0 else "< 0"
+
+
+def nats(value: Any) -> str:
+    """Format a divergence in nats with three significant digits."""
+    return f"{value:.3g} nats" if q.is_number(value) else "-" if value is None else str(value)
+
+
+def ratio(value: Any) -> str:
+    """Format a number in sizes of something else."""
+    return f"{value:.3f}" if q.is_number(value) else "-" if value is None else str(value)
+
+
+def _worst_layer(survival: Mapping[str, Any], way: str) -> str:
+    kept = [_objects(layer.get("kept")).get(way, {}) for layer in layers_of(survival)]
+    numbers = [each["survival"] for each in kept if q.is_number(each.get("survival"))]
+    return kept_text(min(numbers)) if numbers else "-"
+
+
+def _objects(value: Any) -> dict[str, Mapping[str, Any]]:
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): each for name, each in value.items() if isinstance(each, dict)}

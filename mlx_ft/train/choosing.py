@@ -1,0 +1,154 @@
+"""Which weights of a run are the best: the validation loss, and the score of a few prompts.
+
+Does: measure the weights as they are, remember the best, and say when patience is over. Both
+measures change nothing that is trained. Does not: decide when (`course.py`), or know how answers
+are scored (that is the job's judge).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import mlx.core as mx
+
+from mlx_ft.inference import load_layers, scalar
+from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights
+from mlx_ft.train.checkpoint_folder import CHECKPOINTS
+from mlx_ft.train.checkpoints import Position
+from mlx_ft.train.job import TrainingJob
+from mlx_ft.train.losses import cross_entropy_sum
+from mlx_ft.train.run import Run
+
+
+def validation_loss(run: Run) -> tuple[float, int]:
+    """Return the loss of the weights as they are on the fixed validation set, per trained token,
+    and the number of these.
+    """
+    run.job.model.eval()
+    total, weight, tokens = 0.0, 0.0, 0
+    prefix = run.validation_prefix
+    for mini_batch in run.course.validation_batches:
+        for batch in run.micro_batches(run.job.validation_rows, prefix, mini_batch):
+            before = prefix.batch(batch)
+            total += scalar(cross_entropy_sum(run.job.forward, batch, before, with_gradient=False))
+            weight += batch.weight
+            tokens += batch.trained_tokens
+            run.show_progress("validation after iteration")
+    return total / (weight or 1.0), tokens
+
+
+def validate(run: Run) -> bool:
+    """Measure the validation loss, and return whether it is the lowest so far."""
+    loss, tokens = validation_loss(run)
+    place = run.position
+    is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
+    if is_best:
+        place = replace(place, best_loss=loss, best_iteration=place.iteration, worse=0)
+    elif place.iteration > 0:
+        place = replace(place, worse=place.worse + 1)
+    run.position = replace(place, last_loss=loss)
+    run.tell(
+        {
+            "kind": "validation",
+            "iteration": place.iteration,
+            "iterations": run.job.iterations,
+            "update": place.update,
+            "loss": loss,
+            "trained_tokens": tokens,
+            "best_iteration": place.best_iteration,
+            "validations_since_best": place.worse,
+        }
+    )
+    return is_best
+
+
+def select(run: Run) -> bool:
+    """Compare the weights, just validated, with the best so far; return whether they are better.
+
+    By the judge's score, ties by validation loss; without a judge by validation loss alone.
+    """
+    judge, place = run.job.judge, run.position
+    assert place.last_loss is not None, "weights are validated before they are compared"
+    metric = {
+        "kind": "selection",
+        "iteration": place.iteration,
+        "iterations": run.job.iterations,
+        "update": place.update,
+        "by": run.job.recipe.select.by,
+        "validation_loss": place.last_loss,
+    }
+    score = None
+    if judge is not None:
+        with _whole_model(run.job):
+            run.job.model.eval()
+            verdict = judge.ask(
+                place.iteration, lambda: run.show_progress("questions after iteration")
+            )
+        score = verdict.score
+        metric |= vars(verdict)
+    better = place.chosen_iteration == 0 or _rank(score, place.last_loss) > _rank(
+        place.chosen_score, place.chosen_loss
+    )
+    if better:
+        place = replace(
+            place,
+            chosen_iteration=place.iteration,
+            chosen_score=score,
+            chosen_loss=place.last_loss,
+            not_better=0,
+        )
+    else:
+        place = replace(place, not_better=place.not_better + 1)
+    run.position = place
+    run.tell(
+        {
+            **metric,
+            "best_iteration": place.chosen_iteration,
+            "selections_since_best": place.not_better,
+        }
+    )
+    return better
+
+
+def _rank(score: float | None, loss: float | None) -> tuple[float, float]:
+    """Return what orders weights, the best last; a loss that is not a number is the worst."""
+    low = -loss if loss is not None and math.isfinite(loss) else -math.inf
+    return (score or 0.0, low)
+
+
+def patience_is_over(job: TrainingJob, place: Position) -> bool:
+    """Say whether the run ends here because nothing has got better for long enough."""
+    patience = job.recipe.select.patience
+    return patience is not None and place.not_better >= patience
+
+
+@contextmanager
+def _whole_model(job: TrainingJob) -> Iterator[None]:
+    """Have the frozen layers' weights back for a while, if they were let go."""
+    forward = job.forward
+    released = forward.frozen_released
+    if released:
+        assert job.model_folder is not None, "a job that is judged knows its model's folder"
+        forward.restore_frozen(
+            load_layers(job.model_folder, forward.frozen_layers, job.recipe.low_memory)
+        )
+    try:
+        yield
+    finally:
+        if released:
+            forward.release_frozen()
+        else:
+            forward.evaluate()  # lets go of streamed layers
+        mx.clear_cache()
+
+
+def take_chosen(run: Run) -> None:
+    """Put the chosen weights into the model, where they are not the last ones anyway."""
+    place = run.position
+    if run.job.recipe.select.by is None or place.chosen_iteration == place.iteration:
+        return
+    folder = run.job.folder / CHECKPOINTS / f"{place.chosen_iteration:07d}"
+    load_adapter_weights(run.job.model, folder / ADAPTER_FILE)

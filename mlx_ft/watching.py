@@ -1,0 +1,137 @@
+"""A run of another process, as it goes on, until it ends.
+
+Does: read what the run writes down anyway, draw it on a terminal or print each new line elsewhere.
+Does not: touch the run: Ctrl-C ends only the watching.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.live import Live
+from rich.text import Text
+
+from mlx_ft.console import printable
+from mlx_ft.report.live import answer_lines, metric_line, picture
+from mlx_ft.report.reading import ArtifactReader
+from mlx_ft.run_list import RunState, state_of
+from mlx_ft.runs import read_json_lines
+
+POLL_SECONDS = 1.0
+# How often a watcher without a terminal repeats what a run is at, when nothing is measured.
+SAID_SECONDS = 30.0
+SUCCESS = ("finished", "stopped")
+
+
+class Metrics:
+    """metrics.jsonl of a run, read again when it has changed.
+
+    A resumed run begins it anew with the lines up to its checkpoint.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._seen: tuple[Path, int, int] | None = None
+        self.lines: list[dict[str, Any]] = []
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """Return the lines as they are now."""
+        for name in ("train.tmp", "train"):
+            path = self._run / name / "metrics.jsonl"
+            try:
+                stat = path.stat()
+                if self._seen != (path, stat.st_mtime_ns, stat.st_size):
+                    self.lines = read_json_lines(path)
+                    self._seen = (path, stat.st_mtime_ns, stat.st_size)
+                return self.lines
+            except OSError:
+                continue
+        return self.lines
+
+
+def last_answers(run: Path) -> list[dict[str, Any]]:
+    """Return the answers in the sample log that was written to last, none when there is none."""
+    logs = [
+        *run.glob("train*/samples.jsonl"),
+        *run.glob("eval*/*/*.jsonl"),
+    ]
+    times = {log: log.stat().st_mtime for log in logs if log.is_file()}
+    return read_json_lines(max(times, key=lambda log: times[log])) if times else []
+
+
+def watch(run: Path, stream: TextIO, sleep: Callable[[float], None] = time.sleep) -> int:
+    """Show a run on `stream` until it ends; return 0 when it ended well, else 1.
+
+    Raises RunError when `run` holds no run, KeyboardInterrupt when the watcher is stopped.
+    """
+    ArtifactReader(run)
+    console = RichConsole(file=stream, highlight=False, emoji=False, markup=False)
+    state = _draw(run, console, sleep) if console.is_terminal else _log(run, stream, sleep)
+    return 0 if state.name in SUCCESS else 1
+
+
+def _draw(run: Path, console: RichConsole, sleep: Callable[[float], None]) -> RunState:
+    metrics = Metrics(run)
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            state = state_of(run)
+            shown = picture(
+                run.name, state.words, metrics.refresh(), last_answers(run), console.width - 1
+            )
+            live.update(Text(printable("\n".join(shown))), refresh=True)
+            if state.name != "running":
+                return state
+            sleep(POLL_SECONDS)
+
+
+def _log(run: Path, stream: TextIO, sleep: Callable[[float], None]) -> RunState:
+    """Print every new measurement as a line, and now and then what the run is at."""
+    metrics = Metrics(run)
+    printed: set[tuple[Any, Any]] = set()
+    said, said_at = "", float("-inf")
+    while True:
+        state = state_of(run)
+        fresh = _fresh(metrics.refresh(), printed)
+        for line in fresh:
+            _print(stream, metric_line(line))
+        words = state.words.partition(",")[0]
+        due = time.monotonic() - said_at > SAID_SECONDS
+        if state.name != "running" or words != said or (due and not fresh):
+            _print(stream, f"{run.name}: {state.words}")
+            said, said_at = words, time.monotonic()
+        if state.name != "running":
+            for answer in last_answers(run)[-1:]:
+                for text in answer_lines(answer):
+                    _print(stream, text)
+            return state
+        sleep(POLL_SECONDS)
+
+
+def _fresh(
+    lines: Sequence[Mapping[str, Any]], printed: set[tuple[Any, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return lines that were not printed; what a resumed run measures again is not new."""
+    found = []
+    for line in lines:
+        key = (line.get("kind"), line.get("iteration"))
+        if key not in printed:
+            printed.add(key)
+            found.append(line)
+    return found
+
+
+def _print(stream: TextIO, text: str) -> None:
+    stream.write(f"{printable(text)}\n")
+    stream.flush()
+
+
+def next_line(run: Path) -> str:
+    """Return the line that says what one would do after watching."""
+    state = state_of(run)
+    verb = "watch" if state.name == "running" else "show"
+    return f"next     mlx-ft {verb} {shlex.quote(str(run))}"
