@@ -63,15 +63,9 @@ def hold_for_cpu(model: nn.Module) -> nn.Module:
     Quantized matmul on x86 runs at about 1/80 of float32 through OpenBLAS; the float32 weights are
     exactly the numbers that the quantized file stands for.
     """
-    model = expanded(model)
-    mx.eval(model.parameters())
-    return model
-
-
-def expanded(model: nn.Module) -> nn.Module:
-    """Return a model, or one layer, dequantized and in float32, with nothing computed yet."""
     model = dequantize_model(model)
     model.update(tree_map(_to_float32, model.parameters()))
+    mx.eval(model.parameters())
     return model
 
 

@@ -88,9 +88,15 @@ class Weight:
         """Return single rows, (number, columns), as the 16-bit model has them."""
         return mx.concatenate([self.half_rows(row, row + 1) for row in rows])
 
-    def whole(self) -> mx.array:
-        """Return the whole tensor as the 16-bit model has it."""
-        parts = [self.half_rows(first, end) for first, end in self.ranges]
+    def whole(self, rows: Callable[[int, int], mx.array] | None = None) -> mx.array:
+        """Return the whole tensor as the 16-bit model has it, or as `rows` gives it.
+
+        A part is there before the next one begins: unpacking takes several times what comes out.
+        """
+        parts = []
+        for first, end in self.ranges:
+            parts.append((rows or self.half_rows)(first, end))
+            mx.eval(parts[-1])
         whole = parts[0] if len(parts) == 1 else mx.concatenate(parts)
         return whole.reshape(self.shape)
 
@@ -330,14 +336,21 @@ def plain_structure(model: nn.Module) -> nn.Module:
     """Replace a model's quantized layers by plain ones, with weights that mean nothing."""
     plain = []
     for name, module in model.named_modules():
-        if "scales" not in module:
-            continue
-        _require_known(name, module)
-        stack = module.weight.shape[0] if module.weight.ndim > 2 else 1
-        outputs, inputs = module.scales.shape[-2], module.scales.shape[-1] * module.group_size
-        plain.append((name, _PLAIN_KINDS[type(module)](inputs, outputs, stack, "bias" in module)))
+        if "scales" in module:
+            _require_known(name, module)
+            plain.append((name, plain_layer(module)))
     model.update_modules(tree_unflatten(plain))
     return model
+
+
+def plain_layer(module: nn.Module) -> nn.Module:
+    """Return a plain layer in the place of a quantized one, with a weight that means nothing."""
+    stack = module.weight.shape[0] if module.weight.ndim > 2 else 1
+    outputs, inputs = module.scales.shape[-2], module.scales.shape[-1] * module.group_size
+    plain = _PLAIN_KINDS[type(module)](inputs, outputs, stack, "bias" in module)
+    if "bias" in module:
+        plain.bias = module.bias
+    return plain
 
 
 def _drop_weights(model: nn.Module) -> None:

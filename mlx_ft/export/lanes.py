@@ -11,10 +11,10 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from mlx_ft.backend import on_cpu
-from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, held
+from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, held, plain_layer
 from mlx_ft.export.layers import (
     EMBEDDING,
     HEAD,
@@ -23,7 +23,6 @@ from mlx_ft.export.layers import (
     is_in_layers,
     layer_prefix,
     why_not_by_layers,
-    widened,
 )
 from mlx_ft.export.stored import StoredModel
 from mlx_ft.inference import attach_adapter
@@ -51,8 +50,7 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
 
     def load(index: int) -> None:
         if on_cpu():
-            layer = widened(model.model.layers[index])
-            mx.eval(layer.parameters())
+            _expand(model.model.layers[index], layer_prefix(index), weights)
 
     def unload(index: int) -> None:
         layer = model.model.layers[index]
@@ -64,6 +62,24 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
         return wide if on_cpu() else wide.astype(DTYPES[dtype])
 
     return _lane(model, weights, rows, load, unload)
+
+
+def _expand(layer: nn.Module, prefix: str, weights: Mapping[str, Weight]) -> None:
+    """Have a layer in float32: the very numbers that quantized weights stand for, whatever type
+    their scales are stored in.
+    """
+    plain = []
+    for name, module in layer.named_modules():
+        if "scales" in module:
+            expanded = plain_layer(module)
+            # An adapter's layer holds the one that it is put on.
+            weight = weights[f"{prefix}{name.removesuffix('.linear')}.weight"]
+            expanded.weight = weight.whole(weight.rows)
+            mx.eval(expanded.weight)
+            plain.append((name, expanded))
+    layer.update_modules(tree_unflatten(plain))
+    layer.update(tree_map(held, layer.parameters()))
+    mx.eval(layer.parameters())
 
 
 def lane_of_fused(fused: FusedModel) -> Lane:

@@ -17,7 +17,6 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_ft.cpu_math import fast_math
-from mlx_ft.inference import expanded
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
@@ -57,18 +56,6 @@ def one_by_one(inner: nn.Module) -> tuple[Part, list[Part], Part]:
 def is_in_layers(name: str) -> bool:
     """Say whether a weight or module belongs to one of the layers."""
     return name.startswith("model.layers.")
-
-
-def widened(model: nn.Module) -> nn.Module:
-    """Return a model, or one layer, in float32 with nothing computed yet: the very numbers that
-    quantized weights stand for, whatever type their scales are stored in.
-    """
-    for _, module in model.named_modules():
-        if "scales" in module and mx.issubdtype(module.scales.dtype, mx.floating):
-            module.scales = module.scales.astype(mx.float32)
-            if module.get("biases") is not None:
-                module.biases = module.biases.astype(mx.float32)
-    return expanded(model)
 
 
 def layer_prefix(index: int) -> str:
