@@ -215,8 +215,12 @@ def _fusing(module: nn.Module) -> FuseRows:
         return rows + (scale * one)[first:end] @ other
 
     def expert(first: int, end: int, rows: mx.array) -> mx.array:
-        number, begin = first // other.shape[1], first % other.shape[1]
-        return rows + (scale * other[number])[begin : begin + end - first] @ one[number]
+        outputs = other.shape[1]
+        deltas = []
+        for number in range(first // outputs, -(-end // outputs)):
+            begin, last = max(first - number * outputs, 0), min(end - number * outputs, outputs)
+            deltas.append((scale * other[number])[begin:last] @ one[number])
+        return rows + (deltas[0] if len(deltas) == 1 else mx.concatenate(deltas))
 
     if isinstance(module, LoRASwitchLinear):
         return expert

@@ -124,6 +124,7 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
     def rows(count: int) -> list[list[int]]:
         return [[int(t) for t in generator.integers(3, 300, PROMPT_TOKENS)] for _ in range(count)]
 
+    prompts = rows(PROMPTS)
     names = mx.load(str(model / "adapter" / "adapters.safetensors"))
     assert isinstance(names, dict)
     job = stage.ExportJob(
@@ -134,7 +135,9 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
         adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
         parameters=3_213_000_000,
         recipe=ExportRecipe.model_validate({"q_method": method}),
-        prompts=rows(PROMPTS),
+        prompts=prompts,
+        trained=[range(PROMPT_TOKENS // 2, PROMPT_TOKENS - 1) for _ in prompts],
+        asked=(),
         calibration=rows(6144 // PROMPT_TOKENS) if method == "gptq" else (),
         card=lambda what: f"# bench: {what}\n",
     )

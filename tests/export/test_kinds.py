@@ -124,6 +124,8 @@ def job_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportJob:
         parameters=100_000,
         recipe=ExportRecipe.model_validate(values),
         prompts=PROMPTS,
+        trained=[range(len(prompt) - 1) for prompt in PROMPTS],
+        asked=(),
         calibration=PROMPTS,
         card=lambda what: f"# tiny: {what}\n",
     )
@@ -257,6 +259,12 @@ def test_experts_get_the_adapter_of_their_own(tmp_path: Path) -> None:
     assert len(experts) == 3
     fused = fuse(base, adapter, "float16")
     assert set(experts) < set(fused.fused_modules)
+    for name in experts:  # rows of several experts at once, too
+        weight = fused.weights[f"{name}.weight"]
+        outputs = weight.shape[-2]
+        cut = (outputs // 2, 3 * outputs // 2)
+        one_by_one = [weight.rows(cut[0], outputs), weight.rows(outputs, cut[1])]
+        assert mx.allclose(weight.rows(*cut), mx.concatenate(one_by_one), atol=1e-6).item()
 
 
 class Latent(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
