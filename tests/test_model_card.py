@@ -147,10 +147,10 @@ def test_how_the_weights_were_chosen_is_said_where_they_were(document: dict[str,
     document["train"]["info"]["seeds"] = {
         "chosen": 3,
         "trained": [{"seed": 3}, {"seed": 4}],
-        "spread": {"measure": "validation_loss", "mean": 1.5, "low": 1.0, "high": 2.0},
+        "spread": {"measure": "validation_loss", "mean": 1.5, "low": 1.25, "high": 1.75},
         "reached": None,
     }
     card = card_of(document)
     last = document["train"]["info"]["iterations"]
     assert f"| weights taken | iteration {last} of {last} (validation loss" in card
-    assert "| seeds | 2 trained, 3 chosen; validation loss 1.000 to 2.000, mean 1.500 |" in card
+    assert "| seeds | 2 trained, 3 chosen; validation loss 1.25 to 1.75, mean 1.5 |" in card

@@ -31,13 +31,13 @@ def signs_of(
     raw: str,
     ids: Sequence[int] | None,
     finish_reason: str,
-    question: str = "",
+    user_said: str = "",
     enable_thinking: bool = False,
 ) -> list[str]:
     """Return the signs seen in an answer, in the order of SIGNS.
 
     `text` is the answer without control tokens, `raw` the same with them, `ids` its tokens (None
-    where they are not those of the text), `question` the last thing that was said to the model. An
+    where they are not those of the text), `user_said` the last thing that was said to the model. An
     answer that is cut inside its thinking is `open_thinking`; without thinking mode a tag that is
     opened and not closed is, too.
     """
@@ -57,7 +57,7 @@ def signs_of(
     if opened > closed or never_closed:
         seen.add("open_thinking")
     spoken = language_of(text)
-    asked = language_of(question)
-    if spoken and asked and spoken != asked and not NAMED_LANGUAGE.search(question):
+    asked = language_of(user_said)
+    if spoken and asked and spoken != asked and not NAMED_LANGUAGE.search(user_said):
         seen.add("wrong_language")
     return [sign for sign in SIGNS if sign in seen]

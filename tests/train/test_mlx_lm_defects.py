@@ -24,10 +24,12 @@ from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation
 from mlx_ft.train.checkpoint_folder import complete_checkpoints
+from mlx_ft.train.choosing import validate
 from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.run import Run
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.steps import padded_groups
 from tests.tiny import write_tiny_model
@@ -297,10 +299,8 @@ def test_losses_are_reported_of_other_weights_than_those_saved(make_job: MakeJob
     load_adapter_weights(fresh.model, newest / "adapters.safetensors")
     measured: list[Metric] = []
     again = replace(fresh, iterations=0)
-    from mlx_ft.train.loop import _Run
-
-    run = _Run(again, listener(measured))
-    run.validate()
+    run = Run(again, listener(measured))
+    validate(run)
     run.metrics.close()
     assert int(newest.name) == last["iteration"] == 6
     assert measured[-1]["loss"] == pytest.approx(last["loss"], rel=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.tokens import TokenizedSplit, pack_rows
-from mlx_ft.train import loop
+from mlx_ft.train import run
 from mlx_ft.train.forward import SplitForward
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.loop import train
@@ -80,7 +80,7 @@ def test_training_from_a_shared_start_learns_the_same(
     assert choose_start(with_start.model, with_start.forward, splits) is not None
     train(with_start, listener())
     without = make_job(rows, "without", **settings)
-    monkeypatch.setattr(loop, "choose_start", lambda *arguments: None)
+    monkeypatch.setattr(run, "choose_start", lambda *arguments: None)
     train(without, listener())
     one = dict(tree_flatten(with_start.model.trainable_parameters()))
     other = dict(tree_flatten(without.model.trainable_parameters()))

@@ -281,9 +281,9 @@ def test_our_own_mistakes_are_not_tried_again(
     starts = []
     run_child = supervisor._run_child
 
-    def count(control: Path, console: Console) -> Ending:
+    def count(control: Path, console: Console, module: str) -> Ending:
         starts.append(control)
-        return run_child(control, console)
+        return run_child(control, console, module)
 
     monkeypatch.setattr(supervisor, "_run_child", count)
     with pytest.raises((RuntimeError, RunError)):
@@ -296,7 +296,7 @@ def test_a_process_that_only_dies_is_given_up_and_memory_is_saved_on_the_way(
 ) -> None:
     budgets = []
 
-    def dies(control: Path, console: Console) -> Ending:
+    def dies(control: Path, console: Console, module: str) -> Ending:
         budgets.append(read_stage(control).recipe.train.micro_batch_tokens)
         return Ending(-signal.SIGKILL, ())
 
