@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlx_ft.errors import DataError, ModelError
 from mlx_ft.evaluate.asking import Answer, Question
 from mlx_ft.evaluate.endpoint import Endpoint, server_column
 from mlx_ft.evaluate.harness import evaluate
+from mlx_ft.evaluate.scorers_text import Perplexity
 from mlx_ft.inference import load_model
 from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite, silent
 from tests.test_serve import free_port
@@ -176,7 +178,9 @@ def test_several_are_asked_at_a_time_and_a_failure_keeps_what_was_answered(tmp_p
 
 
 def test_a_loss_of_references_is_not_to_be_had(tmp_path: Path) -> None:
-    suite = make_suite(scorer_config={"name": "perplexity"})
+    target = {"reference": "Paris", "max_perplexity": 4.0}
+    samples = tuple(replace(sample, target=target) for sample in make_suite().samples)
+    suite = make_suite(scorer=Perplexity(), samples=samples)
     column = server_column(endpoint("http://127.0.0.1:1/v1"))
     with pytest.raises(DataError, match="does not tell the loss"):
         evaluate([suite], [column], tmp_path, progress=silent)
