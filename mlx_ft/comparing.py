@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.evaluate.paired import paired_rows
+from mlx_ft.evaluate.stats_paired import Rows, compare_logs
 from mlx_ft.report.comparison_formats import FORMATS
 from mlx_ft.report.quantities import is_number
 from mlx_ft.report.reading import ArtifactReader
@@ -106,7 +105,7 @@ def _differs(
 def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what one run has, alone."""
     state = state_of(reader.run)
-    notes = [str(fault) for fault in reader.faults]
+    notes = [*(str(fault) for fault in reader.faults), *document["warnings"]]
     if state.name != "finished":
         notes.insert(0, state.words)
     losses = _losses(document["train"])
@@ -127,7 +126,7 @@ def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any
         "losses": losses,
         "delta": None,
         "scores": _scores(document["eval"]),
-        "survival": reader.json("export/survival.json"),
+        "survival": document["survival"],
         "trainable_parameters": info.get("trainable_parameters"),
         "seconds": document["timings"]["total_seconds"],
         "train_seconds": info.get("seconds"),
@@ -200,10 +199,13 @@ def _set_against_first(entries: Sequence[dict[str, Any]]) -> None:
 def _pair(
     entry: dict[str, Any], first: Mapping[str, Any], reader: ArtifactReader, base: ArtifactReader
 ) -> None:
-    """Judge each column of a run against the same column of the first run, prompt by prompt."""
+    """Judge each column of a run against the same column of the first run, prompt by prompt; p is
+    corrected over the suites.
+    """
     if reader is base:
         return
     scorers, base_scorers = _scorers(reader), _scorers(base)
+    logs: dict[str, dict[str, tuple[Rows, Rows]]] = {}
     for suite, columns in entry["scores"].items():
         if suite not in first["scores"]:
             entry["notes"].append(f"{suite} was not asked in {first['run']}")
@@ -211,15 +213,16 @@ def _pair(
         if scorers.get(suite) != base_scorers.get(suite):
             entry["notes"].append(f"{suite} is scored otherwise than in {first['run']}")
             continue
-        for column, result in columns.items():
+        for column in columns:
             path = f"eval/{suite}/{column}.jsonl"
-            judged = paired_rows(reader.json_lines(path), base.json_lines(path))
-            if judged is None:
-                continue
-            result["paired"] = asdict(judged)
-            if judged.n < (result["n"] or 0):
+            logs.setdefault(column, {})[suite] = reader.json_lines(path), base.json_lines(path)
+    for column, by_suite in logs.items():
+        for suite, judged in compare_logs(by_suite).items():
+            result = entry["scores"][suite][column]
+            result["paired"] = judged
+            if judged["n"] < (result["n"] or 0):
                 entry["notes"].append(
-                    f"{suite}, {column}: {judged.n} of {result['n']} prompts are those of "
+                    f"{suite}, {column}: {judged['n']} of {result['n']} prompts are those of "
                     f"{first['run']}"
                 )
     for suite in first["scores"]:

@@ -97,6 +97,12 @@ class LrSchedule(Section):
         False, description="Let the run end before warm-up and decay_steps are over."
     )
 
+    def warmup_updates(self, updates: int) -> int:
+        """Return how many updates the warm-up takes in a run of `updates`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil((self.warmup_ratio or 0.0) * updates)
+
     def conflicts(self) -> list[Conflict]:
         """Return what this shape of the learning rate cannot mean."""
         prefix = "train.lr_schedule."

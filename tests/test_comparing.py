@@ -13,8 +13,9 @@ import pytest
 from mlx_ft.comparing import compare, form_of, write_comparison
 from mlx_ft.errors import RunError
 from mlx_ft.report.comparison_formats import FORMATS
+from mlx_ft.runs import write_json
 from tests.report.runs import write_experiment
-from tests.report.synthetic import HOSTILE, TOKEN, write_run
+from tests.report.synthetic import HOSTILE, TOKEN, survival, write_run
 
 TEXT = HOSTILE.replace("\ud800", "")  # no file of ours can hold half a character
 
@@ -61,9 +62,31 @@ def test_scores_are_judged_prompt_by_prompt_against_the_first_run(experiments: l
     one_won = second["scores"]["code_mode"]["quantized"]["paired"]
     eleven_won = third["scores"]["code_mode"]["quantized"]["paired"]
     assert (one_won["wins"], one_won["losses"]) == (1, 0)
-    assert one_won["verdict"] == "no difference shown"
+    assert one_won["verdict"] == "cannot tell" and one_won["more_prompts"] > 27
     assert (eleven_won["wins"], eleven_won["verdict"]) == (11, "better")
     assert eleven_won["difference"] == pytest.approx(11 / 27)
+    assert 0 < eleven_won["low"] < 11 / 27 < eleven_won["high"] < 1
+    assert eleven_won["p_holm"] == pytest.approx(2 * eleven_won["p"])  # two suites were asked
+    text = FORMATS["text"](compare(experiments))
+    assert "cannot tell" in text and f"about {one_won['more_prompts']} more would" in text
+
+
+def test_survival_is_told_of_every_run_that_was_audited(
+    experiments: list[Path], tmp_path: Path
+) -> None:
+    """Also of one that a gate stopped: its audit is in the folder that was never finished."""
+    run = write_run(tmp_path, "gate_failed")
+    noise = survival() | {"bits": 4, "survival": -0.5}
+    noise["model"]["ways"]["quantized"]["survival"] = -0.5
+    noise["model"]["ways"]["fused"]["survival"] = None
+    (run / "export.tmp").mkdir()
+    write_json(run / "export.tmp" / "survival.json", noise)
+    text = FORMATS["markdown"](compare([*experiments[:1], run]))
+    rows = [line for line in text.splitlines() if "-bit, gptq" in line]
+    assert [row.split(" | ")[1:] for row in rows] == [
+        ["100.0 % (float16)", "99.6 % (5-bit, gptq)", "90.0 % |"],
+        ["- (float16)", "\\< 0 (4-bit, gptq)", "90.0 % |"],
+    ]
 
 
 def test_another_scorer_is_not_paired_and_that_is_said(

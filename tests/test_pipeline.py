@@ -227,8 +227,8 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     job = job_of(finished)
     document = run_document(job.run)
     assert document["status"] == "done"
-    keys = "schema run status recipe model data preflight train export survival eval gates timings"
-    assert list(document) == [*keys.split(), "environment"]
+    keys = "schema run status recipe model data preflight train export survival eval gates"
+    assert list(document) == [*keys.split(), "warnings", "columns", "timings", "environment"]
     for column in ("base", "adapter", "fused", "quantized"):
         result = document["eval"]["small"][column]
         assert set(result) >= {"mean", "n", "low", "high", "by_category", "failures"}

@@ -1,8 +1,9 @@
 """Is one column better than another? The same prompts twice: each is compared with itself.
 
 Does: the mean difference with a bootstrap interval, an exact test, Holm's correction over suites,
-and a verdict that may be "cannot tell". Randomness is seeded: the same scores give the same
-numbers. Does not: read files, or compare answers to different prompts.
+and a verdict that may be "cannot tell", for the columns of one evaluation and for two evaluations
+of which each prompt must be found in the other first. Randomness is seeded: the same scores give
+the same numbers. Does not: read files, or compare answers to different prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, permutation_test
 
 from mlx_ft.evaluate.stats import CONFIDENCE
+from mlx_ft.runs import hash_of
 
 RESAMPLES = 10_000
 SEED = 20_250_101
@@ -28,6 +30,7 @@ CHUNK_DRAWS = 4_000_000
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Floats = NDArray[np.float64]
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ def more_prompts(scores: Sequence[float], others: Sequence[float], tests: int = 
 
 
 def compare_columns(
-    suites: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
+    suites: Mapping[str, Mapping[str, Rows]],
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Return suite -> column -> reference -> the comparison as plain JSON.
 
@@ -176,15 +179,60 @@ def compare_columns(
         if column not in ("base", reference)
     )
     for column, reference in pairs:
-        asked = [name for name, by in suites.items() if column in by and reference in by]
-        compared = [_compare_rows(suites[n][column], suites[n][reference]) for n in asked]
-        corrected = holm([each.p for each in compared])
-        for name, each, p in zip(asked, compared, corrected, strict=True):
-            said = verdict(each, p)
-            scores, others = (_scores(suites[name][key]) for key in (column, reference))
-            more = more_prompts(scores, others, len(asked)) if said == "cannot tell" else None
-            entry = {**asdict(each), "p_holm": p, "verdict": said, "more_prompts": more}
+        pair = {
+            name: (by[column], by[reference])
+            for name, by in suites.items()
+            if column in by and reference in by
+        }
+        for name, entry in _judged(pair).items():
             found[name].setdefault(column, {})[reference] = entry
+    return found
+
+
+def compare_logs(logs: Mapping[str, tuple[Rows, Rows]]) -> dict[str, dict[str, Any]]:
+    """Return suite -> the comparison as plain JSON, its keys as `compare_columns` has them.
+
+    `logs` are the rows of one column in two evaluations, in any order. Only prompts that both
+    answered are compared, `n` says how many; a suite without any is left out.
+    """
+    shared = {name: _shared_prompts(*pair) for name, pair in logs.items()}
+    return _judged({name: pair for name, pair in shared.items() if pair[0]})
+
+
+def _shared_prompts(rows: Rows, others: Rows) -> tuple[Rows, Rows]:
+    """Return the rows of the same questions: asked and scored against the same, by whomever
+    answered.
+    """
+    mine, theirs = (
+        {hash_of([row.get(name) for name in ("id", "messages", "target")]): row for row in log}
+        for log in ([row for row in log if _is_scored(row)] for log in (rows, others))
+    )
+    keys = [key for key in mine if key in theirs]
+    return [mine[key] for key in keys], [theirs[key] for key in keys]
+
+
+def _is_scored(row: Mapping[str, Any]) -> bool:
+    """Say whether a line of a log has what a comparison needs; a file may hold anything."""
+    weight, source = row.get("weight", 1.0), row.get("source")
+    are_numbers = _is_finite(row.get("score")) and _is_finite(weight) and weight > 0
+    return are_numbers and (source is None or isinstance(source, str))
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _judged(pairs: Mapping[str, tuple[Rows, Rows]]) -> dict[str, dict[str, Any]]:
+    """Return the comparison of each suite's two columns, corrected for being so many suites."""
+    compared = [_compare_rows(*pair) for pair in pairs.values()]
+    corrected = holm([each.p for each in compared])
+    found = {}
+    for (name, pair), each, p in zip(pairs.items(), compared, corrected, strict=True):
+        said = verdict(each, p)
+        scores, others = (_scores(rows) for rows in pair)
+        more = more_prompts(scores, others, len(pairs)) if said == "cannot tell" else None
+        found[name] = {**asdict(each), "p_holm": p, "verdict": said, "more_prompts": more}
     return found
 
 
@@ -193,18 +241,16 @@ def _references(columns: Mapping[str, Any]) -> list[str]:
     return known or list(columns)[:1]
 
 
-def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def _scores(rows: Rows) -> list[float]:
     return [float(row["score"]) for row in rows]
 
 
-def _compare_rows(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
-) -> Comparison:
+def _compare_rows(rows: Rows, others: Rows) -> Comparison:
     assert [row["id"] for row in rows] == [row["id"] for row in others]
     return compare(
         _scores(rows),
         _scores(others),
-        [float(row["weight"]) for row in rows],
+        [float(row.get("weight", 1.0)) for row in rows],
         [row.get("source") for row in rows],
     )
 

@@ -80,8 +80,7 @@ def _what_passes(facts: PreflightInput, shape: ModelShape, trainable: int) -> st
 
 def num_layers(facts: PreflightInput) -> Finding:
     """More layers asked for than the model has."""
-    check = "num_layers"
-    wanted = facts.recipe.train.num_layers
+    check, wanted = "num_layers", facts.recipe.train.num_layers
     there = facts.model_config.get("num_hidden_layers")
     if not isinstance(there, int):
         return _not_computed(check, facts, "the model's layers")
@@ -142,14 +141,14 @@ def batch_size(facts: PreflightInput) -> Finding:
 
 def schedule(facts: PreflightInput) -> Finding:
     """A warm-up that the run never leaves, or a decay that it never ends."""
-    check, train = "schedule", facts.recipe.train
-    updates = run_updates(train, facts.rows)
-    warmup, decay = train.lr_schedule.warmup_steps or 0, train.lr_schedule.decay_steps
+    check, shape = "schedule", facts.recipe.train.lr_schedule
+    updates = run_updates(facts.recipe.train, facts.rows)
+    warmup, decay = shape.warmup_updates(updates), shape.decay_steps
     measured = f"{warmup:,} updates of warm-up" + (f", {decay:,} of decay" if decay else "")
     limit = f"the run makes {updates:,} optimizer updates"
-    if warmup + (decay or 1) <= updates:
+    if (shape.warmup_steps or 0) + (decay or 1) <= updates:
         return _ok(check, measured, limit)
-    level: Level = "warn" if train.lr_schedule.allow_unfinished else "fail"
+    level: Level = "warn" if shape.allow_unfinished else "fail"
     fix = "shorten the schedule or train longer; allow_unfinished: true lets the run end first"
     return Finding(check, level, measured, limit, fix)
 
@@ -191,6 +190,8 @@ def memory(facts: PreflightInput) -> Finding:
         return _not_computed(check, facts, limit)
     need = forecast(facts, shape, facts.recipe.train)
     measured = f"{format_bytes(need.peak_bytes)} at the peak of training, by forecast"
+    if facts.recipe.train.select.asks:
+        measured += "; asking prompts during training (train.select) comes on top"
     if need.peak_bytes <= usable:
         return _ok(check, measured, limit)
     changes = changes_that_fit(facts, shape)

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_ft.report import quantities as q
+from mlx_ft.report.evidence import TONES, said
+from mlx_ft.report.survival import kept_text, way_name, ways_of
 from mlx_ft.report.tables import Cell, Row, Table, setting_text, table
 from mlx_ft.report.text import one_line
 from mlx_ft.report.verdict import ordered_columns
@@ -30,7 +32,6 @@ TELLING_SHOWN = 3
 NOTHING = "-"
 BASELINE = "baseline"
 EXPORTED = ("fused", "quantized")
-TONES = {"better": "ok", "worse": "fail"}
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
@@ -155,7 +156,7 @@ def score_tables(comparison: Mapping[str, Any]) -> list[Table]:
         ]
         caption = (
             f"{suite}: mean score, and on the same prompts the change from {BASELINE}, prompts "
-            "won:lost, and p of the sign test (better, worse: p < 0.05)"
+            "won:lost, p for all suites, and how many more prompts would tell"
         )
         head = [Cell("run"), *(Cell(name, key=name) for name in columns)]
         tables.append(table(caption, head, rows, range(1, 1 + len(columns))))
@@ -168,44 +169,35 @@ def _score(result: Mapping[str, Any] | None) -> Cell:
     judged = result["paired"]
     if judged is None:
         return Cell(q.score(result["mean"]), q.interval(result["low"], result["high"]))
+    word, more = said(judged)
     won = f"{judged['wins']}:{judged['losses']}"
-    note = f"{signed(judged['difference'], '.2f')}, {won}, p {judged['p']:.2g}"
-    tone = TONES.get(judged["verdict"], "")
-    verdict = f" {judged['verdict']}" if tone else ""
-    return Cell(f"{q.score(result['mean'])}{verdict}", note, tone)
+    note = f"{signed(judged['difference'], '.2f')}, {won}, p {q.probability(judged['p_holm'])}"
+    note += f", {more}" if more else ""
+    return Cell(f"{q.score(result['mean'])} {word}", note, TONES[word])
 
 
 def survival_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:
     """Return what of the training survived in each stored model, and the least that was asked."""
-    told = [(run, _ways(run["survival"])) for run in runs if run["survival"]]
-    ways = list(dict.fromkeys(way for _, found in told for way in found))
-    if not ways:
-        return None
+    told = [(run, run["survival"]) for run in runs if run["survival"]]
     rows = [
         [
             run["run"],
-            *(_share(found.get(way)) for way in ways),
-            _share(run["survival"].get("min_survival")),
+            *(_survived(found, way) for way in EXPORTED),
+            kept_text(found.get("min_survival")),
         ]
         for run, found in told
     ]
-    head = ("run", *(one_line(way, 40) for way in ways), "at least")
-    return table("Share of the training that survived", head, rows, range(1, 2 + len(ways)))
+    head = [Cell("run"), *(Cell(way, key=way) for way in EXPORTED), Cell("at least")]
+    caption = "Share of what training changed that the exported models keep"
+    return table(caption, head, rows, range(1, 2 + len(EXPORTED))) if rows else None
 
 
-def _ways(survival: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored model -> its survival, of those that this run exported."""
-    model = survival.get("model")
-    ways = model.get("ways") if isinstance(model, dict) else None
-    return {
-        name: way.get("survival")
-        for name, way in (ways.items() if isinstance(ways, dict) else ())
-        if name in EXPORTED and isinstance(way, dict)
-    }
-
-
-def _share(value: Any) -> str:
-    return q.share(value) if q.is_number(value) else NOTHING
+def _survived(survival: Mapping[str, Any], way: str) -> Cell:
+    """Return what a stored model keeps, with how it is stored; a dash where nothing was learned."""
+    found = ways_of(survival).get(way)
+    if found is None:
+        return Cell(NOTHING)
+    return Cell(kept_text(found.get("survival")), one_line(way_name(way, survival), 60))
 
 
 def cost_table(runs: Sequence[Mapping[str, Any]]) -> Table:

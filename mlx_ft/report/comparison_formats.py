@@ -27,6 +27,9 @@ MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~$&!])")
 # A spreadsheet would compute a text that begins so.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+# Keys of a comparison with the first run, as numbers of a line in CSV.
+PAIRED = ("difference", "low", "high", "wins", "losses", "p", "p_holm", "verdict", "more_prompts")
+
 
 def as_text(comparison: Mapping[str, Any]) -> str:
     """Return the comparison as plain text for a terminal."""
@@ -111,7 +114,7 @@ def _csv_row(comparison: Mapping[str, Any], number: int) -> dict[str, Any]:
             at = f"{suite}.{column}"
             judged = result["paired"] or {}
             scores |= {f"{at}.mean": result["mean"], f"{at}.n": result["n"]}
-            for name in ("difference", "wins", "losses", "p", "verdict"):
+            for name in PAIRED:
                 scores[f"{at}.{name}"] = judged.get(name)
     changed = {
         change["key"]: None

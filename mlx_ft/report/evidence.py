@@ -1,4 +1,4 @@
-"""What the scores prove: columns against each other, signs of degeneration, gates.
+"""What the scores prove: who was asked, columns against each other, signs of degeneration, gates.
 
 Does: put what the evaluation judged into tables for the page and lines for the terminal. Does not:
 judge, or compute statistics. Documents of older runs have none of it.
@@ -25,6 +25,12 @@ SIGNS = {
     "cut": "cut by max_tokens",
     "wrong_language": "another language than the prompt's",
 }
+TEMPLATES = {
+    "same": ("the training's", "ok"),
+    "own": ("its own: no training is known", ""),
+    "mismatch": ("NOT the training's, which was allowed", "fail"),
+    "unknown": ("a server's, not compared with the training's", "warn"),
+}
 TONES = {"better": "ok", "worse": "fail", "cannot tell": "warn"}
 Columns = Mapping[str, Mapping[str, Any]]
 
@@ -38,8 +44,8 @@ def _comparisons(columns: Columns) -> Iterator[tuple[str, str, Mapping[str, Any]
                 yield name, other, against[other]
 
 
-def _said(found: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the verdict, and what it would take where there is none."""
+def said(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the verdict of a comparison, and what it would take where there is none."""
     verdict, more = str(found.get("verdict")), found.get("more_prompts")
     if verdict != "cannot tell":
         return verdict, ""
@@ -52,7 +58,7 @@ def comparison_table(suite: str, columns: Columns) -> Table | None:
     """Return each column against base and adapter, prompt by prompt, or None when none was."""
     rows: list[Row] = []
     for name, other, found in _comparisons(columns):
-        verdict, note = _said(found)
+        verdict, note = said(found)
         rows.append(
             [
                 Cell(f"{name} less {other}", key=name),
@@ -70,6 +76,25 @@ def comparison_table(suite: str, columns: Columns) -> Table | None:
     caption = f"{suite}: the same prompts compared one by one, with the difference's 95 % interval"
     head = ("columns", "difference", "won / lost", "p, for all suites", "verdict")
     return table(caption, head, rows, [1, 2, 3])
+
+
+def column_table(columns: Columns) -> Table | None:
+    """Return whose chat format each column was asked in and which model it is, or None when that
+    was not recorded.
+    """
+    rows: list[Row] = []
+    for name in ordered_columns(columns):
+        state = str(columns[name].get("template", q.NOT_RECORDED))
+        words, tone = TEMPLATES.get(state, (state, "warn"))
+        facts = [
+            f"{key} {one_line(str(value), 200)}"
+            for key, value in columns[name].items()
+            if key != "template" and value is not None
+        ]
+        rows.append([Cell(name, key=name), Cell(words, tone=tone), ", ".join(facts)])
+    if not rows:
+        return None
+    return table("Who was asked, in which chat format", ("column", "chat format", "model"), rows)
 
 
 def degenerate_table(suite: str, columns: Columns) -> Table | None:
@@ -122,7 +147,7 @@ def comparison_lines(columns: Columns) -> list[str]:
     """Return the comparisons of a suite as lines of text."""
     rows = []
     for name, other, found in _comparisons(columns):
-        verdict, note = _said(found)
+        verdict, note = said(found)
         rows.append(
             [
                 f"{one_line(name, 20)} - {one_line(other, 20)}",

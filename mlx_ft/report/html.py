@@ -68,6 +68,7 @@ def report_html(run: Path) -> str:
             reproduce=tables.reproduce_commands(document),
             suites=_suites(document, {suite.suite: suite for suite in samples}),
             gates=evidence.gate_table(document["gates"]),
+            columns=evidence.column_table(document["columns"]),
             rest_limit=REST_LIMIT,
             training=_training(document),
             expectations=expectations(document),

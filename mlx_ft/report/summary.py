@@ -108,6 +108,13 @@ SCHEMA_KEYS: dict[str, str] = {
     "(recipe, or a suite's margin), `measured` with `low` and `high` of its 95 % interval or null, "
     "`n`, `passed`, `settled` (the interval is on one side of the limit), `failed` (ids of "
     "samples).",
+    "warnings": "List of what makes the columns less comparable than they look: a chat format that "
+    "is not the training's and was allowed, one that could not be compared, and the like.",
+    "columns.<column>.template": "Whose chat format it was asked in: `same` (the training's), "
+    "`own` (no training is known), `mismatch` (not the training's, which was allowed), `unknown` "
+    "(a server's).",
+    "columns.<column>.<fact>": "What else is known of it: `model`, `source`, `revision`, `run`, "
+    "`column` or `server`.",
     "timings.created": "Start of the run, seconds since 1970.",
     "timings.updated": "Last change of run.json, seconds since 1970.",
     "timings.exit_reason": "Why the run ended.",
@@ -137,6 +144,7 @@ def run_document(run: Path) -> dict[str, Any]:
 def read_document(reader: ArtifactReader) -> dict[str, Any]:
     """Return the document of `run_document`; faults stay with the reader."""
     record = reader.json("run.json") or {}
+    results = _results(reader)
     document = {
         "schema": SCHEMA,
         "run": record.get("run", reader.run.name),
@@ -148,8 +156,10 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "train": _train(reader),
         "export": reader.manifest_info("export"),
         "survival": _survival(reader),
-        "eval": _eval(reader),
-        "gates": _gates(reader),
+        "eval": _eval(reader, results),
+        "gates": _gates(reader, results),
+        "warnings": _warnings(reader, results),
+        "columns": _columns(reader, results),
         "timings": _timings(reader, record),
         "environment": _object(record.get("environment")),
     }
@@ -208,28 +218,49 @@ def _survival(reader: ArtifactReader) -> dict[str, Any] | None:
     return reader.json(f"{folder}/survival.json") if folder else None
 
 
-def _eval(reader: ArtifactReader) -> dict[str, Any] | None:
+def _results(reader: ArtifactReader) -> dict[str, Any] | None:
     folder = reader.folder("eval")
-    stored = reader.json(f"{folder}/results.json") if folder else None
-    if stored is None:
+    return reader.json(f"{folder}/results.json") if folder else None
+
+
+def _broken_results(reader: ArtifactReader, found: str) -> None:
+    reader.broken(f"{reader.folder('eval')}/results.json", found)
+
+
+def _eval(reader: ArtifactReader, results: dict[str, Any] | None) -> dict[str, Any] | None:
+    if results is None:
         return None
-    suites = _object(stored.get("suites")) or {}
+    suites = _object(results.get("suites")) or {}
     for suite, columns in suites.items():
         if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
-            reader.broken(f"{folder}/results.json", f"suites.{suite} is not a table of columns")
+            _broken_results(reader, f"suites.{suite} is not a table of columns")
     return suites
 
 
-def _gates(reader: ArtifactReader) -> list[dict[str, Any]]:
-    folder = reader.folder("eval")
-    stored = reader.json(f"{folder}/results.json") if folder else None
-    judged = (stored or {}).get("gates") or []
+def _warnings(reader: ArtifactReader, results: dict[str, Any] | None) -> list[str]:
+    told = (results or {}).get("warnings") or []
+    if not isinstance(told, list) or not all(isinstance(each, str) for each in told):
+        _broken_results(reader, "warnings is not a list of sentences")
+        return []
+    return told
+
+
+def _columns(reader: ArtifactReader, results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    columns = (results or {}).get("columns") or {}
+    if not isinstance(columns, dict) or not all(isinstance(c, dict) for c in columns.values()):
+        _broken_results(reader, "columns is not a table of columns")
+        return {}
+    return columns
+
+
+def _gates(reader: ArtifactReader, results: dict[str, Any] | None) -> list[dict[str, Any]]:
+    judged = (results or {}).get("gates") or []
     keys = ("suite", "column", "metric", "limit", "asked_by", "measured", "n", "passed", "settled")
     if not isinstance(judged, list) or not all(
         isinstance(each, dict) and all(key in each for key in (*keys, "low", "high", "failed"))
         for each in judged
     ):
-        reader.broken(f"{folder}/results.json", "gates is not a list of judgements")
+        _broken_results(reader, "gates is not a list of judgements")
         return []
     return judged
 

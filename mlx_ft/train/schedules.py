@@ -12,13 +12,6 @@ from collections.abc import Callable
 from mlx_ft.recipe import LrSchedule
 
 
-def warmup_updates(schedule: LrSchedule, updates: int) -> int:
-    """Return how many updates the warm-up takes in a run of `updates`."""
-    if schedule.warmup_steps is not None:
-        return schedule.warmup_steps
-    return math.ceil((schedule.warmup_ratio or 0.0) * updates)
-
-
 def learning_rate_at(
     schedule: LrSchedule, learning_rate: float, updates: int
 ) -> Callable[[int], float]:
@@ -28,7 +21,7 @@ def learning_rate_at(
     it. Cosine decays as in SGDR (Loshchilov & Hutter, arXiv 1608.03983, eq. 5); with restarts, each
     cycle has the same length and starts again at `learning_rate`.
     """
-    warmup = warmup_updates(schedule, updates)
+    warmup = schedule.warmup_updates(updates)
     decay = schedule.decay_steps or max(1, updates - warmup)
     cycle = decay / schedule.cycles
 

@@ -12,6 +12,7 @@ from mlx_ft.evaluate.stats_paired import (
     Comparison,
     compare,
     compare_columns,
+    compare_logs,
     difference_interval,
     holm,
     mcnemar_p,
@@ -183,3 +184,48 @@ def test_columns_are_compared_with_base_and_adapter_and_corrected_over_suites() 
 
 def test_a_comparison_says_its_n() -> None:
     assert "n" in Comparison.__dataclass_fields__
+
+
+def test_five_prompts_are_too_few_for_a_verdict_and_six_are_enough() -> None:
+    assert verdict(compare([1.0] * 5, [0.0] * 5)) == "cannot tell"
+    assert verdict(compare([1.0] * 6, [0.0] * 6)) == "better"
+
+
+def line(number: int, score: object, asked: str = "hello", **more: object) -> dict[str, object]:
+    messages = [{"role": "user", "content": asked}]
+    return {"id": str(number), "messages": messages, "target": "x", "score": score, **more}
+
+
+def test_only_the_same_prompts_with_the_same_target_are_compared() -> None:
+    mine = [line(1, 1.0), line(2, 1.0), line(3, 1.0, "changed"), line(4, 1.0), line(5, 1.0)]
+    theirs = [line(2, 1.0), line(1, 0.0), line(3, 0.0), line(4, 0.0) | {"target": "y"}]
+    found = compare_logs({"s": (mine, theirs), "nothing shared": (mine, [])})
+    assert list(found) == ["s"]
+    assert [found["s"][key] for key in ("n", "wins", "losses")] == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [{"score": math.nan}, {"score": None}, {"score": True}, {"weight": 0.0}, {"source": ["a"]}],
+)
+def test_a_line_that_cannot_be_compared_is_left_out(torn: dict[str, object]) -> None:
+    whole, broken = [line(1, 1.0), line(2, 1.0)], [line(1, 0.0), line(2, 0.0) | torn]
+    assert compare_logs({"s": (whole, broken)})["s"]["n"] == 1
+    assert compare_logs({"s": (broken, whole)})["s"]["n"] == 1
+
+
+def test_two_logs_are_judged_as_two_columns_of_one_evaluation_are() -> None:
+    scores = {"one": [1.0, 0.0, 1.0, 1.0, 0.5], "two": [0.0] * 5}
+    logs = {
+        suite: {
+            name: [
+                line(n, each if name == "quantized" else 0.0, weight=1.0 + n, source=str(n // 2))
+                for n, each in enumerate(graded)
+            ]
+            for name in ("base", "quantized")
+        }
+        for suite, graded in scores.items()
+    }
+    turned = {suite: (by["quantized"], by["base"][::-1]) for suite, by in logs.items()}
+    together = compare_columns(logs)
+    assert compare_logs(turned) == {suite: together[suite]["quantized"]["base"] for suite in logs}

@@ -220,6 +220,17 @@ def test_recipes_that_just_fit_pass(check: str, values: dict[str, Any]) -> None:
     assert finding_of(check, with_recipe(quickstart(), "train", **values)).level == "ok"
 
 
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_a_warm_up_given_as_a_share_is_told_in_updates(name: str) -> None:
+    def measured(**given: float) -> str:
+        facts = with_recipe(quickstart(), "train", lr_schedule={"name": name, **given})
+        assert "107 optimizer updates" in finding_of("schedule", facts).limit
+        return finding_of("schedule", facts).measured
+
+    assert measured(warmup_ratio=0.1) == measured(warmup_steps=11) == "11 updates of warm-up"
+    assert measured() == "0 updates of warm-up"
+
+
 def test_an_unfinished_schedule_may_be_allowed() -> None:
     schedule = {"name": "linear", "decay_steps": 1000, "allow_unfinished": True}
     facts = with_recipe(quickstart(), "train", lr_schedule=schedule)
@@ -299,6 +310,16 @@ def test_memory_only_ever_warns_and_says_that_it_is_a_forecast(system: str) -> N
     assert finding.level == "warn"
     assert "by forecast" in finding.measured
     assert finding_of("memory", quickstart(machine=replace(MACHINE, system=system))).level == "ok"
+
+
+@pytest.mark.parametrize("memory_bytes", [10**6, 24 * 10**9])
+def test_memory_says_that_asking_during_training_comes_on_top(memory_bytes: int) -> None:
+    facts = quickstart(machine=replace(MACHINE, memory_bytes=memory_bytes))
+    asked = with_recipe(facts, "train", select={"suite": "evals/small.yaml"})
+    by_loss = with_recipe(facts, "train", select={"metric": "validation_loss"})
+    assert "(train.select) comes on top" in finding_of("memory", asked).measured
+    for silent in (facts, by_loss):
+        assert "on top" not in finding_of("memory", silent).measured
 
 
 def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:

@@ -349,11 +349,29 @@ def write_eval(run: Path, said: str | None) -> None:
         name: {"description": "", "scorer": "wrapped_call", "max_tokens": 64, "stop": []}
         for name in suites
     }
-    write_json(
-        run / "eval" / "results.json",
-        {"schema": 1, "suites": suites, "suite_info": suite_info, "gates": gates},
-    )
+    document = {
+        "schema": 1,
+        "suites": suites,
+        "suite_info": suite_info,
+        "columns": {
+            name: {"model": said or "smollm2-135m-instruct", "template": "same"} for name in COLUMNS
+        },
+        "warnings": [said] if said else [],
+        "gates": gates,
+    }
+    # ASCII, as of the audit.
+    (run / "eval" / "results.json").write_text(json.dumps(document))
     seal(run / "eval", "eval", "inputs", {})
+
+
+def write_mismatch(run: Path) -> str:
+    """Let a column of the run have been asked in another chat format; return the warning."""
+    path = run / "eval" / "results.json"
+    stored = json.loads(path.read_text())
+    told = "quantized: MEASURED WITH ANOTHER CHAT FORMAT than it was trained with"
+    stored["columns"]["quantized"]["template"] = "mismatch"
+    write_json(path, {**stored, "warnings": [told]})
+    return told
 
 
 def _row(index: int, column: str, talks: bool, said: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mlx_ft.report.html import report_html, write_report
 from mlx_ft.report.text import clean
 from mlx_ft.runs import update_record
 
-from .synthetic import COLUMNS, HOSTILE, TOKEN
+from .synthetic import COLUMNS, HOSTILE, TOKEN, write_mismatch
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "link", "br", "img", "hr", "input", "base", "embed", "source"}
@@ -196,6 +196,19 @@ def test_the_done_page_says_what_the_run_showed(done_page: str) -> None:
     assert 'class="missing"' not in done_page
     assert done_page.count("<svg") == 8
     assert all(f"key-{column}" in done_page for column in COLUMNS)
+
+
+def test_another_chat_format_is_told_under_the_verdict_and_beside_the_scores(
+    make_run: MakeRun,
+) -> None:
+    run = make_run()
+    before = "".join(Page(report_html(run)).text)
+    assert "Warning." not in before and "NOT the training's" not in before
+    told = write_mismatch(run)
+    text = "".join(Page(report_html(run)).text)
+    assert text.index("Done.") < text.index(told) < text.index("What was asked")
+    assert text.count("NOT the training's, which was allowed") == 1
+    assert text.count("the training's") == len(COLUMNS)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from .synthetic import HOSTILE, TOKEN, metrics
 
 MakeRun = Callable[..., Path]
 TOP_LEVEL = (
-    "schema run status recipe model data preflight train export survival eval gates timings "
-    "environment"
+    "schema run status recipe model data preflight train export survival eval gates warnings "
+    "columns timings environment"
 )
 
 
@@ -102,6 +102,7 @@ def test_all_broken_files_are_named_at_once_with_what_to_do(make_run: MakeRun) -
     with pytest.raises(RunError) as caught:
         run_document(run)
     places = {fault.where.removeprefix(f"{run}/"): fault for fault in caught.value.faults}
+    assert len(places) == len(caught.value.faults)
     assert set(places) == {
         "preflight.json",
         "recipe.json",
@@ -147,3 +148,16 @@ def test_hostile_text_is_ascii_in_the_json_and_credentials_are_not_in_it(make_ru
     assert text.isascii()
     assert not [c for c in text if ord(c) < 32 and c != "\n"]
     assert TOKEN not in text
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"warnings": "one"}, {"warnings": [1]}, {"columns": ["base"]}, {"columns": {"base": 1}}],
+)
+def test_warnings_and_columns_of_another_form_are_told_not_shown(
+    make_run: MakeRun, told: dict[str, Any]
+) -> None:
+    path = make_run() / "eval" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    with pytest.raises(RunError, match=f"{next(iter(told))} is not a"):
+        run_document(path.parents[1])

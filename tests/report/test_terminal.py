@@ -12,7 +12,7 @@ from mlx_ft.report.summary import run_document
 from mlx_ft.report.terminal import result_lines
 from mlx_ft.runs import update_record
 
-from .synthetic import HOSTILE, TOKEN
+from .synthetic import HOSTILE, TOKEN, write_mismatch
 
 MakeRun = Callable[..., Path]
 
@@ -80,3 +80,11 @@ def test_hostile_names_cannot_steer_the_terminal(make_run: MakeRun) -> None:
 def test_a_next_command_can_be_pasted_whatever_the_folder_is_called(done_run: Path) -> None:
     text = result_lines(run_document(done_run), Path("my runs/it's"))
     assert "mlx-ft chat 'my runs/it'\"'\"'s'" in text
+
+
+def test_warnings_stand_before_the_scores(make_run: MakeRun) -> None:
+    run = make_run()
+    assert "WARNING" not in result_lines(run_document(run))
+    told = write_mismatch(run)
+    text = result_lines(run_document(run))
+    assert text.index(f"WARNING  {told}") < text.index("code_mode  ")

@@ -6,7 +6,7 @@ import mlx.optimizers as optimizers
 import pytest
 
 from mlx_ft.recipe import LrSchedule
-from mlx_ft.train.schedules import learning_rate_at, warmup_updates
+from mlx_ft.train.schedules import learning_rate_at
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "cosine_with_restarts"])
@@ -36,9 +36,9 @@ def test_restarts_go_back_to_the_peak_at_each_cycle() -> None:
 
 
 def test_warm_up_counts() -> None:
-    assert warmup_updates(LrSchedule(warmup_ratio=0.1), 25) == 3
-    assert warmup_updates(LrSchedule(warmup_steps=7), 25) == 7
-    assert warmup_updates(LrSchedule(), 25) == 0
+    assert LrSchedule(warmup_ratio=0.1).warmup_updates(25) == 3
+    assert LrSchedule(warmup_steps=7).warmup_updates(25) == 7
+    assert LrSchedule().warmup_updates(25) == 0
 
 
 def test_linear_is_a_line() -> None:
