@@ -18,6 +18,7 @@ from mlx_lm.utils import quantize_model
 
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, ModelError, RunError
+from mlx_ft.export.bits import Bits
 from mlx_ft.export.compare import differences, prompt_logits
 from mlx_ft.export.folders import require_empty, write_model_folder
 from mlx_ft.export.fuse import fuse, quantized_names
@@ -231,9 +232,9 @@ def test_a_model_without_the_adapter_does_not_pass_as_fused(job: ExportJob) -> N
 def test_four_bits_do_not_pass_as_five(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "four", "llama", bits=4)
     modules = tuple(layer_bits(folder))
-    assert check_bits(folder, modules, 4).ok
-    assert not check_bits(folder, modules, 5).ok
-    assert not check_bits(folder, (*modules, "model.layers.9.mlp.up_proj"), 4).ok
+    assert check_bits(folder, modules, Bits(4)).ok
+    assert not check_bits(folder, modules, Bits(5)).ok
+    assert not check_bits(folder, (*modules, "model.layers.9.mlp.up_proj"), Bits(4)).ok
 
 
 def test_quantizing_what_is_quantized_changes_nothing_in_mlx_lm(tmp_path: Path) -> None:
@@ -273,8 +274,10 @@ def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
     assert info["dtype"] == "bfloat16" and "65,504" in info["dtype_reason"]
     assert "the whole model is kept in bfloat16" in said.getvalue()
     assert all(check["ok"] for check in info["checks"])
-    for folder in job.folder.iterdir():
-        for array in mx.load(str(folder / "model.safetensors")).values():
+    files = list(job.folder.glob("*/model.safetensors"))
+    assert len(files) == 1 + len(fused_for)
+    for file in files:
+        for array in mx.load(str(file)).values():
             assert array.dtype in (mx.bfloat16, mx.uint32)
             assert bool(mx.isfinite(array.astype(mx.float32)).all().item())
 
