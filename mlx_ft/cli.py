@@ -16,6 +16,7 @@ from mlx_ft import __version__
 from mlx_ft.cli_all_runs import VERBS as ALL_RUNS_VERBS
 from mlx_ft.cli_eval import evaluate
 from mlx_ft.cli_experiments import VERBS as EXPERIMENTS
+from mlx_ft.cli_options import RUNS
 from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ SETS = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Override a value of the recipe, such as train.seed=1; may be repeated.",
-)
-RUNS = click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder that holds the run folders.",
 )
 FIT = click.option(
     "--fit",

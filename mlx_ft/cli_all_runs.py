@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from mlx_ft.cli_options import RUNS
+
 FORMATS = ("text", "markdown", "csv", "json", "html")
 STATES = (
     "running",
@@ -20,14 +22,6 @@ STATES = (
     "gate_failed",
     "failed",
     "unknown",
-)
-RUNS = click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder that holds the run folders.",
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_ft.cli_options import RUNS
 from mlx_ft.cli_runs import console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -60,14 +61,7 @@ DEFAULT_DATE = "2025-01-01"
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of results.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON document.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Of a recipe: override.")
-@click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder that holds the run folders.",
-)
+@RUNS
 def evaluate(
     targets: tuple[str, ...],
     suites: tuple[Path, ...],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from mlx_ft.cli_options import RUNS
 from mlx_ft.cli_runs import console_for_people, open_job
 
 
@@ -33,14 +34,7 @@ from mlx_ft.cli_runs import console_for_people, open_job
     metavar="KEY=VALUE",
     help="Override a value in all of them; may be repeated.",
 )
-@click.option(
-    "--runs",
-    "runs_root",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder that holds the run folders.",
-)
+@RUNS
 def sweep(
     recipe: Path,
     grids: tuple[str, ...],
