@@ -20,7 +20,7 @@ from mlx_ft.export.bits import Bits
 from mlx_ft.export.calibration import Inputs, watching
 from mlx_ft.export.fuse import FusedModel, Weight, fuse, quantized_names
 from mlx_ft.export.lanes import lane_of_fused
-from mlx_ft.export.layers import Lane, LookedUp, layer_prefix, one_by_one
+from mlx_ft.export.layers import Lane, layer_prefix
 from mlx_ft.export.stream import flat_rows
 from mlx_ft.export.survival import Floats, LayerAudit, Rows, audit_layer
 from mlx_ft.export.writing import Rounding, rounded
@@ -199,11 +199,8 @@ def _inputs_by_layer(
 def _watched_layers(
     lane: Lane, modules: Collection[str], batches: Sequence[mx.array], wanted: Sequence[mx.array]
 ) -> Iterator[tuple[int, dict[str, mx.array]]]:
-    inner = lane.model.model
-    inner.embed_tokens = LookedUp(lane.chosen)
-    embed, parts, _ = one_by_one(inner)
-    states = [embed(ids) for ids in batches]
-    mx.eval(states)
+    parts, _ = lane.one_by_one()
+    states: list[mx.array | None] = [None] * len(batches)
     adapted = [index for index in range(len(parts)) if _has_any(modules, layer_prefix(index))]
     for index, part in enumerate(parts[: max(adapted, default=-1) + 1]):
         lane.load(index)

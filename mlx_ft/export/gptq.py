@@ -28,7 +28,7 @@ from mlx_ft.export.gptq_rows import (
     input_order,
     packed_rows,
 )
-from mlx_ft.export.layers import EMBEDDING, HEAD, Lane, LookedUp, layer_prefix, one_by_one
+from mlx_ft.export.layers import EMBEDDING, HEAD, Lane, layer_prefix
 
 # The damping for an embedding that is also the head: errors that cancel each other out in its
 # products do not when a token is looked up. 0.3 to 3 are alike; 0 and 30 diverge by a third more
@@ -135,11 +135,8 @@ def quantize_by_layers(
     """
     quantizing = _Quantizing(layers, how, put, on_layer)
     batches = calibration_batches(rows)
-    inner = lane.model.model
-    inner.embed_tokens = LookedUp(lane.chosen)
-    embed, parts, norm = one_by_one(inner)
-    states = [embed(batch.ids) for batch in batches]
-    mx.eval(states)
+    parts, norm = lane.one_by_one()
+    states: list[mx.array | None] = [None] * len(batches)
     for index, part in enumerate(parts):
         lane.load(index)
         here = {name: each for name, each in layers.items() if name.startswith(layer_prefix(index))}

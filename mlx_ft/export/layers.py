@@ -41,16 +41,21 @@ class LookedUp(nn.Module):  # type: ignore[misc]  # mlx.nn has no type informati
         return rows[mx.array(places.reshape(ids.shape))]
 
 
+class _Unread(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
+    """Stands in for the embedding of a part that is handed its states: the shape of a lookup."""
+
+    def __init__(self, like: mx.array) -> None:
+        super().__init__()
+        self._width, self._dtype = like.shape[-1], like.dtype
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return mx.broadcast_to(mx.zeros((1,), self._dtype), (*ids.shape, self._width))
+
+
 def fits_layers(model: nn.Module) -> bool:
     """Say whether a model is built as embedding, layers, norm and head."""
     inner = getattr(model, "model", None)
     return inner is not None and all(part in inner for part in ("embed_tokens", "layers", "norm"))
-
-
-def one_by_one(inner: nn.Module) -> tuple[Part, list[Part], Part]:
-    """Return an inner model as what comes before its layers, each layer, and its last norm."""
-    parts = [Part(inner, index, [layer], norm=False) for index, layer in enumerate(inner.layers)]
-    return Part(inner, 0, [], norm=False), parts, Part(inner, len(parts), [], norm=True)
 
 
 def is_in_layers(name: str) -> bool:
@@ -83,14 +88,24 @@ class Lane:
     def layers(self) -> int:
         return len(self.model.model.layers)
 
+    def one_by_one(self) -> tuple[list[Part], Part]:
+        """Return each layer and the last norm; the first layer is given no states.
+
+        It alone looks tokens up: mlx-lm's models do so in every call, and each part is a call.
+        """
+        inner = self.model.model
+        inner.embed_tokens = LookedUp(self.chosen)
+        first = Part(inner, 0, inner.layers[:1], norm=False)
+        inner.embed_tokens = _Unread(self.chosen([0]))
+        others = [Part(inner, at, [inner.layers[at]], norm=False) for at in range(1, self.layers)]
+        return [first, *others], Part(inner, self.layers, [], norm=True)
+
     def states(
         self, batches: Sequence[mx.array], on_layer: Callable[[], None] = lambda: None
     ) -> list[mx.array]:
         """Return the final states (B, T, hidden) of padded rows of ids (B, T), normed."""
-        inner = self.model.model
-        inner.embed_tokens = LookedUp(self.chosen)
-        embed, parts, norm = one_by_one(inner)
-        states = [_evaluated(embed(ids)) for ids in batches]
+        parts, norm = self.one_by_one()
+        states: list[mx.array | None] = [None] * len(batches)
         for index, part in enumerate(parts):
             self.load(index)
             # One list for all layers: what a layer was given is gone once it has given its own.
