@@ -36,7 +36,7 @@ from tests.export.jobs import export_job, trained_adapter
 from tests.tiny import write_tiny_model
 
 ROWS = [[int(token) for token in np.random.default_rng(5).integers(3, 300, 12)] for _ in range(6)]
-STRONG, WEAK = 0.3, 1e-5
+STRONG, WEAK = 0.3, 1e-4
 
 
 @pytest.fixture(scope="module")
