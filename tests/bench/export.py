@@ -69,7 +69,7 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
 
     from mlx_ft.console import Console
     from mlx_ft.export import stage
-    from mlx_ft.stages import CALIBRATION_TOKENS
+    from mlx_ft.exporting import CALIBRATION_TOKENS
     from tests.export.jobs import export_job
 
     generator = np.random.default_rng(0)
