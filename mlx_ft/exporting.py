@@ -1,17 +1,21 @@
-"""The export joined to its room: what of a run goes in, and what is sealed.
+"""The export joined to its room: what of a run goes in, what is said in the folders that come out.
 
-Does: draw the rows that models are compared on and calibrated with, hand over folders, seal.
+Does: draw the rows that models are compared on and calibrated with, hand over folders, write what
+was found into them, seal.
 Does not: fuse, quantize or verify (`export/`), or import MLX before an export begins.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mlx_ft.export_card import export_section, thinking_lines
 from mlx_ft.recipe_outcome import fused_copy_needed_by
-from mlx_ft.runs import seal, writing_stage
+from mlx_ft.runs import read_json, seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, renderer
+from mlx_ft.thinking_mode import write_thinking_mode
 
 if TYPE_CHECKING:  # importing it would load MLX
     from mlx_ft.export.stage import ExportJob
@@ -28,6 +32,7 @@ def export(job: Job) -> None:
 
     with writing_stage(job.run, "export") as folder:
         info = export_model(export_job(job, folder), job.console)
+        _describe(job, folder, info)
         seal(folder, "export", job.inputs["export"], info)
 
 
@@ -52,7 +57,7 @@ def export_job(job: Job, folder: Path) -> ExportJob:
         trained=[trained for _, trained in prompts],
         asked=_asked_prompts(job),
         calibration=_calibration_rows(job) if job.recipe.export.q_method == "gptq" else (),
-        card=lambda what: _model_card(job, what),
+        card=lambda what: _introduction(job, what),
         fused_for=fused_copy_needed_by(job.recipe.export, job.recipe.eval),
         original=None if job.original is None else job.original.path,
     )
@@ -99,14 +104,33 @@ def _calibration_rows(job: Job) -> list[list[int]]:
     return rows
 
 
-def _model_card(job: Job, what: str) -> str:
-    return (
-        f"# {job.recipe.name}\n\n"
-        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with LoRA by mlx-ft: "
-        f"{what}.\n\nLoad it with mlx-lm:\n\n"
-        "    from mlx_lm import load, generate\n"
-        '    model, tokenizer = load("path/to/this/folder")\n\n'
-        "Prompt it through its chat template only, with "
-        f"enable_thinking={job.recipe.chat.enable_thinking}. What was trained, how it was verified "
-        f"and how it scores is in the report of run {job.run.name}.\n"
-    )
+def _introduction(job: Job, what: str) -> str:
+    """Return how the README of a model folder begins; what the export found comes behind it."""
+    lines = [
+        f"# {job.recipe.name}",
+        "",
+        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with mlx-ft: {what}.",
+        "",
+        "Load it with mlx-lm:",
+        "",
+        "    from mlx_lm import load, generate",
+        '    model, tokenizer = load("path/to/this/folder")',
+        "",
+        *thinking_lines(job.recipe.chat.enable_thinking),
+        "What was trained, how it was verified and how it scores is in the report of run "
+        f"{job.run.name}.",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _describe(job: Job, folder: Path, info: Mapping[str, Any]) -> None:
+    """Complete each model folder of an export by what was found, and by the thinking mode."""
+    survival = read_json(folder / "survival.json")
+    for column in ("fused", "quantized"):
+        if info[column] is None:
+            continue
+        made = folder / info[column]["path"]
+        write_thinking_mode(made, job.recipe.chat.enable_thinking)
+        section = "".join(f"{line}\n" for line in export_section(info, survival, column))
+        readme = made / "README.md"
+        readme.write_text(f"{readme.read_text('utf-8')}\n{section}", encoding="utf-8")
