@@ -24,9 +24,7 @@ from mlx_ft.export import stream
 from mlx_ft.export.fuse import fuse
 from mlx_ft.export.stage import ExportJob, export_model
 from mlx_ft.inference import attach_adapter
-from mlx_ft.recipe import DataRecipe, Recipe, TrainRecipe
-from mlx_ft.train.adapters import adapter_config, put_adapter
-from tests.export.jobs import KINDS, PROMPTS, export_job, trained_adapter
+from tests.export.jobs import KINDS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights
 
 EXPERTS = {
@@ -242,17 +240,6 @@ def test_stacked_heads_are_dequantized_too(tmp_path: Path) -> None:
     assert isinstance(dequantize_model(model).heads, QuantizedMultiLinear)
     plain = plain_structure(model).heads
     assert type(plain) is MultiLinear and plain.weight.shape == (4, 32, 64)
-
-
-def test_dora_on_five_bits_is_refused_by_mlx_lm_in_training_already(tmp_path: Path) -> None:
-    """Its layer takes the inputs for a whole number of 32 / bits: no adapter comes out of it."""
-    base = base_of("qwen3", 5, mx.float16, tmp_path)
-    model, _ = mlx_lm_load_model(base)
-    train = TrainRecipe.model_validate({"num_layers": 1, **KINDS["dora"]})
-    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
-    put_adapter(model, train, adapter_config(recipe, 1))
-    with pytest.raises(ValueError, match="shape"):
-        model(mx.array([PROMPTS[0]]))
 
 
 def test_what_cannot_be_dequantized_is_said(tmp_path: Path) -> None:
