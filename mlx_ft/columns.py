@@ -21,6 +21,7 @@ from mlx_ft.models import identity_of, resolve_model
 from mlx_ft.recipe import COLUMNS
 from mlx_ft.run_models import RunModels, column_folders, read_run
 from mlx_ft.runs import hash_of
+from mlx_ft.thinking_mode import thinking_mode_of
 
 if TYPE_CHECKING:  # importing it would load MLX
     from mlx_ft.inference import Generation, LoadedModel
@@ -202,7 +203,8 @@ def read_targets(
 ) -> list[Target]:
     """Return what the targets of a command line stand for.
 
-    `enable_thinking` None is what a run was trained with, and `default_thinking` for other models.
+    `enable_thinking` None is what a run was trained with or a model folder names, and
+    `default_thinking` for other models.
     Raises InputError with the faults of all targets.
     """
     targets: list[Target] = []
@@ -213,8 +215,7 @@ def read_targets(
             if made is not None:
                 target = run_target(*made, enable_thinking)
             else:
-                thinking = default_thinking if enable_thinking is None else enable_thinking
-                target = _model_target(text, thinking, date, say)
+                target = _model_target(text, enable_thinking, default_thinking, date, say)
         except InputError as error:
             faults += error.faults
             continue
@@ -235,13 +236,19 @@ def _run_and_column(text: str) -> tuple[RunModels, str] | None:
 
 
 def _model_target(
-    text: str, enable_thinking: bool, date: str, say: Callable[[str], None]
+    text: str,
+    enable_thinking: bool | None,
+    default_thinking: bool,
+    date: str,
+    say: Callable[[str], None],
 ) -> Target:
     model = resolve_model(text, None, say)
+    named = thinking_mode_of(model.path) if enable_thinking is None else enable_thinking
+    thinking = default_thinking if named is None else named
     name = Path(text).resolve().name if model.source == "local" else text.replace("/", "--")
     return Target(
         name=name,
-        place=ModelPlace(model.path, None, enable_thinking, date),
+        place=ModelPlace(model.path, None, thinking, date),
         sha256=model.identity,
         trained_with=None,
         reusable=True,

@@ -7,11 +7,12 @@ the run folder, upload anything, or tell a path or a credential of this machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from mlx_ft.card_text import cell, public_path, table_lines
+from mlx_ft.export_card import export_section, thinking_lines
 from mlx_ft.models import HUB_ID
 from mlx_ft.report import quantities as q
 from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
@@ -42,7 +43,7 @@ def model_card(document: Mapping[str, Any], facts: CardFacts) -> str:
         _introduction(document, facts),
         _loading(document, facts),
         _scores(document, facts),
-        _export(document),
+        export_section(document["export"], document["survival"], facts.column),
         _data(document),
         _making(document),
         _recipe(document),
@@ -97,15 +98,7 @@ def public_value(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [public_value(entry) for entry in value]
-    return _public_path(value) if isinstance(value, str) else value
-
-
-def _public_path(text: str) -> str:
-    for kind in (PurePosixPath, PureWindowsPath):
-        path = kind(text)
-        if path.is_absolute() or text.startswith("~") or ".." in path.parts:
-            return path.name or "."
-    return text
+    return public_path(value) if isinstance(value, str) else value
 
 
 def _is_text(value: Any) -> bool:
@@ -115,21 +108,6 @@ def _is_text(value: Any) -> bool:
 def _json(value: Any) -> str:
     """Return a value as JSON, which is YAML too, in ASCII and without what ends a code block."""
     return json.dumps(value, ensure_ascii=True).replace("`", "\\u0060")
-
-
-def _cell(value: Any) -> str:
-    """Return text that stays one cell of a table, whoever wrote it."""
-    text = one_line(str(value)).replace("\\", "\\\\")
-    for mark in "|`*_[]":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{' --- |' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(_cell(cell) for cell in row)} |"
 
 
 def _introduction(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
@@ -142,13 +120,13 @@ def _introduction(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str
     yield f"# {facts.repo.partition('/')[2]}"
     yield ""
     yield (
-        f"{_cell(name)}, {version} `{one_line(str(model['revision']))}`, fine-tuned with "
+        f"{cell(name)}, {version} `{one_line(str(model['revision']))}`, fine-tuned with "
         f"{kind.get(_fine_tune_type(document), 'mlx-ft')} by mlx-ft "
-        f"{_cell(document['environment']['mlx_ft'])} (run `{document['run']}`); this is its "
+        f"{cell(document['environment']['mlx_ft'])} (run `{document['run']}`); this is its "
         f"{facts.column} model."
     )
     yield ""
-    yield f"Licence of the base model: {_cell(license_of(facts.base_metadata))}."
+    yield f"Licence of the base model: {cell(license_of(facts.base_metadata))}."
 
 
 def _loading(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
@@ -168,8 +146,7 @@ def _loading(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
         "print(generate(model, tokenizer, prompt=prompt))",
         "```",
         "",
-        "It was trained and measured through its chat template only, with "
-        f"`enable_thinking={thinking}`.",
+        *thinking_lines(thinking),
     )
 
 
@@ -188,7 +165,9 @@ def _scores(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
             )
             shown = f"{column} (this model)" if column == facts.column else column
             rows.append([suite, shown, q.score(result.get("mean")), interval, result.get("n")])
-    yield from _table(["suite", "model", "mean score (0 to 1)", "95 % interval", "prompts"], rows)
+    yield from table_lines(
+        ["suite", "model", "mean score (0 to 1)", "95 % interval", "prompts"], rows
+    )
     yield ""
     yield (
         "Greedy answers. base: before training; adapter: base with the trained adapter; fused: "
@@ -196,33 +175,18 @@ def _scores(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
     )
 
 
-def _export(document: Mapping[str, Any]) -> Iterator[str]:
-    export = document["export"]
-    quantized = export["quantized"]
-    yield "## What fusing and quantizing changed"
-    yield ""
-    yield (
-        f"{quantized['bits']} bits in groups of {quantized['group_size']} "
-        f"({_cell(quantized.get('method', 'method not recorded'))}), "
-        f"{q.size(quantized['bytes'])}; fused, {q.size(export['fused']['bytes'])}."
-    )
-    yield ""
-    rows = [[check["check"], check["measured"], check["limit"]] for check in export["checks"]]
-    yield from _table(["verified", "measured", "limit"], rows)
-
-
 def _data(document: Mapping[str, Any]) -> Iterator[str]:
     rows = []
     for split, facts in document["data"]["splits"].items():
         files = [
-            f"{_public_path(str(source['path']))} {source['sha256']}"
+            f"{public_path(str(source['path']))} {source['sha256']}"
             for source in facts.get("sources") or []
         ]
         counts = [q.count(facts.get(key)) for key in ("rows", "tokens", "trained_tokens")]
         rows.append([split, *counts, ", ".join(files) or q.NOT_RECORDED])
     yield "## Data"
     yield ""
-    yield from _table(["split", "rows", "tokens", "trained tokens", "files (sha256)"], rows)
+    yield from table_lines(["split", "rows", "tokens", "trained tokens", "files (sha256)"], rows)
 
 
 def _making(document: Mapping[str, Any]) -> Iterator[str]:
@@ -240,7 +204,7 @@ def _making(document: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield "## Training"
     yield ""
-    yield from _table(["", ""], rows)
+    yield from table_lines(["", ""], rows)
 
 
 def _choice(document: Mapping[str, Any]) -> Iterator[list[str]]:

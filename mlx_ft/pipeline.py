@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlx_ft import measuring, stages, training
+from mlx_ft import exporting, measuring, stages, training
 from mlx_ft.cleaning import drop_fused
 from mlx_ft.console import Console
 from mlx_ft.environment import environment
@@ -69,7 +69,7 @@ STAGES: tuple[Stage, ...] = (
         "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
     ),
     Stage("train", training.train, "Training", shared=True),
-    Stage("export", stages.export, "Export: fuse, dequantize, re-quantize, verify"),
+    Stage("export", exporting.export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
 )
 # A rehearsal's few rows would fail checks that the recipe's own rows have passed before it.

@@ -33,17 +33,13 @@ if TYPE_CHECKING:
     from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
-STAGE_VERSIONS = {"data": 2, "train": 7, "export": 5, "eval": 3}
+STAGE_VERSIONS = {"data": 2, "train": 7, "export": 6, "eval": 3}
 # Hopes for a run, and who is told of it, change nothing of it.
 BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
     "hypothesis": True,
     "expected": True,
     "train": {"report_to": True, "project_name": True},
 }
-# What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
-CALIBRATION_TOKENS = 6144
-# What models are compared on in the export: validation rows, and prompts of the suites.
-HELD_OUT_ROWS, ASKED_PROMPTS = 8, 8
 
 T = TypeVar("T")
 
@@ -297,37 +293,6 @@ def say_finding(console: Console, finding: Finding) -> None:
     console.say(f"  {finding.level:4} {finding.check}: {finding.measured}{advice}", style)
 
 
-def export(job: Job) -> None:
-    """Fuse, dequantize, re-quantize and verify into `export/`."""
-    from mlx_ft.export.stage import ExportJob, export_model
-
-    train_info = manifest_info(job, "train")
-    prompts = _fixed_prompts(job)
-    with writing_stage(job.run, "export") as folder:
-        info = export_model(
-            ExportJob(
-                name=job.recipe.name,
-                base=job.model.path,
-                adapter=job.run / "train" / "adapter",
-                folder=folder,
-                adapted_modules=tuple(train_info["adapted_layers"]),
-                parameters=train_info["total_parameters"],
-                recipe=job.recipe.export,
-                prompts=[ids for ids, _ in prompts],
-                trained=[trained for _, trained in prompts],
-                asked=_asked_prompts(job),
-                calibration=(
-                    _calibration_rows(job) if job.recipe.export.q_method == "gptq" else ()
-                ),
-                card=lambda what: _model_card(job, what),
-                fused_for=fused_copy_needed_by(job.recipe.export, job.recipe.eval),
-                original=None if job.original is None else job.original.path,
-            ),
-            job.console,
-        )
-        seal(folder, "export", job.inputs["export"], info)
-
-
 def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
     manifest = read_manifest(job.run / stage)
     if manifest is None:
@@ -335,60 +300,6 @@ def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
             Fault(str(job.run / stage), "incomplete", "run the recipe again to finish it")
         )
     return manifest.info
-
-
-def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
-    """Return whole conversations from the validation rows, on which models are compared: ids, and
-    the positions after which a trained token comes.
-    """
-    from mlx_ft.tokens import read_split
-
-    split = read_split(job.run / "data" / "valid.safetensors")
-    rows = [split.row(index) for index in range(min(HELD_OUT_ROWS, len(split)))]
-    return [
-        (
-            [int(token) for token in ids[:512]],
-            [at for at, flag in enumerate(trained[1:512]) if flag],
-        )
-        for ids, trained in rows
-    ]
-
-
-def _asked_prompts(job: Job) -> list[list[int]]:
-    """Return a few of the suites' prompts, drawn evenly: text unlike the training rows."""
-    samples = [sample for suite in job.suites for sample in suite.samples]
-    chat = renderer(job)
-    chosen = samples[:: max(1, -(-len(samples) // ASKED_PROMPTS))]
-    prompts = [chat.prompt_ids(sample.messages, sample.tools) for sample in chosen]
-    return [list(ids) for ids in prompts if len(ids) <= 512]
-
-
-def _calibration_rows(job: Job) -> list[list[int]]:
-    """Return training rows, drawn alike in every run, of about CALIBRATION_TOKENS tokens."""
-    import numpy as np
-
-    from mlx_ft.tokens import read_split
-
-    split = read_split(job.run / "data" / "train.safetensors")
-    rows: list[list[int]] = []
-    for index in np.random.default_rng(0).permutation(len(split)):
-        if sum(map(len, rows)) >= CALIBRATION_TOKENS:
-            break
-        rows.append([int(token) for token in split.row(int(index))[0][:512]])
-    return rows
-
-
-def _model_card(job: Job, what: str) -> str:
-    return (
-        f"# {job.recipe.name}\n\n"
-        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with LoRA by mlx-ft: "
-        f"{what}.\n\nLoad it with mlx-lm:\n\n"
-        "    from mlx_lm import load, generate\n"
-        '    model, tokenizer = load("path/to/this/folder")\n\n'
-        "Prompt it through its chat template only, with "
-        f"enable_thinking={job.recipe.chat.enable_thinking}. What was trained, how it was verified "
-        f"and how it scores is in the report of run {job.run.name}.\n"
-    )
 
 
 def report(job: Job) -> None:

@@ -154,3 +154,14 @@ def test_how_the_weights_were_chosen_is_said_where_they_were(document: dict[str,
     last = document["train"]["info"]["iterations"]
     assert f"| weights taken | iteration {last} of {last} (validation loss" in card
     assert "| seeds | 2 trained, 3 chosen; validation loss 1.25 to 1.75, mean 1.5 |" in card
+
+
+def test_what_survived_is_on_the_card(document: dict[str, Any]) -> None:
+    document["survival"]["model"]["ways"]["quantized"]["survival"] = 0.9512
+    document["survival"] |= {"survival": 0.9512, "min_survival": 0.9}
+    card = card_of(document)
+    assert "(this model) | 95.1 % |" in card and "Warnings: none." in card
+    document["survival"] |= {"survival": 0.4, "min_survival": None}
+    assert "keeps 40.0 % of what training changed" in card_of(document)
+    document["survival"] = document["export"]["fused"] = None
+    assert "was not measured" in card_of(document)

@@ -23,6 +23,7 @@ from mlx_ft.preflight.forecast import (
 )
 from mlx_ft.preflight.original import export_base
 from mlx_ft.preflight.shapes import ModelShape, model_shape
+from mlx_ft.preflight.trainable import dora, quantized_base
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 
 # A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of
@@ -114,18 +115,6 @@ def lora_keys(facts: PreflightInput) -> Finding:
     hint = f"did you mean {', '.join(meant)}? " if meant else ""
     measured = f"no module to adapt is called {', '.join(unknown)}"
     fix = f"{hint}this model has {', '.join(names)}"
-    return Finding(check, "fail", measured, limit, fix)
-
-
-def quantized_base(facts: PreflightInput) -> Finding:
-    """Quantized weights, of which full fine-tuning could train none."""
-    check, kind = "quantized_base", facts.recipe.train.fine_tune_type
-    quantized = facts.model_config.get("quantization") is not None
-    measured = f"fine_tune_type is {kind}, the model is {'' if quantized else 'not '}quantized"
-    limit = "full needs weights that are not quantized"
-    if kind != "full" or not quantized:
-        return _ok(check, measured, limit)
-    fix = "use the model's 16-bit version, or fine_tune_type: lora"
     return Finding(check, "fail", measured, limit, fix)
 
 
@@ -356,6 +345,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     num_layers,
     lora_keys,
     quantized_base,
+    dora,
     batch_size,
     schedule,
     disk,

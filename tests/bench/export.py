@@ -1,9 +1,9 @@
 """The export's memory and time beside mlx-lm's way: a table for LOG.md.
 
 A random model of Llama-3.2-3B's shape in 4 bits with a random rank-8 adapter on its top 12 layers;
-ours as a whole, ours without verification, and `mlx_lm fuse --dequantize` followed by `mlx_lm
-convert -q --q-bits 5`, each in a process of its own with the same BLAS. Resident memory is the
-process's own peak, file pages that it maps included.
+ours as a whole, ours unverified (both folders are written, nothing else is done), and `mlx_lm fuse
+--dequantize` followed by `mlx_lm convert -q --q-bits 5`, each in a process of its own with the same
+BLAS. Resident memory is the process's own peak, file pages that it maps included.
 
 Usage: python -m tests.bench.export [--work DIR] [--only NAME] [--layers N]
 """
@@ -17,76 +17,30 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
-from tests.tiny import write_tiny_tokenizer
+from tests.bench.shapes import LLAMA_3B, write_random_quantized
 
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 3072,
-    "num_hidden_layers": 28,
-    "intermediate_size": 8192,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "vocab_size": 128256,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 4096,
-}
+if TYPE_CHECKING:
+    from mlx_ft.console import Console
+    from mlx_ft.export.stage import ExportJob
+
+PARAMETERS = 3_213_000_000
 ADAPTED_LAYERS, RANK, SCALE = 12, 8, 8.0
-GROUP_SIZE = 64
 # Some real rows have this many tokens; random ids serve as well.
 PROMPTS, PROMPT_TOKENS = 8, 96
 WAYS = ("ours", "ours, GPTQ", "ours, unverified", "mlx-lm")
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Write the random base, a tensor at a time, and an adapter for it beside it."""
+    """Write the random base, and an adapter for it beside it."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
 
-    from mlx_ft.export.stream import Layout, WeightsWriter
-
-    write_tiny_tokenizer(folder)
-    settings = {"group_size": GROUP_SIZE, "bits": 4}
-    config = {**CONFIG, "num_hidden_layers": layers}
-    model_class, arguments_class = _get_classes(config)
-    model = model_class(arguments_class.from_dict(config))
-    shapes = {name: tuple(array.shape) for name, array in tree_flatten(model.parameters())}
-    layouts: dict[str, Layout] = {}
-    for name, shape in shapes.items():
-        if len(shape) == 1:
-            layouts[name] = Layout(shape, mx.float16)
-            continue
-        groups = Layout((shape[0], shape[1] // GROUP_SIZE), mx.float16)
-        layouts[name] = Layout((shape[0], shape[1] * 4 // 32), mx.uint32)
-        layouts[name.replace("weight", "scales")] = layouts[name.replace("weight", "biases")] = (
-            groups
-        )
-    mx.random.seed(0)
-    with WeightsWriter(folder, layouts) as writer:
-        for name, shape in shapes.items():
-            if len(shape) == 1:
-                ones = mx.ones(shape, mx.float16)
-                mx.eval(ones)
-                writer.put(name, 0, ones)
-                continue
-            for first in range(0, shape[0], 4096):
-                rows = min(4096, shape[0] - first)
-                weight = (mx.random.normal((rows, shape[1])) * 0.02).astype(mx.float16)
-                packed = mx.quantize(weight, GROUP_SIZE, 4)
-                mx.eval(packed)
-                for leaf, array in zip(("weight", "scales", "biases"), packed, strict=True):
-                    writer.put(name.replace("weight", leaf), first, array)
-                mx.clear_cache()
-        writer.finish()
-    (folder / "config.json").write_text(json.dumps({**config, "quantization": settings}))
-    write_adapter(folder / "adapter", shapes, layers)
+    config = LLAMA_3B | {"num_hidden_layers": layers}
+    write_adapter(folder / "adapter", write_random_quantized(folder, config, mx.float16), layers)
 
 
 def write_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], layers: int) -> None:
@@ -111,48 +65,58 @@ def write_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], layers: int)
 
 def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, Any]:
     """Export in this process; return its seconds and peaks."""
-    import mlx.core as mx
     import numpy as np
 
     from mlx_ft.console import Console
     from mlx_ft.export import stage
-    from mlx_ft.export.verifying import Compared
-    from mlx_ft.recipe import ExportRecipe
+    from mlx_ft.exporting import CALIBRATION_TOKENS
+    from tests.export.jobs import export_job
 
     generator = np.random.default_rng(0)
 
     def rows(count: int) -> list[list[int]]:
         return [[int(t) for t in generator.integers(3, 300, PROMPT_TOKENS)] for _ in range(count)]
 
-    prompts = rows(PROMPTS)
-    names = mx.load(str(model / "adapter" / "adapters.safetensors"))
-    assert isinstance(names, dict)
-    job = stage.ExportJob(
-        name="bench",
-        base=model,
-        adapter=model / "adapter",
-        folder=folder,
-        adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
-        parameters=3_213_000_000,
-        recipe=ExportRecipe.model_validate({"q_method": method}),
-        prompts=prompts,
-        trained=[range(PROMPT_TOKENS // 2, PROMPT_TOKENS - 1) for _ in prompts],
-        asked=(),
-        calibration=rows(6144 // PROMPT_TOKENS) if method == "gptq" else (),
-        card=lambda what: f"# bench: {what}\n",
+    job = export_job(
+        model,
+        model / "adapter",
+        folder / "ours",
+        prompts=rows(PROMPTS),
+        trained=[range(PROMPT_TOKENS // 2, PROMPT_TOKENS - 1)] * PROMPTS,
+        q_group_size=64,
+        q_method=method,
+        min_survival=None,
     )
-    # A random model of 28 layers is moved further by 5 bits than any real one: what is measured is
-    # time and memory, and the figures are printed.
-    stage.require_all = lambda checks: None
-    if not verified:
-        stage.layers_fault = lambda *arguments: None
-        stage._compare = lambda *arguments: Compared((), None, ())
+    calibration = rows(CALIBRATION_TOKENS // PROMPT_TOKENS) if method == "gptq" else ()
+    job = replace(job, parameters=PARAMETERS, calibration=calibration)
     said = io.StringIO()
     started = time.perf_counter()
-    info = stage.export_model(job, Console(said))
+    if verified:
+        # A random model of 28 layers is moved further by 5 bits than any real one: what is measured
+        # is time and memory, and the figures are printed.
+        stage.require_all = lambda checks: None
+        info = stage.export_model(job, Console(said))
+    else:
+        info = unverified(job, Console(said))
     seconds = time.perf_counter() - started
     print(said.getvalue(), file=sys.stderr)
     return {"seconds": seconds, "mlx_peak_bytes": info["peak_memory_bytes"]}
+
+
+def unverified(job: "ExportJob", console: "Console") -> dict[str, Any]:
+    """Write both folders, as far as mlx-lm's two commands go: no proof that layer by layer is the
+    model, no comparison, no audit.
+    """
+    import mlx.core as mx
+
+    from mlx_ft.export import stage
+    from mlx_ft.export.bits import Bits
+
+    mx.reset_peak_memory()
+    # The stage offers no writing without verifying, and should not: only here is that of use.
+    with stage._small_cache():
+        stage._write_in_range(job, Bits(job.recipe.most_bits), None, True, console)
+    return {"peak_memory_bytes": int(mx.get_peak_memory())}
 
 
 def theirs(model: Path, folder: Path) -> dict[str, Any]:
@@ -190,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("bench-export"))
     parser.add_argument("--only", action="append", choices=WAYS)
-    parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"])
+    parser.add_argument("--layers", type=int, default=LLAMA_3B["num_hidden_layers"])
     parser.add_argument("--in-process", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work = arguments.work.resolve()

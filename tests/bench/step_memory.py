@@ -10,58 +10,19 @@ Usage: python -m tests.bench.step_memory [--layers 12] [--tokens 128] [--engine 
 
 import argparse
 import io
-import json
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
-from tests.tiny import random_model, write_tiny_tokenizer
+from tests.bench.shapes import LLAMA_3B, write_random_quantized
 
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 3072,
-    "num_hidden_layers": 28,
-    "intermediate_size": 8192,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 128256,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 131072,
-    "quantization": {"group_size": 64, "bits": 4},
-}
 RANK, SCALE, LEARNING_RATE = 8, 8.0, 1e-4
-
-
-def write_model(folder: Path) -> None:
-    """Write random 4-bit weights of the shape, a layer at a time so that little is in memory."""
-    write_tiny_tokenizer(folder)
-    model = random_model(CONFIG)
-    # Scales and norms in the type that a CPU is fast with: in bfloat16 mlx_lm's step takes hours.
-    model.set_dtype(mx.float32)
-    nn.quantize(model, group_size=64, bits=4)
-    names: dict[str, str] = {}
-    parts = [*((f"model.layers.{i}.", layer) for i, layer in enumerate(model.model.layers))]
-    parts += [("model.embed_tokens.", model.model.embed_tokens), ("model.norm.", model.model.norm)]
-    for number, (prefix, part) in enumerate(parts):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        weights = {prefix + name: array for name, array in tree_flatten(part.parameters())}
-        mx.save_safetensors(str(folder / file), weights, metadata={"format": "mlx"})
-        names |= dict.fromkeys(weights, file)
-        part.update(nn.utils.tree_map(lambda array: mx.zeros((0,), array.dtype), part.parameters()))
-    index = {"metadata": {}, "weight_map": names}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
 
 
 def one_row(tokens: int) -> list[int]:
@@ -141,8 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.work / "model-3b"
     if not (folder / "config.json").exists():
-        folder.mkdir(parents=True)
-        write_model(folder)
+        # The type that a CPU is fast with: with scales in bfloat16 mlx_lm's step takes hours.
+        write_random_quantized(folder, LLAMA_3B, mx.float32)
         sys.exit("the model is written; run again, so that writing it is not measured")
     started = time.perf_counter()
     mx.reset_peak_memory()

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,6 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
@@ -30,19 +28,11 @@ from mlx_ft.export.verify import (
     layer_bits,
 )
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import (
-    DataRecipe,
-    EvalRecipe,
-    ExportRecipe,
-    LoraParameters,
-    Recipe,
-    TrainRecipe,
-)
+from mlx_ft.recipe import EvalRecipe, ExportRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
-from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
+from tests.export.jobs import PROMPTS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights, write_tiny_model
 
-PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
 ASKED = [[14, 15, 16, 17]]
 
 
@@ -56,41 +46,13 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter with a strong effect, as after a real training."""
-    train = TrainRecipe(num_layers=1, lora_parameters=LoraParameters(rank=4, scale=4.0))
-    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
-    model, _, _ = load_weights(base)
-    config = adapter_config(recipe, 1)
-    put_adapter(model, train, config)
-    mx.random.seed(3)
-    weights = [
-        (name, mx.random.normal(array.shape) * 0.3)
-        for name, array in tree_flatten(model.trainable_parameters())
-    ]
-    model.load_weights(weights, strict=False)
     folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(model, config, folder)
-    return folder
+    return trained_adapter(base, "lora", folder, lambda name, array, noise: 0.3 * noise)
 
 
 @pytest.fixture
-def job(base: Path, adapter: Path, tmp_path: Path) -> Iterator[ExportJob]:
-    names = mx.load(str(adapter / "adapters.safetensors"))
-    folder = tmp_path / "export"
-    folder.mkdir()
-    yield ExportJob(
-        name="tiny",
-        base=base,
-        adapter=adapter,
-        folder=folder,
-        adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
-        parameters=100_000,
-        recipe=ExportRecipe(q_group_size=32),
-        prompts=PROMPTS,
-        trained=[range(len(prompt) - 1) for prompt in PROMPTS],
-        asked=ASKED,
-        calibration=PROMPTS,
-        card=lambda what: f"# tiny: {what}\n",
-    )
+def job(base: Path, adapter: Path, tmp_path: Path) -> ExportJob:
+    return export_job(base, adapter, tmp_path / "export", asked=ASKED)
 
 
 def rounding(bits: Literal[4, 5, 6, 8]) -> ExportRecipe:
@@ -320,3 +282,23 @@ def test_the_disk_is_asked_for_both_copies() -> None:
     assert needed_bytes(1_000_000, recipe, kept) > needed_bytes(1_000_000, recipe, ()) + 2_000_000
     both = needed_bytes(1_000_000, ExportRecipe(gguf="f16"), kept)
     assert both > needed_bytes(1_000_000, recipe, kept) + 2_000_000
+
+
+def test_the_bench_writes_the_same_weights_unverified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the stage apart, and so would no longer run when the stage changes."""
+    from mlx_ft.export import stage
+    from tests.bench import export as bench
+
+    monkeypatch.setattr(stage, "require_all", stage.require_all)  # the bench sets another
+    monkeypatch.setattr(bench, "LLAMA_3B", TINY_CONFIGS["llama"])
+    bench.write_model(tmp_path / "model", layers=2)
+    folders = [tmp_path / "verified", tmp_path / "unverified"]
+    for folder in folders:
+        folder.mkdir()
+        bench.ours(tmp_path / "model", folder, "round", verified=folder == folders[0])
+    for name in ("fused-f16", "q5"):
+        one, other = ((f / "ours" / name / "model.safetensors").read_bytes() for f in folders)
+        assert one == other
+    assert not (folders[1] / "ours" / "survival.json").exists()

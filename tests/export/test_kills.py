@@ -12,7 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_ft.runs import read_manifest
-from tests.export.test_kinds import base_of, trained_adapter
+from tests.export.jobs import trained_adapter
+from tests.export.test_kinds import base_of
 
 KILLS = 4
 CHILD = """

@@ -23,12 +23,10 @@ from mlx_ft.errors import ModelError
 from mlx_ft.export import stream
 from mlx_ft.export.fuse import fuse
 from mlx_ft.export.stage import ExportJob, export_model
-from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import DataRecipe, ExportRecipe, Recipe, TrainRecipe
-from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
+from mlx_ft.inference import attach_adapter
+from tests.export.jobs import KINDS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights
 
-PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
 EXPERTS = {
     "model_type": "qwen3_moe",
     "hidden_size": 64,
@@ -48,12 +46,6 @@ EXPERTS = {
     "rope_theta": 1000000.0,
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "lora": {"lora_parameters": {"rank": 4, "scale": 4.0}},
-    "rslora": {"lora_parameters": {"rank": 4, "alpha": 8.0, "rslora": True}},
-    "dora": {"fine_tune_type": "dora", "lora_parameters": {"rank": 4, "scale": 4.0}},
-    "full": {"fine_tune_type": "full"},
 }
 
 
@@ -91,44 +83,9 @@ def base_of(name: str, bits: int | None, dtype: mx.Dtype, folder: Path) -> Path:
     return source
 
 
-def trained_adapter(base: Path, kind: str, folder: Path) -> Path:
-    """Write an adapter whose every tensor matters."""
-    train = TrainRecipe.model_validate({"num_layers": 1, **KINDS[kind]})
-    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
-    model, _, _ = load_weights(base)
-    config = adapter_config(recipe, 1)
-    put_adapter(model, train, config)
-    mx.random.seed(3)
-    moved = [
-        (name, array * 1.05 if kind == "full" or name.endswith(".m") else array + 0.2 * noise)
-        for name, array in tree_flatten(model.trainable_parameters())
-        for noise in [mx.random.normal(array.shape)]
-    ]
-    model.load_weights(moved, strict=False)
-    save_adapter(model, config, folder)
-    return folder
-
-
 def job_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportJob:
-    names = mx.load(str(adapter / "adapters.safetensors"))
-    assert isinstance(names, dict)
-    folder.mkdir()
-    # These random models are far more sensitive to 5 bits than real ones.
-    values = {"q_bits": 8, "q_group_size": 32, "q_method": "round", **recipe}
-    return ExportJob(
-        name="tiny",
-        base=base,
-        adapter=adapter,
-        folder=folder,
-        adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
-        parameters=100_000,
-        recipe=ExportRecipe.model_validate(values),
-        prompts=PROMPTS,
-        trained=[range(len(prompt) - 1) for prompt in PROMPTS],
-        asked=(),
-        calibration=PROMPTS,
-        card=lambda what: f"# tiny: {what}\n",
-    )
+    """Return an export to 8 bits: random models are far more sensitive to 5 than real ones."""
+    return export_job(base, adapter, folder, **{"q_bits": 8, "q_method": "round", **recipe})
 
 
 def plainly_fused(base: Path, adapter: Path, dtype: mx.Dtype) -> nn.Module:
@@ -283,17 +240,6 @@ def test_stacked_heads_are_dequantized_too(tmp_path: Path) -> None:
     assert isinstance(dequantize_model(model).heads, QuantizedMultiLinear)
     plain = plain_structure(model).heads
     assert type(plain) is MultiLinear and plain.weight.shape == (4, 32, 64)
-
-
-def test_dora_on_five_bits_is_refused_by_mlx_lm_in_training_already(tmp_path: Path) -> None:
-    """Its layer takes the inputs for a whole number of 32 / bits: no adapter comes out of it."""
-    base = base_of("qwen3", 5, mx.float16, tmp_path)
-    model, _ = mlx_lm_load_model(base)
-    train = TrainRecipe.model_validate({"num_layers": 1, **KINDS["dora"]})
-    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
-    put_adapter(model, train, adapter_config(recipe, 1))
-    with pytest.raises(ValueError, match="shape"):
-        model(mx.array([PROMPTS[0]]))
 
 
 def test_what_cannot_be_dequantized_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from mlx_ft.console import Console
 from mlx_ft.errors import ModelError
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.export.stage import export_model
-from tests.export.test_kinds import base_of, job_of, plainly_fused, trained_adapter
+from tests.export.jobs import trained_adapter
+from tests.export.test_kinds import base_of, job_of, plainly_fused
 from tests.tiny import TINY_CONFIGS, write_random_weights
 
 

@@ -14,7 +14,6 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
@@ -31,9 +30,9 @@ from mlx_ft.export.survive import (
 )
 from mlx_ft.export.verify import layer_bits
 from mlx_ft.inference import load_weights
-from mlx_ft.recipe import DataRecipe, ExportRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe import ExportRecipe
 from mlx_ft.runs import read_json
-from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
+from tests.export.jobs import export_job, trained_adapter
 from tests.tiny import write_tiny_model
 
 ROWS = [[int(token) for token in np.random.default_rng(5).integers(3, 300, 12)] for _ in range(6)]
@@ -47,33 +46,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(base: Path, folder: Path, strength: float, **recipe: object) -> ExportJob:
     """A job with an adapter on the upper of two layers, of this strength, on every projection."""
-    train = TrainRecipe(num_layers=1, lora_parameters=LoraParameters(rank=4, scale=4.0))
-    model, _, _ = load_weights(base)
-    config = adapter_config(
-        Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train), 1
+    adapter = trained_adapter(
+        base, "lora", folder / "adapter", lambda name, array, noise: noise * strength**0.5
     )
-    put_adapter(model, train, config)
-    mx.random.seed(3)
-    names = [name for name, _ in tree_flatten(model.trainable_parameters())]
-    shapes = dict(tree_flatten(model.trainable_parameters()))
-    weights = [(name, mx.random.normal(shapes[name].shape) * strength**0.5) for name in names]
-    model.load_weights(weights, strict=False)
-    (folder / "export").mkdir()
-    save_adapter(model, config, folder / "adapter")
-    return ExportJob(
-        name="tiny",
-        base=base,
-        adapter=folder / "adapter",
-        folder=folder / "export",
-        adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
-        parameters=100_000,
-        recipe=ExportRecipe.model_validate({"q_group_size": 32, "q_method": "round", **recipe}),
-        prompts=ROWS[:4],
-        trained=[range(5, 11)] * 4,
-        asked=ROWS[4:],
-        calibration=ROWS,
-        card=lambda what: f"# tiny: {what}\n",
+    values = {"q_method": "round", **recipe}
+    job = export_job(
+        base, adapter, folder / "export", prompts=ROWS[:4], trained=[range(5, 11)] * 4, **values
     )
+    return replace(job, asked=ROWS[4:], calibration=ROWS)
 
 
 def test_the_file_says_what_each_way_of_storing_keeps(base: Path, tmp_path: Path) -> None:
