@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_ft.cache import cache_home
 from mlx_ft.console import Console
@@ -19,8 +20,11 @@ from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.hardware import format_seconds, machine
 from mlx_ft.recipe import Recipe
-from mlx_ft.runs import complete_stage, hash_of, seal, writing_stage
+from mlx_ft.runs import seal, writing_stage
 from mlx_ft.stages import Job
+
+if TYPE_CHECKING:
+    from mlx_ft.train.handover import TrainStage
 
 PREFIX_LIMIT_BYTES = 2 << 30
 # What the chosen seed leaves in `train/` itself, where a single seed has it too.
@@ -36,18 +40,15 @@ def train(job: Job) -> None:
             "evaluation does not ask them"
         )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
-        if job.recipe.train.seeds:
-            info = _train_seeds(job, folder)
-        else:
-            info = _train_one(job, job.recipe, folder, inputs)
+        stage = _stage(job, folder)
+        info = _train_seeds(job, stage) if stage.seeds else _supervise(job, stage)
         seal(folder, "train", inputs, info)
 
 
-def _train_one(job: Job, recipe: Recipe, folder: Path, inputs: str) -> dict[str, Any]:
-    """Train one seed into a folder, and return what the training hands over."""
+def _stage(job: Job, folder: Path) -> TrainStage:
+    """Return what the training room is to do, into a folder."""
     from mlx_ft.train.handover import TrainStage
     from mlx_ft.train.prompts import Prompt, choose_prompts
-    from mlx_ft.train.supervisor import supervise
 
     prompts = choose_prompts(
         [
@@ -56,63 +57,55 @@ def _train_one(job: Job, recipe: Recipe, folder: Path, inputs: str) -> dict[str,
             if row.messages is not None
         ]
     )
-    stage = TrainStage(
-        recipe=recipe,
+    return TrainStage(
+        recipe=job.recipe,
         model_folder=job.model.path,
         data_folder=job.run / "data",
         folder=folder,
-        inputs=inputs,
+        inputs=job.inputs["train"],
         model_identity=job.model.identity,
         prefix_folder=cache_home() / "prefix",
         prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
         look_prompts=prompts,
         judge_look=job.judged,
+        seeds=tuple(job.recipe.train.seeds),
     )
+
+
+def _supervise(job: Job, stage: TrainStage) -> dict[str, Any]:
+    from mlx_ft.train.supervisor import supervise
+
     return supervise(stage, job.run, job.console, "mlx_ft.training_process")
 
 
-def _train_seeds(job: Job, folder: Path) -> dict[str, Any]:
-    """Train each seed into `seed-<number>/`, those that are complete already left as they are, and
+def _train_seeds(job: Job, stage: TrainStage) -> dict[str, Any]:
+    """Have each seed trained into `seed-<number>/`, those that are complete left as they are, and
     put the best one's adapter beside them.
 
     A seed that a gate stops is not chosen; raises GateFailed when all of them are.
     """
-    seeds = job.recipe.train.seeds
-    infos: list[Mapping[str, Any]] = []
-    for number, seed in enumerate(seeds, start=1):
-        name, inputs = f"seed-{seed}", hash_of([job.inputs["train"], seed])
-        found = complete_stage(folder, name, inputs)
-        said = "is trained already" if found else "begins"
-        job.console.say(f"seed {seed} ({number} of {len(seeds)}) {said}")
-        if found is None:
-            with writing_stage(folder, name, keep_partial=True) as part:
-                info = {"seed": seed, **_train_or_stop(job, _with_seed(job.recipe, seed), part)}
-                found = seal(part, name, inputs, info)
-        infos.append(found.info)
+    from mlx_ft.train.handover import seed_folder
+
+    left = []
+    for seed in stage.seeds:
+        if stage.trained(seed) is None:
+            left.append(seed)
+        else:
+            job.console.say(f"seed {seed} is trained already")
+    if left:
+        _supervise(job, replace(stage, seeds=tuple(left)))
+    found = [stage.trained(seed) for seed in stage.seeds]
+    infos = [manifest.info for manifest in found if manifest is not None]
+    assert len(infos) == len(stage.seeds), "a seed has no result"
     trained = [info for info in infos if "stopped" not in info]
     if not trained:
         raise GateFailed([Fault(**fault) for info in infos for fault in info["stopped"]])
     best = max(trained, key=_rank)
     for name in OF_THE_CHOSEN:
-        _copy(folder / f"seed-{best['seed']}" / name, folder / name)
+        _copy(stage.folder / seed_folder(best["seed"]) / name, stage.folder / name)
     seed_info = seeds_info(infos, best, job.recipe)
     _say_seeds(job.console, seed_info)
     return {**best, "seeds": seed_info}
-
-
-def _with_seed(recipe: Recipe, seed: int) -> Recipe:
-    train = recipe.train.model_copy(update={"seed": seed, "seeds": []})
-    return recipe.model_copy(update={"train": train})
-
-
-def _train_or_stop(job: Job, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    inputs = hash_of([job.inputs["train"], recipe.train.seed])
-    try:
-        return _train_one(job, recipe, folder, inputs)
-    except GateFailed as error:
-        for fault in error.faults:
-            job.console.say(f"seed {recipe.train.seed} is stopped: {fault}", "red")
-        return {"stopped": [vars(fault) for fault in error.faults]}
 
 
 def _copy(source: Path, target: Path) -> None:

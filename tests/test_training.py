@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.errors import GateFailed, InputError
+from mlx_ft.errors import GateFailed, InputError, Interrupted
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe import DataRecipe, Recipe, SelectRecipe, TrainRecipe
@@ -123,30 +123,41 @@ def test_a_run_that_differs_later_on_takes_the_training_over(
 
 
 def test_seeds_that_are_finished_are_not_trained_again(
-    trained: Any, monkeypatch: pytest.MonkeyPatch
+    trained: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As after a kill while the second was trained: the first stays, the others are made."""
-    place, _ = trained
-    sets = (*SETS, "train.learning_rate=2e-3")
-    job = job_in(place, *sets)
-    begun: list[int] = []
-    plain = supervisor.supervise
-
-    def killed(stage: Any, *rest: Any) -> Any:
-        begun.append(stage.recipe.train.seed)
-        if len(begun) == 2:
-            raise KeyboardInterrupt
-        return plain(stage, *rest)
-
-    monkeypatch.setattr(supervisor, "supervise", killed)
-    with pytest.raises(Exception, match="interrupted"):
-        run_pipeline(job, "train")
-    first = job.run / "train.tmp" / "seed-0" / "manifest.json"
+    """After an interruption while the second was trained: the first stays, the others are made."""
+    place, job = trained
+    sets = (*SETS, "train.steps_per_report=3")
+    stopped = job_in(place, *sets)
+    interrupt_when(stopped.run / "train.tmp" / "seed-1.tmp" / "metrics.jsonl", signal.SIGTERM)
+    with pytest.raises(Interrupted, match="checkpoint written"):
+        run_pipeline(stopped, "train")
+    first = stopped.run / "train.tmp" / "seed-0" / "manifest.json"
     before = first.read_bytes()
+    capfd.readouterr()
     run_pipeline(job_in(place, *sets), "train")
-    assert begun == [0, 1, 1, 2]
-    assert (job.run / "train" / "seed-0" / "manifest.json").read_bytes() == before
-    shutil.rmtree(job.run)
+    said = capfd.readouterr().err
+    assert "seed 0 is trained already" in said and "seed 0 (1 of 3) begins" not in said
+    assert "seed 1 (2 of 3) begins" in said and "seed 2 (3 of 3) begins" in said
+    assert (stopped.run / "train" / "seed-0" / "manifest.json").read_bytes() == before
+    for seed in (0, 1, 2):
+        adapter = f"train/seed-{seed}/adapter/adapters.safetensors"
+        assert (stopped.run / adapter).read_bytes() == (job.run / adapter).read_bytes()
+    shutil.rmtree(stopped.run)
+
+
+def interrupt_when(metrics: Path, number: signal.Signals) -> threading.Thread:
+    """Send a signal to the training process, once, when there is a file of metrics."""
+
+    def strike() -> None:
+        while not read_json_lines(metrics):
+            time.sleep(0.01)
+        for pid in training_processes():
+            os.kill(pid, number)
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    return thread
 
 
 def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
@@ -129,6 +129,19 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     modules = sorted({name.rsplit(".", 1)[0] for name, _ in trainable})
     count = sum(int(array.size) for _, array in trainable)
     return AdapterShape(config["num_layers"], tuple(modules), count, total)
+
+
+def take_adapter_off(model: nn.Module, own: Mapping[str, nn.Module]) -> bool:
+    """Put a model's own modules, by name as before `put_adapter`, back in place of the adapter's;
+    return whether it has those and no others now.
+    """
+    leaves = [(name, module) for name, module in own.items() if not tree_flatten(module.children())]
+    try:
+        model.update_modules(tree_unflatten(leaves))
+    except ValueError:  # a model whose parts lie elsewhere once they are adapted
+        return False
+    now = dict(model.named_modules())
+    return now.keys() == own.keys() and all(now[name] is own[name] for name in own)
 
 
 def require_finite(arrays: Mapping[str, mx.array], what: str) -> None:

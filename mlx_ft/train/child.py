@@ -39,19 +39,16 @@ def main(
         if os.getppid() != parent:
             return 1
         from mlx_ft.train.job import SegmentOver
-        from mlx_ft.train.stage import run_train_stage
+        from mlx_ft.train.stage import Around, run_seeds, run_train_stage
 
         pulse.beat("starting")
         try:
             stage = read_stage(control)
             with disk_errors_explained(stage.folder):
-                info = run_train_stage(
-                    stage,
-                    Console(stream),
-                    pulse.beat,
-                    lambda: os.getppid() != parent,
-                    make_judge,
+                around = Around(
+                    Console(stream), pulse.beat, lambda: os.getppid() != parent, make_judge
                 )
+                info = (run_seeds if stage.seeds else run_train_stage)(stage, around)
         except MlxFtError as error:
             write_error(control, error)
             return error.exit_code

@@ -42,8 +42,9 @@ def validation_loss(run: Run) -> tuple[float, int]:
 
 def validate(run: Run) -> bool:
     """Measure the validation loss, and return whether it is the lowest so far."""
-    loss, tokens = validation_loss(run)
     place = run.position
+    known = run.job.untrained if place.iteration == 0 else None
+    loss, tokens = known or validation_loss(run)
     is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
     if is_best:
         place = replace(place, best_loss=loss, best_iteration=place.iteration, worse=0)
@@ -82,7 +83,7 @@ def select(run: Run) -> bool:
     }
     score = None
     if judge is not None:
-        with _whole_model(run.job):
+        with whole_model(run.job):
             run.job.model.eval()
             verdict = judge.ask(
                 place.iteration, lambda: run.show_progress("questions after iteration")
@@ -126,12 +127,12 @@ def patience_is_over(job: TrainingJob, place: Position) -> bool:
 
 
 @contextmanager
-def _whole_model(job: TrainingJob) -> Iterator[None]:
+def whole_model(job: TrainingJob) -> Iterator[None]:
     """Have the frozen layers' weights back for a while, if they were let go."""
     forward = job.forward
     released = forward.frozen_released
     if released:
-        assert job.model_folder is not None, "a job that is judged knows its model's folder"
+        assert job.model_folder is not None, "a model that is asked is read from its folder"
         forward.restore_frozen(
             load_layers(job.model_folder, forward.frozen_layers, job.recipe.low_memory)
         )

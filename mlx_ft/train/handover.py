@@ -9,13 +9,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_ft import errors
 from mlx_ft.errors import Fault, MlxFtError
 from mlx_ft.recipe import Recipe
-from mlx_ft.runs import read_json, write_json
+from mlx_ft.runs import Manifest, complete_stage, hash_of, read_json, write_json
 from mlx_ft.train.prompts import Prompt
 
 JOB_FILE = "job.json"
@@ -26,6 +26,11 @@ LOCK_FILE = "lock"
 HEARTBEAT_SECONDS = 1.0
 
 
+def seed_folder(seed: int) -> str:
+    """Return the name of a seed's stage within the training's."""
+    return f"seed-{seed}"
+
+
 @dataclass(frozen=True)
 class TrainStage:
     """Inputs of the stage: the recipe, where model and rows are, where results go.
@@ -33,6 +38,8 @@ class TrainStage:
     `inputs` is the hash that a checkpoint must carry to be continued, `prefix_folder` keeps what
     frozen layers give out, `look_prompts` are answered before anything is merged, and the answers
     judged if `judge_look`.
+
+    With `seeds` each of them is trained, into a stage of its own within `folder`.
     """
 
     recipe: Recipe
@@ -45,6 +52,22 @@ class TrainStage:
     prefix_folder: Path
     look_prompts: Sequence[Prompt]
     judge_look: bool = True
+    seeds: tuple[int, ...] = ()
+
+    def of_seed(self, seed: int) -> TrainStage:
+        """Return the stage that trains one of the seeds, as if it were alone."""
+        train = self.recipe.train.model_copy(update={"seed": seed, "seeds": []})
+        return replace(
+            self,
+            recipe=self.recipe.model_copy(update={"train": train}),
+            folder=self.folder / f"{seed_folder(seed)}.tmp",
+            inputs=hash_of([self.inputs, seed]),
+            seeds=(),
+        )
+
+    def trained(self, seed: int) -> Manifest | None:
+        """Return what one of the seeds came to, None while it is not complete."""
+        return complete_stage(self.folder, seed_folder(seed), self.of_seed(seed).inputs)
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,7 @@ def read_stage(control: Path) -> TrainStage:
     for name in ("model_folder", "data_folder", "folder", "prefix_folder"):
         values[name] = Path(values[name])
     values["look_prompts"] = [Prompt(**prompt) for prompt in values["look_prompts"]]
+    values["seeds"] = tuple(values["seeds"])
     return TrainStage(**values)
 
 

@@ -15,6 +15,7 @@ from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.metrics import Metric
+from mlx_ft.train.prefix import PrefixCache
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class TrainingJob:
     Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
     goes into, or in memory up to `prefix_limit_bytes`. Without `shuffle` rows are trained as they
     stand in every epoch. A `judge`, whose scores choose the weights, needs the `model_folder`.
+
+    What another training of the same rows found out need not be done again: the caches `prefixes`
+    of training and validation rows, and `untrained`, the validation loss before the first update
+    with its number of tokens.
     """
 
     model: nn.Module
@@ -74,6 +79,8 @@ class TrainingJob:
     shuffle: bool = True
     judge: Judge | None = None
     model_folder: Path | None = None
+    prefixes: tuple[PrefixCache, PrefixCache] | None = None
+    untrained: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True)

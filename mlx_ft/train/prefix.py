@@ -60,6 +60,7 @@ class PrefixCache:
         self._row_tokens = split.lengths - 1
         self._memory = MemoryStore(limit_bytes)
         self._store: Store = self._memory
+        self._filled = False
 
     @property
     def held_bytes(self) -> int:
@@ -108,12 +109,13 @@ class PrefixCache:
     def fill(self, on_rows: Callable[[int, int], None]) -> None:
         """Compute every row that can be kept; `on_rows(done, of)` after each group.
 
-        What an earlier run left on the disk is not computed again.
+        What an earlier run left on the disk is not computed again, nor is anything the second time.
         """
-        if self._forward.frozen_layers == 0 or len(self._split) == 0:
+        if self._filled or self._forward.frozen_layers == 0 or len(self._split) == 0:
             return
         if self._place is None or not self._fill_file(self._place, on_rows):
             self._fill_memory(on_rows)
+        self._filled = True
 
     def _fill_file(self, place: Place, on_rows: Callable[[int, int], None]) -> bool:
         """Find or write the file, and return whether there is one now."""

@@ -34,7 +34,7 @@ SEEDS_PER_ITERATION = 1 << 12
 MAX_SKIPPED_IN_A_ROW = 3
 
 
-def _prefix_caches(job: TrainingJob) -> tuple[PrefixCache, PrefixCache]:
+def prefix_caches(job: TrainingJob) -> tuple[PrefixCache, PrefixCache]:
     """Return the caches of training and validation rows, not filled yet."""
     job.model.eval()
     splits = (job.train_rows, job.validation_rows)
@@ -62,7 +62,7 @@ class Run:
         self.rate = learning_rate_at(job.recipe.lr_schedule, job.recipe.learning_rate, self.updates)
         self.optimizer = build_optimizer(job.recipe)
         self.optimizer.init(job.model.trainable_parameters())
-        self.train_prefix, self.validation_prefix = _prefix_caches(job)
+        self.train_prefix, self.validation_prefix = job.prefixes or prefix_caches(job)
         self.position = self._resume()
         self.metrics = MetricsFile(job.folder / METRICS_FILE, self.position.iteration)
         self.course = Course(job)

@@ -1,162 +1,127 @@
-"""The training stage from folder to folder: load, adapt, train, look, save."""
+"""The training stage from folder to folder: load, adapt, train, look, save.
+
+One training, or one for each of several seeds on the same ground. Does not: choose between seeds.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import mlx.core as mx
-import numpy as np
-
-from mlx_ft import BLAS
 from mlx_ft.console import Console
-from mlx_ft.cpu_math import CPU_MATH_VERSION, exp_is_slow
+from mlx_ft.errors import GateFailed
 from mlx_ft.hardware import format_bytes, format_seconds
-from mlx_ft.inference import LoadedModel, load_model, release
+from mlx_ft.inference import release
 from mlx_ft.interrupts import deferred
 from mlx_ft.recipe import TrainRecipe
-from mlx_ft.runs import hash_of
-from mlx_ft.tokens import Ids, TokenizedSplit, read_split
-from mlx_ft.train.adapters import (
-    adapter_config,
-    load_adapter_weights,
-    put_adapter,
-    resolve_num_layers,
-    save_adapter,
+from mlx_ft.runs import seal, writing_stage
+from mlx_ft.train.adapters import save_adapter
+from mlx_ft.train.batches import total_updates
+from mlx_ft.train.choosing import whole_model
+from mlx_ft.train.ground import Ground
+from mlx_ft.train.handover import TrainStage, seed_folder
+from mlx_ft.train.job import (
+    Listener,
+    MakeJudge,
+    SegmentOver,
+    TrainingJob,
+    TrainingResult,
+    result_info,
 )
-from mlx_ft.train.batches import total_iterations, total_updates
-from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.handover import TrainStage
-from mlx_ft.train.job import Listener, MakeJudge, TrainingJob, TrainingResult, result_info
 from mlx_ft.train.look import look, require_sane
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 
 # Validations in a row above the lowest one before a line says so.
 RISING_VALIDATIONS = 3
-# Freed arrays that MLX may hold on to with train.low_memory.
-LOW_MEMORY_CACHE_BYTES = 256 << 20
 
 
-def run_train_stage(
-    stage: TrainStage,
-    console: Console,
-    beat: Callable[[str], None] = lambda doing: None,
-    orphaned: Callable[[], bool] = lambda: False,
-    make_judge: MakeJudge = lambda *_: None,
-) -> dict[str, Any]:
-    """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
+@dataclass(frozen=True)
+class Around:
+    """What a training has around it: who is told, what asks it to stop, and who scores the model.
 
     `beat` is told what is being done, again and again; `orphaned` asks for a stop like a signal.
-    `make_judge` says who scores the model in training. Raises GateFailed for a degenerate model,
-    Interrupted after a checkpoint.
     """
-    train_rows = read_split(stage.data_folder / "train.safetensors")
-    validation_rows = read_split(stage.data_folder / "valid.safetensors")
-    low_memory = stage.recipe.train.low_memory
-    if low_memory:
-        mx.set_cache_limit(LOW_MEMORY_CACHE_BYTES)
-    loaded = _load(stage, None, low_memory)
-    console.say(f"computing in {loaded.compute}")
-    job = _job(stage, loaded, train_rows, validation_rows)
-    job = replace(job, judge=make_judge(stage.recipe, loaded, stage.folder))
+
+    console: Console
+    beat: Callable[[str], None] = lambda doing: None
+    orphaned: Callable[[], bool] = lambda: False
+    make_judge: MakeJudge = lambda *_: None
+
+
+def run_train_stage(stage: TrainStage, around: Around) -> dict[str, Any]:
+    """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
+
+    Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
+    """
+    return _train_on(_ground(stage, around), stage, around)
+
+
+def run_seeds(stage: TrainStage, around: Around) -> dict[str, Any]:
+    """Train each seed that is not complete into its own folder, with what it would hand over alone;
+    return nothing.
+
+    A seed that a gate stops is sealed with its faults. Raises Interrupted after a checkpoint,
+    SegmentOver after each seed but the last where processes are to end now and then.
+    """
+    ground = None
+    asked = stage.recipe.train.seeds
+    for seed in [seed for seed in stage.seeds if stage.trained(seed) is None]:
+        if ground is not None and stage.recipe.train.segment_steps is not None:
+            raise SegmentOver
+        around.console.say(f"seed {seed} ({asked.index(seed) + 1} of {len(asked)}) begins")
+        if ground is not None and not ground.clear(stage):
+            ground = None
+            release()
+        if ground is None:
+            ground = _ground(stage, around)
+        one = stage.of_seed(seed)
+        with writing_stage(stage.folder, seed_folder(seed), keep_partial=True) as folder:
+            info = _train_or_stop(ground, one, around)
+            seal(folder, seed_folder(seed), one.inputs, {"seed": seed, **info})
+    return {}
+
+
+def _ground(stage: TrainStage, around: Around) -> Ground:
+    ground = Ground(stage)
+    around.console.say(f"computing in {ground.loaded.compute}")
+    return ground
+
+
+def _train_or_stop(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
+    try:
+        return _train_on(ground, stage, around)
+    except GateFailed as error:
+        for fault in error.faults:
+            around.console.say(f"seed {stage.recipe.train.seed} is stopped: {fault}", "red")
+        return {"stopped": [vars(fault) for fault in error.faults]}
+
+
+def _train_on(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
+    job = ground.job(stage)
+    job = replace(job, judge=around.make_judge(stage.recipe, ground.loaded, stage.folder))
     assert (job.judge is not None) == stage.recipe.train.select.asks
+    console = around.console
     console.say(job.forward.note)
     console.say(_plan_line(job))
-    result = _train(job, console, beat, orphaned)
+    result = train_job(job, around, ground.remember)
     if stage.recipe.train.select.by is not None:
         console.say(_chosen_line(result))
-    info = result_info(result, job.shape, loaded.compute, job.forward.note)
-    adapter = stage.folder / "adapter"
-    save_adapter(loaded.model, job.adapter_config, adapter)
-    del loaded, job
+    info = result_info(result, job.shape, ground.loaded.compute, job.forward.note)
+    save_adapter(job.model, job.adapter_config, stage.folder / "adapter")
     release()
-    beat("looking")
+    around.beat("looking")
     console.say("looking at five answers before anything is merged")
-    # Not held expanded here either: it would need what the training was to do without.
-    tuned = _load(stage, adapter, low_memory)
-    samples = look(tuned, stage.look_prompts, stage.folder / "samples.jsonl", console.say)
+    with whole_model(job):
+        job.model.eval()
+        samples = look(
+            ground.loaded, stage.look_prompts, stage.folder / "samples.jsonl", console.say
+        )
     if stage.judge_look:
         require_sane(samples)
-    del tuned
     release()
     return info
-
-
-def _load(stage: TrainStage, adapter: Path | None, low_memory: bool) -> LoadedModel:
-    chat = stage.recipe.chat
-    return load_model(
-        stage.model_folder,
-        adapter=adapter,
-        enable_thinking=chat.enable_thinking,
-        date=chat.date,
-        low_memory=low_memory,
-    )
-
-
-def _computed_by(stage: TrainStage, loaded: LoadedModel, frozen_layers: int) -> str:
-    """Return a hash of all that the outputs of frozen layers depend on, but the rows."""
-    return hash_of(
-        [
-            stage.model_identity,
-            frozen_layers,
-            loaded.compute,
-            {package: version(package) for package in ("mlx", "mlx-lm")},
-            # The order of sums, and so the last bits, depends on how many threads share them.
-            [BLAS.name, BLAS.detail, os.cpu_count(), os.environ.get("OPENBLAS_NUM_THREADS")],
-            CPU_MATH_VERSION if exp_is_slow() else None,
-        ]
-    )
-
-
-def _job(
-    stage: TrainStage,
-    loaded: LoadedModel,
-    train_rows: TokenizedSplit,
-    validation_rows: TokenizedSplit,
-) -> TrainingJob:
-    train_recipe = stage.recipe.train
-    layers = resolve_num_layers(train_recipe.num_layers, len(loaded.model.layers))
-    config = adapter_config(stage.recipe, layers)
-    shape = put_adapter(loaded.model, train_recipe, config)
-    if train_recipe.resume_adapter_file is not None:
-        load_adapter_weights(loaded.model, Path(train_recipe.resume_adapter_file))
-    loaded.model.eval()
-    proof = [max(map(_longest_row, (train_rows, validation_rows)), key=len).tolist()]
-    forward = choose_forward(
-        loaded.model,
-        layers,
-        proof,
-        train_recipe.grad_checkpoint,
-        stage.model_folder if train_recipe.low_memory else None,
-    )
-    return TrainingJob(
-        model=loaded.model,
-        forward=forward,
-        shape=shape,
-        adapter_config=config,
-        train_rows=train_rows,
-        validation_rows=validation_rows,
-        recipe=train_recipe,
-        iterations=total_iterations(
-            len(train_rows), train_recipe.batch_size, train_recipe.epochs, train_recipe.iters
-        ),
-        folder=stage.folder,
-        inputs=stage.inputs,
-        prefix_limit_bytes=0 if train_recipe.prefix_cache == "off" else stage.prefix_limit_bytes,
-        prefix_folder=stage.prefix_folder if train_recipe.prefix_cache == "disk" else None,
-        computed_by=_computed_by(stage, loaded, forward.frozen_layers),
-        shuffle=not stage.recipe.data.in_order,
-        model_folder=stage.model_folder,
-    )
-
-
-def _longest_row(split: TokenizedSplit) -> Ids:
-    return split.row(int(np.argmax(split.lengths)))[0]
 
 
 def _strength(recipe: TrainRecipe) -> str:
@@ -176,20 +141,25 @@ def _plan_line(job: TrainingJob) -> str:
     )
 
 
-def _train(
-    job: TrainingJob, console: Console, beat: Callable[[str], None], orphaned: Callable[[], bool]
+def train_job(
+    job: TrainingJob, around: Around, remember: Callable[[Metric], None] = lambda metric: None
 ) -> TrainingResult:
+    """Train, with a line of progress; every metric is said, and given to `remember`."""
+    console = around.console
     with console.progress("training", 1.0) as line, deferred(console.say) as interrupted:
+
+        def metric_found(metric: Metric) -> None:
+            remember(metric)
+            console.say(metric_line(metric))
 
         def progress(done: float, total: float, text: str) -> None:
             line.update(done / total, text)
-            beat(text)
+            around.beat(text)
 
         def stop_requested() -> bool:
-            return interrupted() or orphaned()
+            return interrupted() or around.orphaned()
 
-        listener = Listener(lambda m: console.say(metric_line(m)), progress, stop_requested)
-        return train(job, listener)
+        return train(job, Listener(metric_found, progress, stop_requested))
 
 
 def metric_line(metric: Metric) -> str:

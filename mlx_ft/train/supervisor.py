@@ -115,6 +115,15 @@ def last_checkpoint(stage: TrainStage) -> int:
     return int(found[-1].name) if found else 0
 
 
+def _reached(stage: TrainStage) -> tuple[int, int]:
+    """Return how far a stage is: seeds that are complete, and the iteration of the newest whole
+    checkpoint of what is trained now.
+    """
+    left = [seed for seed in stage.seeds if stage.trained(seed) is None]
+    now = stage.of_seed(left[0]) if left else stage
+    return len(stage.seeds) - len(left), last_checkpoint(now)
+
+
 def supervise(
     stage: TrainStage, run: Path, console: Console, process: str = "mlx_ft.train.child"
 ) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def supervise(
     control.mkdir(parents=True, exist_ok=True)
     deaths = 0
     while True:
-        before = last_checkpoint(stage)
+        before = _reached(stage)
         write_stage(control, stage)
         try:
             ending = _run_child(control, console, process)
@@ -148,12 +157,13 @@ def supervise(
         cause = cause_of(ending)
         if cause is None:
             raise RuntimeError(f"the training process failed with code {ending.code}, see above")
-        reached = last_checkpoint(stage)
-        deaths = 1 if reached > before else deaths + 1
+        after = _reached(stage)
+        deaths, reached = 1 if after > before else deaths + 1, after[1]
         _require_progress(deaths, reached, cause)
         stage = _with_less_memory(stage, deaths, cause, console)
         console.say(
-            f"the training process died: {cause.words}; going on from iteration {reached}", "yellow"
+            f"the training process died: {cause.words}; going on from iteration {reached}",
+            "yellow",
         )
 
 

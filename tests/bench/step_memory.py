@@ -55,9 +55,10 @@ def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -
     """One iteration of mlx-ft's loop, from load to result."""
     from mlx_ft.console import Console
     from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
-    from mlx_ft.tokens import pack_rows, read_split, write_split
-    from mlx_ft.train import stage as room
+    from mlx_ft.tokens import pack_rows, write_split
+    from mlx_ft.train.ground import Ground
     from mlx_ft.train.handover import TrainStage
+    from mlx_ft.train.stage import Around, train_job
 
     trained = np.zeros(tokens + 1, np.uint8)
     trained[tokens // 2 :] = 1
@@ -79,13 +80,9 @@ def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -
     )
     recipe = Recipe(name="step", model="random", data=DataRecipe(path="."), train=train)
     stage = TrainStage(recipe, folder, data, target, "i", "random", 1 << 30, target, ())
-    mx.set_cache_limit(room.LOW_MEMORY_CACHE_BYTES)
-    loaded = room._load(stage, None, low_memory=True)
-    split = read_split(data / "train.safetensors")
-    job = room._job(stage, loaded, split, split)
+    job = Ground(stage).job(stage)
     print(job.forward.note)
-    console = Console(io.StringIO())
-    result = room._train(job, console, lambda doing: None, lambda: False)
+    result = train_job(job, Around(Console(io.StringIO())))
     print(
         f"validation loss before {result.first_validation_loss:.4f}, after "
         f"{result.final_validation_loss:.4f}"

@@ -12,10 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models.llama import LlamaModel
 
-from mlx_ft.inference import load_model, load_weights
+from mlx_ft.inference import load_weights
 from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
-from mlx_ft.tokens import TokenizedSplit
-from mlx_ft.train import stage
+from mlx_ft.tokens import TokenizedSplit, write_split
+from mlx_ft.train import ground
 from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.forward import (
     EQUAL_TOLERANCE,
@@ -239,16 +239,17 @@ def test_the_stage_proves_on_its_longest_row(
         proved.append(rows)
         return choose_forward(model, layers, rows, *rest)
 
-    monkeypatch.setattr(stage, "choose_forward", remember)
+    monkeypatch.setattr(ground, "choose_forward", remember)
     recipe = Recipe(
         name="tiny", model="tiny", data=DataRecipe(path="."), train=TrainRecipe(num_layers=1)
     )
     splits = random_rows(9, seed=3), random_rows(4, seed=4)
-    model = load_model(model_folder, adapter=None, enable_thinking=False, date="2025-01-01")
-    job = TrainStage(
+    for name, split in zip(("train", "valid"), splits, strict=True):
+        write_split(tmp_path / f"{name}.safetensors", split)
+    stage = TrainStage(
         recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
     )
-    stage._job(job, model, *splits)
+    ground.Ground(stage).job(stage)
     assert len(proved[0][0]) == max(int(split.lengths.max()) for split in splits)
 
 

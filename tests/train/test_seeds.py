@@ -1,0 +1,172 @@
+"""Seeds that are trained on the same ground: each is, bit for bit, what it is alone."""
+
+import io
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_ft.console import Console
+from mlx_ft.runs import read_manifest
+from mlx_ft.train import choosing, ground
+from mlx_ft.train.handover import TrainStage, seed_folder
+from mlx_ft.train.prompts import Prompt
+from mlx_ft.train.stage import Around, run_seeds, run_train_stage
+from mlx_ft.train.supervisor import last_checkpoint, supervise
+from tests.tiny import write_tiny_model
+from tests.train.test_supervisor import TIMES, children, learned, stage_in
+
+SEEDS = (3, 0, 5)
+PROMPTS = [Prompt([{"role": "user", "content": text}]) for text in ("hello", "fox", "Paris")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", layers=3)
+
+
+def family_in(place: Path, base: Path, **changes: Any) -> TrainStage:
+    """Return a stage of three seeds below `place`."""
+    stage = stage_in(place, base, **({"iters": 12, "seeds": list(SEEDS)} | changes))
+    return replace(stage, seeds=SEEDS, look_prompts=PROMPTS, judge_look=False)
+
+
+def quiet() -> Around:
+    return Around(Console(io.StringIO()))
+
+
+def result(stage: TrainStage) -> Any:
+    """Return what a finished stage learned and says."""
+    return learned(stage), (stage.folder / "samples.jsonl").read_bytes()
+
+
+def finished(family: TrainStage, seed: int) -> TrainStage:
+    """Return the stage of one seed where it lies once it is complete."""
+    return replace(family.of_seed(seed), folder=family.folder / seed_folder(seed))
+
+
+def timeless(info: Any) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key not in TIMES}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fine_tune_type": "dora", "prefix_cache": "memory"},
+        {"fine_tune_type": "full"},
+        {"prefix_cache": "off"},
+        {"grad_checkpoint": True},
+        {"low_memory": True},
+    ],
+    ids=str,
+)
+def test_a_seed_among_others_is_what_it_is_alone(
+    base: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Weights, optimizer, metrics, answers and hand-over, whichever seed came before."""
+    family = family_in(tmp_path / "family", base, **changes)
+    run_seeds(family, quiet())
+    for seed in SEEDS:
+        place = tmp_path / f"alone-{seed}"
+        alone = family_in(place, base, **changes).of_seed(seed)
+        alone.folder.mkdir()
+        info = run_train_stage(alone, quiet())
+        among = finished(family, seed)
+        assert result(among) == result(alone)
+        manifest = family.trained(seed)
+        assert manifest is not None
+        assert timeless(manifest.info) == {"seed": seed, **timeless(info)}
+
+
+def test_what_seeds_have_in_common_is_done_once(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading, the proof of the split, and the loss of weights that nobody has trained yet."""
+    counts = dict.fromkeys(("load_model", "choose_forward", "validation_loss"), 0)
+
+    def counted(place: Any, name: str) -> None:
+        plain = getattr(place, name)
+
+        def counting(*arguments: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return plain(*arguments, **named)
+
+        monkeypatch.setattr(place, name, counting)
+
+    counted(ground, "load_model")
+    counted(ground, "choose_forward")
+    counted(choosing, "validation_loss")
+    run_seeds(family_in(tmp_path, base), quiet())
+    measured = 2 * len(SEEDS)  # after iterations 10 and 12
+    assert counts == {"load_model": 1, "choose_forward": 1, "validation_loss": 1 + measured}
+
+
+def test_a_seed_that_is_stopped_leaves_the_next_one_as_it_would_be(
+    base: Path, tmp_path: Path
+) -> None:
+    """What a random model says loops, so that every seed is stopped when answers are judged."""
+    judged = replace(family_in(tmp_path / "judged", base), judge_look=True)
+    free = family_in(tmp_path / "free", base)
+    for family in (judged, free):
+        run_seeds(family, quiet())
+    for seed in SEEDS:
+        manifests = [family.trained(seed) for family in (judged, free)]
+        assert [manifest is not None and "stopped" in manifest.info for manifest in manifests] == [
+            True,
+            False,
+        ]
+        assert result(finished(judged, seed)) == result(finished(free, seed))
+
+
+def test_processes_that_are_to_end_now_and_then_end_with_a_seed(base: Path, tmp_path: Path) -> None:
+    """What the steps of three seeds leave behind in a process is not to come together."""
+    segments, whole = (
+        family_in(tmp_path / str(steps), base, segment_steps=steps) for steps in (8, None)
+    )
+    said = io.StringIO()
+    supervise(segments, tmp_path / "8", Console(said))
+    assert said.getvalue().count("computing in") == 2 * len(SEEDS)
+    run_seeds(whole, quiet())
+    for seed in SEEDS:
+        assert learned(finished(segments, seed)) == learned(finished(whole, seed))
+
+
+class _Killer(threading.Thread):
+    """Kills the training process once, while the second seed is trained."""
+
+    def __init__(self, family: TrainStage) -> None:
+        super().__init__(daemon=True)
+        self.family = family
+        self.first: Any = None
+
+    def run(self) -> None:
+        second = self.family.of_seed(SEEDS[1])
+        while last_checkpoint(second) == 0:
+            time.sleep(0.01)
+        self.first = self.family.folder / seed_folder(SEEDS[0]) / "manifest.json"
+        self.written = self.first.stat().st_mtime_ns
+        for pid in children():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_kill_costs_no_seed_that_is_finished(base: Path, tmp_path: Path) -> None:
+    undisturbed, killed = (family_in(tmp_path / name, base, iters=30) for name in ("one", "other"))
+    run_seeds(undisturbed, quiet())
+    said = io.StringIO()
+    killer = _Killer(killed)
+    killer.start()
+    supervise(killed, tmp_path / "other", Console(said))
+    killer.join()
+    assert said.getvalue().count("the training process died") == 1
+    assert f"seed {SEEDS[0]}" in said.getvalue()
+    assert said.getvalue().count(f"seed {SEEDS[0]} (1 of 3) begins") == 1
+    assert killer.first.stat().st_mtime_ns == killer.written
+    for seed in SEEDS:
+        assert result(finished(killed, seed)) == result(finished(undisturbed, seed))
+        assert read_manifest(finished(killed, seed).folder) is not None
