@@ -11,18 +11,9 @@ from pathlib import Path
 import click
 
 from mlx_ft.cli_options import RUNS
+from mlx_ft.run_states import STATES
 
 FORMATS = ("text", "markdown", "csv", "json", "html")
-STATES = (
-    "running",
-    "dead",
-    "interrupted",
-    "stopped",
-    "finished",
-    "gate_failed",
-    "failed",
-    "unknown",
-)
 
 
 @click.command()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.hardware import format_seconds
@@ -21,22 +21,10 @@ from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.summary import read_document
 from mlx_ft.report.text import one_line
 from mlx_ft.report.verdict import is_report, ordered_columns
+from mlx_ft.run_states import State
 from mlx_ft.runs import MANIFEST, read_json
 
 SCHEMA = 1
-State = Literal[
-    "running", "dead", "interrupted", "stopped", "finished", "gate_failed", "failed", "unknown"
-]
-STATES: tuple[State, ...] = (
-    "running",
-    "dead",
-    "interrupted",
-    "stopped",
-    "finished",
-    "gate_failed",
-    "failed",
-    "unknown",
-)
 # Without a lock to ask: silence after which a run that says it is running is taken for dead.
 SILENT_SECONDS = 1800.0
 RECORDED: Mapping[str, State] = {

@@ -94,7 +94,10 @@ def column_table(columns: Columns) -> Table | None:
         rows.append([Cell(name, key=name), Cell(words, tone=tone), ", ".join(facts)])
     if not rows:
         return None
-    return table("Who was asked, in which chat format", ("column", "chat format", "model"), rows)
+    head = ("column", "chat format", "model")
+    # Servers say which model they have; the run's own columns need not.
+    shown = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return table("Who was asked, in which chat format", head[:shown], [row[:shown] for row in rows])
 
 
 def degenerate_table(suite: str, columns: Columns) -> Table | None:

@@ -16,7 +16,7 @@ from mlx_ft.inference import release
 from mlx_ft.interrupts import deferred
 from mlx_ft.recipe import TrainRecipe
 from mlx_ft.runs import seal, writing_stage
-from mlx_ft.train.adapters import save_adapter
+from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
 from mlx_ft.train.batches import total_updates
 from mlx_ft.train.choosing import whole_model
 from mlx_ft.train.ground import Ground
@@ -110,6 +110,8 @@ def _train_on(ground: Ground, stage: TrainStage, around: Around) -> dict[str, An
         console.say(_chosen_line(result))
     info = result_info(result, job.shape, ground.loaded.compute, job.forward.note)
     save_adapter(job.model, job.adapter_config, stage.folder / "adapter")
+    # What is looked at, and goes on from here, is what was written.
+    load_adapter_weights(job.model, stage.folder / "adapter" / ADAPTER_FILE)
     release()
     around.beat("looking")
     console.say("looking at five answers before anything is merged")
