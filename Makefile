@@ -52,7 +52,7 @@ test-slow: $(DEV_READY)  ## Run the slow tests (20 minutes: 200 kills of one tra
 test-recipes: $(DEV_READY)  ## Rehearse every shipped recipe with a random miniature of its kind of model.
 	@$(BIN)/python -m pytest -n 2 -m recipes
 
-test-clients: $(DEV_READY) $(CLIENTS)/.ready  ## Load exported GGUF files in llama.cpp and compare with MLX (needs node and npm).
+test-clients: $(DEV_READY) $(CLIENTS)/.ready  ## Load exported models in llama.cpp, mlx-lm's commands and the openai client (needs node and npm).
 	@$(BIN)/python -m pytest -m clients -rP tests/clients
 
 $(CLIENTS)/.ready: Makefile
