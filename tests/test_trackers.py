@@ -183,6 +183,29 @@ def test_no_planted_secret_reaches_a_file_or_the_terminal(tmp_path: Path, told: 
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
+def test_a_whole_run_tells_its_trackers_and_outlives_one_that_fails(
+    tmp_path: Path, told: Path
+) -> None:
+    write_place(tmp_path)
+    command = [sys.executable, "-m", "mlx_ft", "run", "r.yaml"]
+    command += ["--set", "train.report_to=[trackio, wandb]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "wandb stopped following" in done.stdout + done.stderr
+    (run,) = (tmp_path / "runs").glob("tiny-*")
+    lines = read_told(told)
+    measured = [
+        json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = {line["iteration"]: line["loss"] for line in measured if line["kind"] == "train"}
+    assert losses and losses == {
+        line["step"]: line["train/loss"] for line in lines if "train/loss" in line
+    }
+    (scores,) = [line for line in lines if any(key.startswith("scores/") for key in line)]
+    assert {"scores/small/base", "scores/small/quantized"} <= set(scores)
+    assert lines[-1] == {"finish": True}
+
+
 def test_a_tracker_ends_with_its_parent_however_that_ends(tmp_path: Path, told: Path) -> None:
     run = write_run(tmp_path / "runs")
     code = (
