@@ -17,7 +17,7 @@ from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.job import Judge, Judgement, TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
-from tests.train.conftest import MakeJob, listener
+from tests.train.conftest import MakeJob, listener, trained_past_its_best
 from tests.train.test_loop import adapter_of, assert_same_bits
 
 PROMPTS = [[5, 9, 17], [30, 31, 32, 33, 34]]
@@ -148,10 +148,17 @@ def test_patience_ends_a_run_and_a_crash_after_it_does_not_begin_it_again(
 
 
 def test_validation_loss_alone_can_choose(make_job: MakeJob) -> None:
-    """At this rate the tiny model gets worse after a while."""
     select = SelectRecipe(metric="validation_loss", every=5)
-    job = make_job(iterations=40, learning_rate=3e-2, select=select)
-    result = train(job, listener())
+    job, result = trained_past_its_best(
+        lambda seed: make_job(
+            iterations=40,
+            steps_per_eval=5,
+            learning_rate=3e-2,
+            select=select,
+            seed=seed,
+            folder=f"seed-{seed}",
+        )
+    )
     losses = {m["iteration"]: m["loss"] for m in lines_of(job, "validation") if m["iteration"]}
     best = min(losses, key=lambda iteration: losses[iteration])
     assert result.chosen_iteration == best < 40 and result.chosen_score is None
@@ -160,8 +167,11 @@ def test_validation_loss_alone_can_choose(make_job: MakeJob) -> None:
 
 
 def test_without_selection_the_last_weights_are_taken(make_job: MakeJob) -> None:
-    job = make_job(iterations=40, steps_per_eval=5, learning_rate=3e-2)
-    result = train(job, listener())
+    job, result = trained_past_its_best(
+        lambda seed: make_job(
+            iterations=40, steps_per_eval=5, learning_rate=3e-2, seed=seed, folder=f"seed-{seed}"
+        )
+    )
     assert result.best_iteration < result.chosen_iteration == 40
     assert result.chosen_validation_loss == result.final_validation_loss
     now = {name: array.tobytes() for name, array in adapter_of(job).items()}

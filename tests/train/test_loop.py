@@ -10,6 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
+from mlx_ft.runs import read_json_lines
 from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_folder import complete_checkpoints
 from mlx_ft.train.job import TrainingJob
@@ -17,7 +18,7 @@ from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.packing import Packing
 from mlx_ft.train.steps import build_optimizer, padded_groups
-from tests.train.conftest import MakeJob, listener, random_rows
+from tests.train.conftest import MakeJob, listener, random_rows, trained_past_its_best
 
 
 def adapter_of(job: TrainingJob) -> dict[str, np.ndarray]:
@@ -131,13 +132,17 @@ def test_at_least_two_checkpoints_are_kept_and_no_more_than_asked(make_job: Make
 
 
 def test_the_best_and_the_pinned_checkpoint_stay(make_job: MakeJob) -> None:
-    """At this rate the tiny model gets worse after a while: its best weights are not its last."""
-    metrics: list[Metric] = []
-    job = make_job(iterations=40, save_every=5, steps_per_eval=5, learning_rate=3e-2, folder="best")
+    rates = {"steps_per_eval": 5, "learning_rate": 3e-2}
+
+    def pinned(seed: int) -> TrainingJob:
+        job = make_job(iterations=40, save_every=5, seed=seed, folder=f"seed-{seed}", **rates)
+        (job.folder / "checkpoints").mkdir()
+        (job.folder / "checkpoints" / "0000010.pinned").touch()
+        return job
+
+    job, result = trained_past_its_best(pinned)
     checkpoints = job.folder / "checkpoints"
-    checkpoints.mkdir()
-    (checkpoints / "0000010.pinned").touch()
-    result = train(job, listener(metrics))
+    metrics = read_json_lines(job.folder / "metrics.jsonl")
     validations = [m for m in metrics if m["kind"] == "validation" and m["iteration"] > 0]
     best = min(validations, key=lambda m: m["loss"])
     assert result.best_iteration == best["iteration"] < 35, "the test needs a best one before"
