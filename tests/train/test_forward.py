@@ -9,8 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.llama import LlamaModel
+from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_ft.inference import load_weights
 from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
@@ -195,21 +196,69 @@ def test_other_models_are_split_and_train_as_plainly(
     _assert_same_training(other_folder, adapted_layers)
 
 
+def in_float64(model: nn.Module) -> nn.Module:
+    """Return the model itself, its weights dequantized and everything computed in float64."""
+    plain: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            continue
+        weight = mx.dequantize(
+            module.weight, module.scales, module.biases, module.group_size, module.bits
+        )
+        outputs, inputs = weight.shape
+        layer: nn.Module
+        if isinstance(module, nn.QuantizedLinear):
+            layer = nn.Linear(inputs, outputs, bias=False)
+        else:
+            layer = nn.Embedding(outputs, inputs)
+        layer.weight = weight
+        layer.freeze()
+        plain.append((name, layer))
+    model.update_modules(tree_unflatten(plain))
+    model.set_dtype(mx.float64)
+    return model
+
+
+def _difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """Return the largest difference of two gradients, over the largest value of the other."""
+    assert one.keys() == other.keys()
+    largest = max(np.abs(array).max() for array in other.values())
+    assert largest > 0
+    return float(max(np.abs(one[name] - other[name]).max() for name in other) / largest)
+
+
 def _assert_same_training(folder: Path, adapted_layers: int) -> None:
+    """In float64 they are the same to 1e-6; in float32 the split is as near that as the plain one.
+
+    How far apart two float32 gradients of a random model may be is a property of the model (some
+    are ill-conditioned: 2e-4 of the largest value, for the plain forward too), so that any fixed
+    distance between them is right for some machines only.
+    """
     model = adapted(folder, adapted_layers)
     rows = random_rows(4, seed=5)
     longest = rows.row(int(rows.lengths.argmax()))[0].tolist()
-    forward = choose_forward(model, adapted_layers, [longest])
-    assert isinstance(forward, SplitForward), forward.note
-    assert forward.frozen_layers == LAYERS - adapted_layers
-    loss, gradient = loss_and_gradient(model, forward, rows)
-    plain_loss, plain_gradient = loss_and_gradient(model, PlainForward(model, ""), rows)
+
+    def both() -> tuple[tuple[float, dict[str, np.ndarray]], tuple[float, dict[str, np.ndarray]]]:
+        forward = choose_forward(model, adapted_layers, [longest])
+        assert isinstance(forward, SplitForward), forward.note
+        assert forward.frozen_layers == LAYERS - adapted_layers
+        plain = PlainForward(model, "")
+        return loss_and_gradient(model, forward, rows), loss_and_gradient(model, plain, rows)
+
+    (loss, gradient), (plain_loss, plain_gradient) = both()
     assert loss == pytest.approx(plain_loss, rel=1e-5)
-    assert gradient.keys() == plain_gradient.keys()
-    largest = max(np.abs(a).max() for a in plain_gradient.values())
-    assert largest > 0
-    for name, array in plain_gradient.items():
-        assert np.abs(gradient[name] - array).max() <= 1e-4 * largest, name
+    if any(isinstance(module, SwitchLinear) for module in model.modules()):
+        # MLX multiplies the chosen experts in float32 only, so that there is no truth to go by.
+        assert _difference(gradient, plain_gradient) <= 1e-4
+        return
+    in_float64(model)
+    (exact_loss, exact_gradient), (true_loss, true_gradient) = both()
+    assert all(array.dtype == np.float64 for array in true_gradient.values())
+    # The cross-entropy takes its logits in float32 whatever the model computes in.
+    assert exact_loss == pytest.approx(true_loss, rel=1e-6)
+    assert _difference(exact_gradient, true_gradient) <= 1e-6
+    round_off = _difference(plain_gradient, true_gradient)
+    assert _difference(gradient, true_gradient) <= max(1e-5, 3 * round_off)
 
 
 def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None:
