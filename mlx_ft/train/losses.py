@@ -110,7 +110,7 @@ def cross_entropy_sum(
 
     Only with `with_gradient` may it be differentiated.
     """
-    hidden = forward.top(batch.ids, prefix, batch.packing)
+    hidden = forward.top(batch.ids, prefix, batch.packing, batch.positions)
     trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
     if not forward.head_is_frozen:
         logits = forward.head(trained).astype(mx.float32)
