@@ -186,9 +186,11 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: Mak
     job = make_job(iterations=13, batch_size=1, steps_per_report=13)
     right = job.forward.top
 
-    def broken(ids: mx.array, prefix: mx.array, packing: Packing | None) -> mx.array:
+    def broken(
+        ids: mx.array, prefix: mx.array, packing: Packing | None, wanted: mx.array | None
+    ) -> mx.array:
         is_row = ids.shape == poisoned.shape and bool((ids == poisoned).all().item())
-        return right(ids, prefix, packing) * (float("nan") if is_row else 1.0)
+        return right(ids, prefix, packing, wanted) * (float("nan") if is_row else 1.0)
 
     poisoned = mx.array([job.train_rows.row(5)[0][:-1].tolist()])
     job.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
