@@ -23,7 +23,8 @@ import mlx.nn as nn
 # depends on. A layer without one of them does without it.
 PARTS = (("self_attn", "q_proj"), ("self_attn", "o_proj"), ("mlp",))
 CHOSEN = "_chosen_positions"
-# Taking positions out and putting them back costs about this share of what the parts cost.
+# Beyond this share of positions there is little to leave out, and taking the others out and putting
+# them back is work too.
 MOST_CHOSEN = 0.9
 
 
@@ -50,10 +51,11 @@ def only_at(layer: nn.Module, positions: mx.array | None) -> Iterator[None]:
     """While it lasts, `layer` is right at `positions` (N) of its flattened (B, T), and anything
     finite elsewhere; right everywhere if None. Parameters keep their names.
     """
-    if positions is None or any(CHOSEN in vars(part) for _, _, part in parts_of(layer)):
-        yield  # within a layer that is computed twice they are in place already
+    if positions is None:
+        yield
         return
-    parts = parts_of(layer)
+    # Within a layer that is computed twice the stand-ins are in place already.
+    parts = [found for found in parts_of(layer) if CHOSEN not in vars(found[-1])]
     for holder, name, part in parts:
         holder[name] = _at(part, positions)
     try:

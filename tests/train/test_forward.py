@@ -9,9 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.utils import dequantize_model
 
 from mlx_ft.inference import load_weights
 from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
@@ -116,6 +117,14 @@ def make_other(name: str, folder: Path, **changes: Any) -> Path:
         return write_tiny_model(folder, name, bits=None, layers=LAYERS)
 
 
+def model_of(kind: str, folder: Path, bits: int | None = None) -> Path:
+    """Write a tiny model of a kind that the tests have by themselves, or of one from here (never
+    quantized)."""
+    if kind in MORE_CONFIGS:
+        return make_other(kind, folder)
+    return write_tiny_model(folder, kind, bits=bits, layers=LAYERS)
+
+
 def loaded(folder: Path) -> nn.Module:
     """Return a model as it is when its layers are about to get an adapter: nothing trains."""
     model, _, _ = load_weights(folder)
@@ -123,9 +132,14 @@ def loaded(folder: Path) -> nn.Module:
     return model
 
 
-def adapted(folder: Path, num_layers: int) -> nn.Module:
-    """Return a model whose top layers have an adapter that matters."""
+def adapted(folder: Path, num_layers: int, dtype: mx.Dtype = mx.float32) -> nn.Module:
+    """Return a model whose top layers have an adapter that matters, the same one each time; in
+    float64 with the numbers that quantized weights stand for.
+    """
     model = loaded(folder)
+    if dtype == mx.float64:
+        model = dequantize_model(model)
+        model.freeze()
     lora = LoraParameters(rank=4, alpha=8.0)
     recipe = TrainRecipe(num_layers=num_layers, lora_parameters=lora)
     whole = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=recipe)
@@ -135,6 +149,8 @@ def adapted(folder: Path, num_layers: int) -> nn.Module:
         for name, array in tree_flatten(model.trainable_parameters())
     ]
     model.load_weights(new, strict=False)
+    if dtype == mx.float64:
+        model.set_dtype(dtype)
     model.eval()
     return model
 
@@ -196,30 +212,7 @@ def test_other_models_are_split_and_train_as_plainly(
     _assert_same_training(other_folder, adapted_layers)
 
 
-def in_float64(model: nn.Module) -> nn.Module:
-    """Return the model itself, its weights dequantized and everything computed in float64."""
-    plain: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            continue
-        weight = mx.dequantize(
-            module.weight, module.scales, module.biases, module.group_size, module.bits
-        )
-        outputs, inputs = weight.shape
-        layer: nn.Module
-        if isinstance(module, nn.QuantizedLinear):
-            layer = nn.Linear(inputs, outputs, bias=False)
-        else:
-            layer = nn.Embedding(outputs, inputs)
-        layer.weight = weight
-        layer.freeze()
-        plain.append((name, layer))
-    model.update_modules(tree_unflatten(plain))
-    model.set_dtype(mx.float64)
-    return model
-
-
-def _difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+def gradient_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
     """Return the largest difference of two gradients, over the largest value of the other."""
     assert one.keys() == other.keys()
     largest = max(np.abs(array).max() for array in other.values())
@@ -234,31 +227,33 @@ def _assert_same_training(folder: Path, adapted_layers: int) -> None:
     are ill-conditioned: 2e-4 of the largest value, for the plain forward too), so that any fixed
     distance between them is right for some machines only.
     """
-    model = adapted(folder, adapted_layers)
     rows = random_rows(4, seed=5)
     longest = rows.row(int(rows.lengths.argmax()))[0].tolist()
 
-    def both() -> tuple[tuple[float, dict[str, np.ndarray]], tuple[float, dict[str, np.ndarray]]]:
+    def both(
+        model: nn.Module,
+    ) -> tuple[tuple[float, dict[str, np.ndarray]], tuple[float, dict[str, np.ndarray]]]:
         forward = choose_forward(model, adapted_layers, [longest])
         assert isinstance(forward, SplitForward), forward.note
         assert forward.frozen_layers == LAYERS - adapted_layers
         plain = PlainForward(model, "")
         return loss_and_gradient(model, forward, rows), loss_and_gradient(model, plain, rows)
 
-    (loss, gradient), (plain_loss, plain_gradient) = both()
+    model = adapted(folder, adapted_layers)
+    (loss, gradient), (plain_loss, plain_gradient) = both(model)
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     if any(isinstance(module, SwitchLinear) for module in model.modules()):
         # MLX multiplies the chosen experts in float32 only, so that there is no truth to go by.
-        assert _difference(gradient, plain_gradient) <= 1e-4
+        assert gradient_difference(gradient, plain_gradient) <= 1e-4
         return
-    in_float64(model)
-    (exact_loss, exact_gradient), (true_loss, true_gradient) = both()
+    exact = adapted(folder, adapted_layers, mx.float64)
+    (exact_loss, exact_gradient), (true_loss, true_gradient) = both(exact)
     assert all(array.dtype == np.float64 for array in true_gradient.values())
     # The cross-entropy takes its logits in float32 whatever the model computes in.
     assert exact_loss == pytest.approx(true_loss, rel=1e-6)
-    assert _difference(exact_gradient, true_gradient) <= 1e-6
-    round_off = _difference(plain_gradient, true_gradient)
-    assert _difference(gradient, true_gradient) <= max(1e-5, 3 * round_off)
+    assert gradient_difference(exact_gradient, true_gradient) <= 1e-6
+    round_off = gradient_difference(plain_gradient, true_gradient)
+    assert gradient_difference(gradient, true_gradient) <= max(1e-5, 3 * round_off)
 
 
 def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None:
