@@ -19,6 +19,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_ft.train.positions import put, take
+
 # Parts of a layer, by mlx-lm's names, that treat each position by itself and that no other position
 # depends on. A layer without one of them does without it.
 PARTS = (("self_attn", "q_proj"), ("self_attn", "o_proj"), ("mlp",))
@@ -81,9 +83,8 @@ def _at_positions(original: Any) -> Any:
     def call(self: nn.Module, hidden: mx.array) -> mx.array:
         positions = vars(self)[CHOSEN]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        outputs: mx.array = original.__call__(self, flat[positions][None])[0]
-        everywhere = mx.zeros((flat.shape[0], outputs.shape[-1]), outputs.dtype)
-        everywhere = everywhere.at[positions].add(outputs)
+        outputs: mx.array = original.__call__(self, take(flat, positions)[None])[0]
+        everywhere = put(outputs, positions, flat.shape[0])
         return everywhere.reshape(*hidden.shape[:-1], -1)
 
     members: dict[str, Any] = {"__call__": call}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from mlx_ft.cpu_math import exp_of_differences
 from mlx_ft.tokens import TokenizedSplit, Weights, pad_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.packing import Packing
+from mlx_ft.train.positions import take
 
 # Logits of one part. MLX on a CPU takes memory for about a dozen parts ahead of their turn, so they
 # are small; smaller ones would make the matrix product inefficient.
@@ -111,7 +113,7 @@ def cross_entropy_sum(
     Only with `with_gradient` may it be differentiated.
     """
     hidden = forward.top(batch.ids, prefix, batch.packing, batch.positions)
-    trained = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+    trained = take(hidden.reshape(-1, hidden.shape[-1]), batch.positions)
     if not forward.head_is_frozen:
         logits = forward.head(trained).astype(mx.float32)
         loss: mx.array = nn.losses.cross_entropy(
@@ -197,7 +199,11 @@ def _exponentials(logits: mx.array, targets: mx.array) -> _Exponentials:
 
 
 def _ranges(total: int, size: int) -> list[tuple[int, int]]:
-    return [(first, min(total, first + size)) for first in range(0, total, size)]
+    """Return (first, end) of as few ranges as possible of at most `size`, as even as possible: a
+    product with a few rows takes nearly as long as one with many.
+    """
+    parts = -(-total // size)
+    return list(pairwise(total * part // parts for part in range(parts + 1)))
 
 
 def _loss_and_gradient(

@@ -115,13 +115,8 @@ def _rope_of_rows(rope: Callable[..., mx.array], packing: Packing) -> Callable[.
         if values.shape[-2] != packing.tokens:
             return rope(values, *arguments, offset=offset, **named)
         parts = [
-            rope(
-                values[..., span.first : span.end, :],
-                *arguments,
-                offset=offset + span.position,
-                **named,
-            )
-            for span in packing.spans
+            rope(of_span, *arguments, offset=offset + span.position, **named)
+            for span, of_span in zip(packing.spans, _split(values, packing), strict=True)
         ]
         return mx.concatenate(parts, axis=-2)
 
@@ -142,22 +137,31 @@ def _attention_of_rows(
     ) -> mx.array:
         if not queries.shape[-2] == keys.shape[-2] == packing.tokens:
             return attention(queries, keys, values, cache, scale, mask, sinks=sinks)
-        parts = []
-        for span in packing.spans:
-            seen = (_seen(array, packing.shared, span) for array in (keys, values))
-            of_span = queries[..., span.first : span.end, :]
-            parts.append(attention(of_span, *seen, cache, scale, _mask_of(mask, span), sinks=sinks))
+        seen = (_seen(array, packing) for array in (keys, values))
+        spans = zip(packing.spans, _split(queries, packing), *seen, strict=True)
+        parts = [
+            attention(asked, known, told, cache, scale, _mask_of(mask, span), sinks=sinks)
+            for span, asked, known, told in spans
+        ]
         return mx.concatenate(parts, axis=-2)
 
     return of_rows
 
 
-def _seen(array: mx.array, shared: int, span: Span) -> mx.array:
-    """Return the keys or values (B, groups, T, width) that queries of a span may see."""
-    own = array[..., span.first : span.end, :]
-    if span.position == 0:
-        return own
-    return mx.concatenate([array[..., :shared, :], own], axis=-2)
+def _split(array: mx.array, packing: Packing) -> list[mx.array]:
+    """Return the spans of an array (..., T, width): slices of it would each have a gradient of its
+    whole size.
+    """
+    return list(mx.split(array, [span.end for span in packing.spans[:-1]], axis=-2))
+
+
+def _seen(array: mx.array, packing: Packing) -> list[mx.array]:
+    """Return the keys or values, of (B, groups, T, width), that queries of each span may see."""
+    first, *others = _split(array, packing)
+    if packing.shared == 0:
+        return [first, *others]
+    shared = first[..., : packing.shared, :]
+    return [first, *(mx.concatenate([shared, own], axis=-2) for own in others)]
 
 
 def _mask_of(mask: mx.array | str | None, span: Span) -> mx.array | str | None:

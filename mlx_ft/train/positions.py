@@ -1,0 +1,53 @@
+"""Some positions taken out of all, and put back where they were, with gradients to match.
+
+Does not: add up what comes twice, as MLX's own indexing has to, one element at a time on a CPU:
+positions here are all different, so that each way is the gradient of the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+
+def take(values: mx.array, positions: mx.array) -> mx.array:
+    """Return the rows (N, width) of values (T, width) at positions (N), all different."""
+
+    @mx.custom_function
+    def taken(values: mx.array) -> mx.array:
+        return values[positions]
+
+    @taken.vjp
+    def gradient(values: mx.array, slope: mx.array, output: Any) -> mx.array:
+        return _put(slope, positions, values.shape[0])
+
+    result: Any = taken(values)
+    array: mx.array = result
+    return array
+
+
+def put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
+    """Return (tokens, width) with the rows of values (N, width) at positions (N), all different,
+    and zero elsewhere.
+    """
+
+    @mx.custom_function
+    def spread(values: mx.array) -> mx.array:
+        return _put(values, positions, tokens)
+
+    @spread.vjp
+    def gradient(values: mx.array, slope: mx.array, output: Any) -> mx.array:
+        return slope[positions]
+
+    result: Any = spread(values)
+    array: mx.array = result
+    return array
+
+
+def _put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
+    count = positions.size
+    # Of each token the row that it gets; the one behind the last is zero.
+    row = mx.full((tokens,), count, mx.int32).at[positions].add(mx.arange(count) - count)
+    nothing = mx.zeros((1, values.shape[1]), values.dtype)
+    return mx.concatenate([values, nothing])[row]
