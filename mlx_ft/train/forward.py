@@ -379,7 +379,8 @@ def choose_forward(
     skippable = bool(parts_of(inner.layers[-1]))
     split.skips = skippable and _holds(prove_skipping, split, longest)
     split.note = (
-        f"{frozen} of {len(inner.layers)} layers frozen, computed once a row; logits "
+        f"{frozen} of {len(inner.layers)} layers frozen"
+        + (", computed once a row; logits " if frozen else "; logits ")
         + ("and most of the last layer " if split.skips else "")
         + "only at trained tokens; equal to the plain forward within "
         + f"{proof.relative_difference:.1e}"
