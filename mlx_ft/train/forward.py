@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +21,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_ft.cpu_math import fast_math
 from mlx_ft.inference import read_lazily
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.train.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.packing import Packing, packed
+from mlx_ft.train.recomputing import checkpointed
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -315,31 +315,6 @@ def trained_outside_layers(model: nn.Module) -> list[str]:
     """Return the trainable parameters that are in no layer: of the embedding, norm or head."""
     names = (name for name, _ in tree_flatten(model.trainable_parameters()))
     return [name for name in names if "layers" not in name.split(".")]
-
-
-def checkpointed(
-    layer: nn.Module, within: Callable[[nn.Module], AbstractContextManager[None]]
-) -> nn.Module:
-    """Return a stand-in for a layer, with the same parameters, that keeps none of its activations
-    for the backward pass but computes them again (Chen et al., arXiv 1604.06174), `within` the same
-    context.
-    """
-    original = type(layer)
-
-    def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
-        def compute(parameters: Any, *arguments: Any) -> mx.array:
-            layer.update(parameters)
-            with fast_math(layer), within(layer):  # the second time nobody else is around it
-                outputs: mx.array = layer(*arguments, **named)
-            return outputs
-
-        result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), *arguments)
-        return result
-
-    twin = copy.copy(layer)
-    # A class of its own for this layer alone: the model's own layers stay as they are.
-    twin.__class__ = type(f"Checkpointed{original.__name__}", (original,), {"__call__": call})
-    return twin
 
 
 def choose_forward(

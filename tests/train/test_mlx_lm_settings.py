@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import yaml
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm import lora
 from mlx_lm.tuner import trainer
 from mlx_lm.tuner.trainer import TrainingArgs, iterate_batches
@@ -27,11 +28,12 @@ from mlx_ft.recipe import LoraParameters, TrainRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.train.adapters import put_adapter
 from mlx_ft.train.batches import plan_epoch
-from mlx_ft.train.forward import checkpointed
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
+from mlx_ft.train.recomputing import checkpointed
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener
+from tests.train.test_forward import gradient_difference
 
 FLAT = {"model": "m", "data": "d", "train": True}
 
@@ -192,6 +194,33 @@ def test_checkpointing_changes_a_class_for_the_whole_process(
     monkeypatch.setattr(kind, "__call__", original)  # puts it back at the end
     trainer.grad_checkpoint(model.layers[0])
     assert kind.__call__ is not original
+
+
+def gradient_with_dropout(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return the gradient of the adapter, for the masks of one seed."""
+    ids = mx.array([list(range(3, 23))])
+    direction = mx.random.normal((1, 20, 320), key=mx.random.key(1))
+    model.train()
+    mx.random.seed(2)
+    _, gradient = nn.value_and_grad(model, lambda: (model(ids) * direction).mean())()
+    return {name: np.array(array) for name, array in tree_flatten(gradient)}
+
+
+def test_dropout_and_checkpointing_together_give_the_gradient_of_other_masks(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that are computed twice draw again the second time. Ours draw the same masks."""
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 2.0, "dropout": 0.5})
+    model.update(tree_map(lambda a: mx.random.normal(a.shape) * 0.2, model.trainable_parameters()))
+    right = gradient_with_dropout(model)
+    layers = list(model.layers)
+    model.model.layers = [checkpointed(layer, lambda _: nullcontext()) for layer in layers]
+    assert gradient_difference(gradient_with_dropout(model), right) <= 1e-5
+    model.model.layers = layers
+    kind = type(layers[0])
+    monkeypatch.setattr(kind, "__call__", kind.__call__)  # puts it back at the end
+    trainer.grad_checkpoint(layers[0])
+    assert gradient_difference(gradient_with_dropout(model), right) > 0.1
 
 
 def test_a_save_that_fails_ends_the_run_without_a_word_of_what_to_do(
