@@ -9,6 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.trainer import default_loss
 
+from mlx_ft.cpu_math import exp_is_slow
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import losses
 from mlx_ft.train.forward import choose_forward
@@ -160,8 +161,8 @@ def test_logits_of_all_positions_never_exist_together() -> None:
     function = mx.value_and_grad(lambda h: losses.frozen_head_loss(WideHead(), h, targets))  # type: ignore[arg-type]  # a head is all that is used
     loss, gradient = function(hidden)
     mx.eval(loss, gradient)
-    all_logits_bytes = 4 * 4_096 * 49_152
-    assert mx.get_peak_memory() - before < all_logits_bytes / 3
+    copies = 6 if exp_is_slow() else 16  # of a part; with all positions it would be 48
+    assert mx.get_peak_memory() - before < copies * losses.LOGITS_BYTES
     reference = nn.losses.cross_entropy(hidden[:64] @ head.T, targets[:64], reduction="sum")
     part = losses.frozen_head_loss(WideHead(), hidden[:64], targets[:64])  # type: ignore[arg-type]  # a head is all that is used
     assert float(part) == pytest.approx(float(reference), rel=1e-5)
