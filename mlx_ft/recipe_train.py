@@ -249,7 +249,8 @@ class TrainRecipe(Section):
     low_memory: bool = Field(
         False,
         description="Read weights of frozen layers from the disk each time they are needed and "
-        "keep none of them; on a CPU, compute with weights as stored, which is slow there.",
+        "keep none of them; without dropout, compute what norms and gates give a LoRA twice "
+        "instead of keeping it; on a CPU, compute with weights as stored, which is slow there.",
     )
     prefix_cache: Literal["disk", "memory", "off"] = Field(
         "disk",
@@ -300,6 +301,12 @@ class TrainRecipe(Section):
         if isinstance(values, dict) and values.get("epochs") is values.get("iters") is None:
             return {**values, "epochs": DEFAULT_EPOCHS}
         return values
+
+    @property
+    def computes_inputs_again(self) -> bool:
+        """Whether LoRA layers keep no inputs that a norm or a gate has made."""
+        plain_lora = self.fine_tune_type == "lora" and self.lora_parameters.dropout == 0
+        return self.low_memory and plain_lora and not self.grad_checkpoint
 
     def conflicts(self) -> list[Conflict]:
         """Return what is wrong between the length of the run, its optimizer and its schedule."""

@@ -83,20 +83,22 @@ def _parameters(modules: list[Module] | tuple[Module, ...]) -> int:
 
 def _widest(shape: ModelShape) -> int:
     """Return the numbers that one token's values are within a layer, all of them together."""
-    return _saved_a_token(shape.layers[-1], shape.hidden_size)
+    return _saved_a_token(shape.layers[-1], shape.hidden_size, inputs_again=False)
 
 
-def _saved_a_token(layer: tuple[Module, ...], hidden: int) -> int:
+def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool) -> int:
     """Return how many numbers of a token a layer keeps for its backward pass.
 
     The residual stream twice and its norms (4 hidden); queries and their outputs, keys and values;
-    gate, its sigmoid, up and their product.
+    gate, its sigmoid, up and their product. Of these, norms, sigmoid and product can be computed
+    again from the others.
     """
     width = {module.name.rsplit(".", 1)[-1]: module.outputs for module in layer}
     experts = max((module.experts for module in layer), default=1)
     inner = width.get("gate_proj", 4 * hidden) * (1 if experts == 1 else EXPERTS_A_TOKEN)
     attention = 2 * width["q_proj"] + width["k_proj"] + width["v_proj"]
-    return 4 * hidden + attention + 4 * inner
+    copies = 2 if inputs_again else 4
+    return copies * (hidden + inner) + attention
 
 
 def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: int) -> int:
@@ -104,8 +106,9 @@ def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: in
     or with checkpoints the input of each and all of one.
     """
     layers = len(adapted_layers(shape, train))
+    saved = _saved_a_token(shape.layers[-1], shape.hidden_size, train.computes_inputs_again)
     # Attention keeps its exponentials, those under the causal mask's diagonal in blocks.
-    of_layer = tokens * (_widest(shape) + shape.heads * longest // 2)
+    of_layer = tokens * (saved + shape.heads * longest // 2)
     backward = tokens * _widest(shape)
     if train.grad_checkpoint:
         return of_layer + backward + tokens * shape.hidden_size * layers

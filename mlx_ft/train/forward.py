@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from mlx_ft.inference import read_lazily
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.train.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.packing import Packing, packed
-from mlx_ft.train.recomputing import checkpointed
+from mlx_ft.train.recomputing import cheap_inputs_again, checkpointed
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -111,7 +111,8 @@ class SplitForward:
 
     With `weights`, the model's folder, frozen layers are streamed from there: a graph that is
     evaluated after its layers were given other arrays is the only one to hold the old ones, so each
-    is read right before its first use and gone after its last.
+    is read right before its first use and gone after its last. With `inputs_again`, adapters keep
+    no inputs that take little to compute.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class SplitForward:
         frozen_layers: int,
         grad_checkpoint: bool = False,
         weights: Path | None = None,
+        inputs_again: bool = False,
     ) -> None:
         inner = model.model
         self.note = ""
@@ -133,6 +135,7 @@ class SplitForward:
         self._wanted: mx.array | None = None
         self._last_layer = inner.layers[-1]
         self.streamed_from = weights
+        self._inputs_again = cheap_inputs_again if inputs_again else nullcontext
         self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
         if grad_checkpoint:
             tops = [checkpointed(layer, self._as_asked) for layer in tops]
@@ -159,7 +162,11 @@ class SplitForward:
 
     @contextmanager
     def _as_asked(self, model: nn.Module) -> Iterator[None]:
-        with packed(model, self._packing), only_at(self._last_layer, self._wanted):
+        with (
+            packed(model, self._packing),
+            only_at(self._last_layer, self._wanted),
+            self._inputs_again(model),
+        ):
             yield
 
     def top(
@@ -323,13 +330,15 @@ def choose_forward(
     rows: Sequence[Sequence[int]],
     grad_checkpoint: bool = False,
     weights: Path | None = None,
+    inputs_again: bool = False,
 ) -> PlainForward | SplitForward:
     """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
     one.
 
     `adapted_layers` counts from the top; `rows` hold one as long as the longest that will be
     trained or validated; with `weights`, the model's folder, frozen layers are read from there when
-    they are needed. The note of the result says what was chosen and why.
+    they are needed; `inputs_again`, which layers with dropout must not have, as in `SplitForward`.
+    The note of the result says what was chosen and why.
     """
     name = type(model).__module__.rsplit(".", 1)[-1]
     inner = getattr(model, "model", None)
@@ -339,7 +348,8 @@ def choose_forward(
         frozen = max(0, len(inner.layers) - adapted_layers)
         if trained_outside_layers(model):
             frozen = 0  # an embedding that is trained moves every layer above it
-        split = SplitForward(model, frozen, grad_checkpoint, weights if frozen else None)
+        streamed = weights if frozen else None
+        split = SplitForward(model, frozen, grad_checkpoint, streamed, inputs_again)
         proof = prove_equal(model, split, rows)
     except Exception as error:  # any model's code, called in a way that its author did not plan
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
@@ -361,6 +371,7 @@ def choose_forward(
         + f"{proof.relative_difference:.1e}"
         + ("; rows behind each other, unpadded" if split.packs else "; rows padded")
         + ("; activations computed twice" if grad_checkpoint else "")
+        + ("; norms and gates computed twice" if inputs_again else "")
         + ("; frozen weights read when needed" if split.streamed_from else "")
     )
     return split

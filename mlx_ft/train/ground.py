@@ -35,7 +35,7 @@ from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.run import prefix_caches
 
 # Freed arrays that MLX may hold on to with train.low_memory.
-LOW_MEMORY_CACHE_BYTES = 256 << 20
+LOW_MEMORY_CACHE_BYTES = 32 << 20
 
 
 class Ground:
@@ -119,6 +119,7 @@ class Ground:
             [max(longest, key=len).tolist()],
             train.grad_checkpoint,
             stage.model_folder if train.low_memory else None,
+            train.computes_inputs_again,
         )
 
     def _computed_by(self, stage: TrainStage, frozen_layers: int) -> str:

@@ -6,43 +6,26 @@ positions here are all different, so that each way is the gradient of the other.
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
+
+from mlx_ft.train.gradients import with_gradient
 
 
 def take(values: mx.array, positions: mx.array) -> mx.array:
     """Return the rows (N, width) of values (T, width) at positions (N), all different."""
-
-    @mx.custom_function
-    def taken(values: mx.array) -> mx.array:
-        return values[positions]
-
-    @taken.vjp
-    def gradient(values: mx.array, slope: mx.array, output: Any) -> mx.array:
-        return _put(slope, positions, values.shape[0])
-
-    result: Any = taken(values)
-    array: mx.array = result
-    return array
+    tokens = values.shape[0]
+    return with_gradient(
+        lambda values: values[positions], lambda _, slope: (_put(slope, positions, tokens),)
+    )(values)
 
 
 def put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
     """Return (tokens, width) with the rows of values (N, width) at positions (N), all different,
     and zero elsewhere.
     """
-
-    @mx.custom_function
-    def spread(values: mx.array) -> mx.array:
-        return _put(values, positions, tokens)
-
-    @spread.vjp
-    def gradient(values: mx.array, slope: mx.array, output: Any) -> mx.array:
-        return slope[positions]
-
-    result: Any = spread(values)
-    array: mx.array = result
-    return array
+    return with_gradient(
+        lambda values: _put(values, positions, tokens), lambda _, slope: (slope[positions],)
+    )(values)
 
 
 def _put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:

@@ -6,6 +6,7 @@ iteration with `train.low_memory`, start-up proofs, frozen layers and validation
 included.
 
 Usage: python -m tests.bench.step_memory [--layers 12] [--tokens 128] [--engine mlx_lm|mlx-ft]
+       [--grad-checkpoint]
 """
 
 import argparse
@@ -30,16 +31,18 @@ def one_row(tokens: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(3, 300, tokens + 1)]
 
 
-def theirs(folder: Path, layers: int, tokens: int) -> None:
+def theirs(folder: Path, layers: int, tokens: int, checkpoint: bool) -> None:
     """One step as mlx_lm.lora makes it, validation and saving left out."""
     import mlx.optimizers as optimizers
-    from mlx_lm.tuner.trainer import default_loss
+    from mlx_lm.tuner.trainer import default_loss, grad_checkpoint
     from mlx_lm.tuner.utils import linear_to_lora_layers
     from mlx_lm.utils import load_model
 
     model, _ = load_model(folder)
     model.freeze()
     linear_to_lora_layers(model, layers, {"rank": RANK, "scale": SCALE, "dropout": 0.0})
+    if checkpoint:
+        grad_checkpoint(model.layers[0])
     model.train()
     optimizer = optimizers.Adam(learning_rate=LEARNING_RATE)
     batch = mx.array([one_row(tokens)])
@@ -105,7 +108,7 @@ def main() -> None:
     started = time.perf_counter()
     mx.reset_peak_memory()
     if arguments.engine == "mlx_lm":
-        theirs(folder, arguments.layers, arguments.tokens)
+        theirs(folder, arguments.layers, arguments.tokens, arguments.grad_checkpoint)
     else:
         ours(folder, arguments.layers, arguments.tokens, arguments.work, arguments.grad_checkpoint)
     unit = 1 if sys.platform == "darwin" else 1024

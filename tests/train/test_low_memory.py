@@ -7,8 +7,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlx_ft.inference import load_weights, release
+from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.tokens import write_split
 from mlx_ft.train.adapters import save_adapter
 from mlx_ft.train.forward import SplitForward, choose_forward
+from mlx_ft.train.ground import Ground
+from mlx_ft.train.handover import TrainStage
 from mlx_ft.train.loop import train
 from mlx_ft.train.prefix import PrefixCache
 from tests.tiny import TINY_CONFIGS, write_random_model, write_tiny_model
@@ -40,6 +44,22 @@ def test_the_adapter_has_the_same_bits(make_job: MakeJob, tmp_path: Path, cache:
     held, streamed = adapters
     assert held.keys() == streamed.keys()
     assert all(held[name].tobytes() == streamed[name].tobytes() for name in held)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_cheap_is_computed_twice_without_dropout(
+    model_folder: Path, tmp_path: Path, dropout: float
+) -> None:
+    lora = LoraParameters(dropout=dropout)
+    train = TrainRecipe(num_layers=1, low_memory=True, lora_parameters=lora)
+    recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
+    for name in ("train", "valid"):
+        write_split(tmp_path / f"{name}.safetensors", ROWS)
+    stage = TrainStage(
+        recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
+    )
+    note = Ground(stage).job(stage).forward.note
+    assert ("norms and gates computed twice" in note) == (dropout == 0)
 
 
 @pytest.fixture(scope="module")
