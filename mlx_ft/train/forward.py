@@ -248,7 +248,33 @@ class Proof:
         return bool(self.relative_difference <= self.tolerance)
 
 
-def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]]) -> Proof:
+@dataclass(frozen=True)
+class RowStates:
+    """What a split makes of a row: ids (1, T), their prefix and their final states (1, T, hidden).
+
+    Of a row's beginning it makes the beginning of these.
+    """
+
+    ids: mx.array
+    prefix: mx.array
+    hidden: mx.array
+
+    def first(self, tokens: int) -> RowStates:
+        """Return the states of the row's first tokens alone."""
+        ids, prefix, hidden = (a[:, :tokens] for a in (self.ids, self.prefix, self.hidden))
+        return RowStates(ids, prefix, hidden)
+
+
+def states_of(split: Forward, row: Sequence[int]) -> RowStates:
+    """Return what the split makes of a row, evaluated."""
+    ids = mx.array([list(row)])
+    prefix = split.prefix(ids)
+    hidden = split.top(ids, prefix)
+    split.evaluate(prefix, hidden)
+    return RowStates(ids, prefix, hidden)
+
+
+def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> Proof:
     """Compare the split with the plain model on real rows: the final hidden states at every
     position, and the logits at the first 64.
 
@@ -257,15 +283,12 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     """
     worst = 0.0 if rows else float("inf")
     for row in rows:
-        ids = mx.array([list(row)])
         few = PROOF_LOGIT_TOKENS
-        hidden = split.top(ids, split.prefix(ids))[0]
-        split.evaluate(hidden)
-        plain_hidden = model.model(ids)[0]
+        plain_hidden = model.model(row.ids)
         split.evaluate(plain_hidden)
-        plain_logits = model(ids[:, :few])[0]
+        plain_logits = model(row.ids[:, :few])[0]
         split.evaluate(plain_logits)
-        pairs = ((hidden, plain_hidden), (split.head(hidden[:few]), plain_logits))
+        pairs = ((row.hidden, plain_hidden), (split.head(row.hidden[0, :few]), plain_logits))
         for ours, plain in pairs:
             difference = relative_difference(ours, plain)
             if not difference <= worst:  # NaN too
@@ -275,42 +298,34 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[Sequence[int]])
     return Proof(worst, EQUAL_TOLERANCE)
 
 
-def prove_packing(split: SplitForward, row: Sequence[int]) -> Proof:
-    """Compare a row and its second half behind each other with the two one by one: the final hidden
+def prove_packing(split: SplitForward, row: RowStates) -> Proof:
+    """Compare a row and its first half behind each other with the two one by one: the final hidden
     states at every position.
     """
-    rows = [mx.array([list(row)]), mx.array([list(row[len(row) // 2 :])])]
-    prefixes = []
-    for each in rows:  # one by one, so that streamed weights are not held for the second
-        prefixes.append(split.prefix(each))
-        split.evaluate(prefixes[-1])
-    ids, prefix = (mx.concatenate(arrays, axis=1) for arrays in (rows, prefixes))
-    together = split.top(ids, prefix, Packing(0, tuple(ids.shape[1] for ids in rows)))
-    one_by_one = [split.top(*pair) for pair in zip(rows, prefixes, strict=True)]
-    apart = mx.concatenate(one_by_one, axis=1)
-    split.evaluate(together, apart)
+    tokens = row.ids.size
+    half = max(1, tokens // 2)
+    pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
+    ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
+    together = split.top(ids, prefix, Packing(0, (tokens, half)))
     return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
 
 
-def prove_skipping(split: SplitForward, row: Sequence[int]) -> Proof:
+def prove_skipping(split: SplitForward, row: RowStates) -> Proof:
     """Compare the final hidden states at every third of a row's first positions with those of the
     whole row, when the last layer computes no others.
 
     What is skipped treats each position by itself, so that the row need not be a long one.
     """
-    ids = mx.array([list(row[:PROOF_LOGIT_TOKENS])])
-    prefix = split.prefix(ids)
-    split.evaluate(prefix)
-    everywhere = split.top(ids, prefix)[0]
-    wanted = mx.arange(1, ids.size, 3)
+    start = row.first(PROOF_LOGIT_TOKENS)
+    wanted = mx.arange(1, start.ids.size, 3)
     split.skips = True
-    few = split.top(ids, prefix, None, wanted)[0]
+    few = split.top(start.ids, start.prefix, None, wanted)[0]
     split.skips = False
-    return Proof(relative_difference(few[wanted], everywhere[wanted]), EQUAL_TOLERANCE)
+    return Proof(relative_difference(few[wanted], start.hidden[0, wanted]), EQUAL_TOLERANCE)
 
 
 def _holds(
-    proof: Callable[[SplitForward, Sequence[int]], Proof], split: SplitForward, row: Sequence[int]
+    proof: Callable[[SplitForward, RowStates], Proof], split: SplitForward, row: RowStates
 ) -> bool:
     try:
         return proof(split, row).holds
@@ -350,7 +365,8 @@ def choose_forward(
             frozen = 0  # an embedding that is trained moves every layer above it
         streamed = weights if frozen else None
         split = SplitForward(model, frozen, grad_checkpoint, streamed, inputs_again)
-        proof = prove_equal(model, split, rows)
+        states = [states_of(split, row) for row in rows]
+        proof = prove_equal(model, split, states)
     except Exception as error:  # any model's code, called in a way that its author did not plan
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
     if not proof.holds:
@@ -359,13 +375,14 @@ def choose_forward(
             f"plain forward: the split of {name} differs by {proof.relative_difference:.1e} "
             f"(limit {proof.tolerance:.0e})",
         )
-    longest = max(rows, key=len)
+    longest = max(states, key=lambda row: row.ids.size)
     split.packs = _holds(prove_packing, split, longest)
     skippable = bool(parts_of(inner.layers[-1]))
     split.skips = skippable and _holds(prove_skipping, split, longest)
     split.note = (
         f"{frozen} of {len(inner.layers)} layers frozen"
-        + (", computed once a row; logits " if frozen else "; logits ")
+        + (", computed once a row" if frozen else "")
+        + "; logits "
         + ("and most of the last layer " if split.skips else "")
         + "only at trained tokens; equal to the plain forward within "
         + f"{proof.relative_difference:.1e}"
