@@ -24,7 +24,14 @@ from mlx_ft.recipe import Recipe, TrainRecipe
 ADAPTER_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
 # What mlx-lm makes LoRA layers of, beside modules with their own `to_lora`.
-LORA_MODULES = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+LORA_MODULES = (
+    nn.Linear,
+    nn.QuantizedLinear,
+    SwitchLinear,
+    QuantizedSwitchLinear,
+    nn.Embedding,
+    nn.QuantizedEmbedding,
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,12 @@ def make_trainable(model: nn.Module, config: Mapping[str, Any]) -> None:
 
 
 def _check_keys(model: nn.Module, keys: list[str]) -> None:
+    within = [found for layer in model.layers for found in layer.named_modules()]
+    outside = [found for found in model.named_modules() if "layers" not in found[0].split(".")]
     known = sorted(
         {
             name
-            for layer in model.layers
-            for name, module in layer.named_modules()
+            for name, module in (*within, *outside)
             if isinstance(module, LORA_MODULES) or hasattr(module, "to_lora")
         }
     )
@@ -99,7 +107,7 @@ def _check_keys(model: nn.Module, keys: list[str]) -> None:
             faults.append(
                 Fault(
                     "train.lora_parameters.keys",
-                    f"{key} is not a linear module of the model's layers",
+                    f"{key} is no module of this model that takes an adapter",
                     f"{hint}one of {', '.join(known)}",
                 )
             )

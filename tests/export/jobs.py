@@ -16,6 +16,13 @@ PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"lora_parameters": {"rank": 4, "scale": 4.0}},
     "rslora": {"lora_parameters": {"rank": 4, "alpha": 8.0, "rslora": True}},
+    "embedding": {
+        "lora_parameters": {
+            "rank": 4,
+            "scale": 4.0,
+            "keys": ["self_attn.q_proj", "model.embed_tokens"],
+        }
+    },
     "dora": {"fine_tune_type": "dora", "lora_parameters": {"rank": 4, "scale": 4.0}},
     "full": {"fine_tune_type": "full"},
 }

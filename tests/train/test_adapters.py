@@ -255,10 +255,10 @@ def test_keys_that_match_nothing_name_what_there_is(model_folder: Path) -> None:
         nn.value_and_grad(model, lambda ids: model(ids).sum())(IDS)
 
     with pytest.raises(RecipeError) as caught:
-        fresh(model_folder, recipe_of(keys=["self_attn.q_porj", "mlp.up_proj", "lm_head"]))
+        fresh(model_folder, recipe_of(keys=["self_attn.q_porj", "mlp.up_proj", "mlp.experts"]))
     wrong, unknown = caught.value.faults
     assert "did you mean self_attn.q_proj?" in wrong.fix
-    assert unknown.found.startswith("lm_head ")
+    assert unknown.found.startswith("mlp.experts ")
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         assert name in unknown.fix
 

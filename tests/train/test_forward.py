@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import dequantize_model
@@ -270,6 +270,28 @@ def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None
     one, other = train(fast, listener()), train(plain, listener())
     assert one.final_validation_loss == pytest.approx(other.final_validation_loss, rel=1e-3)
     assert one.first_validation_loss == pytest.approx(other.first_validation_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "tied"),
+    [("lm_head", False), ("model.embed_tokens", False), ("model.embed_tokens", True)],
+)
+def test_a_head_or_an_embedding_can_be_adapted(key: str, tied: bool, tmp_path: Path) -> None:
+    """As mlx-lm takes their names; then no layer is frozen, and the head has gradients."""
+    model = loaded(make_other("mistral", tmp_path, tie_word_embeddings=tied))
+    lora = LoraParameters(rank=4, alpha=8.0, keys=["self_attn.q_proj", key])
+    recipe = TrainRecipe(num_layers=1, lora_parameters=lora)
+    whole = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=recipe)
+    shape = put_adapter(model, recipe, adapter_config(whole, 1))
+    assert set(shape.modules) == {key, f"model.layers.{LAYERS - 1}.self_attn.q_proj"}
+    model.update(tree_map(lambda a: mx.random.normal(a.shape) * 0.2, model.trainable_parameters()))
+    forward = choose_forward(model, 1, ROWS)
+    assert isinstance(forward, SplitForward) and forward.frozen_layers == 0
+    rows = random_rows(4, seed=5)
+    loss, gradient = loss_and_gradient(model, forward, rows)
+    plain_loss, plain_gradient = loss_and_gradient(model, PlainForward(model, ""), rows)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    assert gradient_difference(gradient, plain_gradient) <= 1e-5
 
 
 def test_rows_beyond_a_sliding_window_are_split_too(tmp_path: Path) -> None:
