@@ -19,9 +19,11 @@ from mlx_ft.recipe import TrainRecipe
 
 # Frozen layers take rows in groups of so many padded tokens (train/prefix.py).
 GROUP_TOKENS = 1024
-# Logits are made in parts of 16 MiB (train/losses.py), of which MLX has about eight (measured)
-# at a time; where there are fewer positions, about twice what they take.
-LOGITS_IN_FLIGHT_BYTES = 8 * (16 << 20)
+# Logits are made in parts of 16 MiB (train/losses.py), of which a CPU, which takes a row at a time,
+# has about four (measured); Metal, which takes them whole, eight (measured on a CPU that did so).
+# Where there are fewer positions, about twice what they take.
+LOGITS_PART_BYTES = 16 << 20
+CPU_LOGITS_PARTS, METAL_LOGITS_PARTS = 4, 8
 LOGITS_ARRAYS = 2
 # Layers whose values are there at once in a forward pass.
 PREFIX_LAYERS = 2
@@ -35,6 +37,12 @@ class Weights:
 
     stored_bytes_each: float
     computed_bytes_each: int = FLOAT32_BYTES
+
+    @property
+    def logits_bytes(self) -> int:
+        """The most that logits take at once. Only Metal computes in 16 bits."""
+        on_cpu = self.computed_bytes_each == FLOAT32_BYTES
+        return LOGITS_PART_BYTES * (CPU_LOGITS_PARTS if on_cpu else METAL_LOGITS_PARTS)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def training_memory(
     # While frozen layers are there, so is the adapter; nothing is kept for a backward pass.
     group = max(longest, min(GROUP_TOKENS, tokens))
     frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
-    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, LOGITS_IN_FLIGHT_BYTES)
+    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, weights.logits_bytes)
     forward = _activations(shape, train, tokens, longest) * weights.computed_bytes_each + logits
     # When gradients are whole, activations are gone; an update then makes parameters and states.
     update = adapter * (2 + OPTIMIZER_STATES[train.optimizer])
