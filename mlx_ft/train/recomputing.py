@@ -90,9 +90,9 @@ def cheap_inputs_again(model: nn.Module) -> Iterator[None]:
     what they are made of: their gradients compute these again, in the same bits. Layers with
     dropout must not be among them.
 
-    Such inputs are a third of what a layer keeps, and little of its work (selective recomputation:
-    Korthikanti et al., arXiv 2205.05198, section 5). They are recognised as the very arrays that
-    MLX's norm, or mlx-lm's gate, has returned; another input is kept as ever.
+    In a layer like Llama's that is nearly half of what it keeps, and little of its work (selective
+    recomputation: Korthikanti et al., arXiv 2205.05198, section 5). Such inputs are recognised as
+    the very arrays that MLX's norm, or mlx-lm's gate, has returned; another is kept as ever.
     """
     sources: dict[int, _Source] = {}
     place = vars(sys.modules[type(model).__module__])
