@@ -5,10 +5,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlx_ft import BLAS
 from mlx_ft.cache import CACHE_HOME_VARIABLE, cache_home
 from tests.tiny import job_of, write_place
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("mlx-ft", deadline=None)
+settings.load_profile("mlx-ft")
 
 # The user's own cache, looked up before any test hides it: the built-in model is fetched once.
 REAL_CACHE_HOME = cache_home()

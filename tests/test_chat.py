@@ -147,7 +147,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(messages=conversations())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_trained_is_every_answer_with_its_stop_token_and_nothing_else(
     renderer: ChatRenderer, messages: list[dict[str, Any]]
 ) -> None:
@@ -161,7 +161,7 @@ def test_trained_is_every_answer_with_its_stop_token_and_nothing_else(
 
 
 @given(messages=conversations())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_prompt_of_every_answer_is_a_prefix_of_the_row_and_not_trained(
     renderer: ChatRenderer, messages: list[dict[str, Any]]
 ) -> None:
@@ -185,7 +185,7 @@ def test_the_prompt_of_every_answer_is_a_prefix_of_the_row_and_not_trained(
     ),
     role=st.sampled_from(["user", "assistant", "system", "tool", "oracle"]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hostile_text_is_rendered_or_refused_but_never_crashes(
     renderer: ChatRenderer, contents: list[Any], role: str
 ) -> None:
@@ -447,7 +447,7 @@ DATED = "{{ strftime_now('%d %b %Y') }} {{ strftime_now( \"%A\" ) }}\n" + CHATML
 
 
 @given(day=st.dates(datetime.date(1990, 1, 1), datetime.date(2100, 1, 1)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_pinning_leaves_the_given_day_and_no_call(day: datetime.date) -> None:
     pinned = pin_date(DATED, day)
     assert "strftime_now" not in pinned
@@ -489,7 +489,7 @@ def test_the_fingerprint_is_json_and_the_same_for_the_same_folder(tiny_folder: P
 
 
 @given(place=st.integers(0, len(CHATML_TEMPLATE) - 1), character=st.sampled_from("aZ% {}'\n"))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_one_character_of_the_template_changes_the_fingerprint(
     tiny_folder: Path, renderer: ChatRenderer, place: int, character: str
 ) -> None:

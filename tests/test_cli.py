@@ -202,9 +202,7 @@ def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(hostile_lines, min_size=1, max_size=3), beside_good_rows=st.booleans())
 def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
     lines: list[bytes],

@@ -103,7 +103,7 @@ def test_a_start_stays_as_it_was_read(loaded: LoadedModel) -> None:
     assert mx.array_equal(loaded.model(token, cache=again), loaded.model(token, cache=fresh))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     prompts=st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=9), max_size=9),
     batch_size=st.integers(1, 5),

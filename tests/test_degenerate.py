@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.degenerate import (
@@ -102,7 +102,6 @@ def loops(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     return block, (block * (copies + 1))[len(block) - extra :]
 
 
-@settings(deadline=None)
 @given(loops(), st.lists(st.integers(0, 50_000), max_size=40))
 def test_a_loop_at_the_end_is_found_whatever_stands_before_it(
     loop: tuple[list[int], list[int]], before: list[int]
@@ -117,7 +116,6 @@ def test_a_loop_at_the_end_is_found_whatever_stands_before_it(
     assert degenerate_reason("some text", before + tail) is not None
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=200))
 def test_token_loop_agrees_with_the_definition(ids: list[int]) -> None:
     def covered(period: int) -> int:
@@ -133,7 +131,6 @@ def test_token_loop_agrees_with_the_definition(ids: list[int]) -> None:
     assert (token_loop(ids) is not None) == expected
 
 
-@settings(deadline=None)
 @given(st.permutations(range(300)))
 def test_tokens_that_never_repeat_are_no_loop(ids: list[int]) -> None:
     assert token_loop(ids) is None
@@ -152,13 +149,11 @@ def test_a_finished_structure_is_no_loop() -> None:
 WORDS = st.text(alphabet="abcdefghijklmnopqrstuvwxyzäöüß", min_size=1, max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(WORDS, unique=True, min_size=1, max_size=40))
 def test_different_words_are_never_degenerate(words: list[str]) -> None:
     assert degenerate_reason(" ".join(words), None) is None
 
 
-@settings(deadline=None)
 @given(
     st.lists(WORDS, unique=True, min_size=1, max_size=6),
     st.text(max_size=60),
@@ -169,7 +164,6 @@ def test_a_phrase_said_often_is_found_anywhere(phrase: list[str], before: str, a
     assert degenerate_reason(f"{before} {looped} {after}", None) is not None
 
 
-@settings(deadline=None)
 @given(st.text(max_size=400), st.none() | st.lists(st.integers(0, 9), max_size=300))
 def test_any_text_gets_an_answer(text: str, ids: list[int] | None) -> None:
     reason = degenerate_reason(text, ids)

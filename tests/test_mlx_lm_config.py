@@ -341,9 +341,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(FLAT_KEYS)) | st.text(max_size=4), VALUES))
 def test_any_flat_mapping_is_read_or_refused(folder: Path, flat: dict[str, Any]) -> None:
     try:

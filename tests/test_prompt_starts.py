@@ -1,6 +1,6 @@
 """A start is what its prompts begin with, saves what it must, and leaves them a token."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.prompt_starts import MIN_SAVED_TOKENS, shared_starts
@@ -16,7 +16,6 @@ PROMPTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(PROMPTS)
 def test_a_start_is_what_its_prompts_begin_with(prompts: list[list[int]]) -> None:
     starts, own = shared_starts(prompts)
@@ -33,7 +32,6 @@ def test_a_start_is_what_its_prompts_begin_with(prompts: list[list[int]]) -> Non
         assert (users - 1) * (len(start.ids) - len(known)) >= MIN_SAVED_TOKENS
 
 
-@settings(deadline=None)
 @given(PROMPTS)
 def test_no_start_is_overlooked_that_all_prompts_have(prompts: list[list[int]]) -> None:
     starts, own = shared_starts(prompts)

@@ -110,7 +110,7 @@ LAYERS = st.lists(st.fixed_dictionaries({}, optional=dict(VALUES)), min_size=1, 
 
 
 @given(layers=LAYERS)
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_chain_is_the_parent_with_every_change_set_in_order(
     tmp_path: Path, layers: list[dict[str, Any]]
 ) -> None:

@@ -339,7 +339,6 @@ RECIPES = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(values=RECIPES)

@@ -99,7 +99,7 @@ def test_a_damaged_stage_does_not_exist(tmp_path: Path, damage: str) -> None:
 
 
 @given(value=JSON)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_json_at_all_in_a_manifest_is_trusted_or_crashes(
     tmp_path_factory: pytest.TempPathFactory, value: Any
 ) -> None:
@@ -111,7 +111,7 @@ def test_no_json_at_all_in_a_manifest_is_trusted_or_crashes(
 
 
 @given(cut=st.integers(0, 400))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_torn_manifest_does_not_exist(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     run = tmp_path_factory.mktemp("run")
     write_stage(run)
@@ -204,7 +204,7 @@ def test_kill_9_leaves_a_whole_stage_or_none(tmp_path: Path) -> None:
 
 
 @given(old=JSON, new=JSON)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_json_is_replaced_whole(
     tmp_path_factory: pytest.TempPathFactory, old: Any, new: Any
 ) -> None:
@@ -251,7 +251,7 @@ ROWS = st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size
 
 
 @given(rows=ROWS, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_json_lines_survive_a_torn_end(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], data: st.DataObject
 ) -> None:
@@ -275,7 +275,7 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None
 
 
 @given(value=st.dictionaries(st.text(), JSON, min_size=2, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_hash_of_a_value_ignores_the_order_of_its_keys(value: dict[str, Any]) -> None:
     turned = dict(reversed(value.items()))
     assert canonical_json(turned) == canonical_json(value)

@@ -38,7 +38,7 @@ def select(path: str, limit: int) -> SelectRecipe:
 
 
 @given(limit=st.integers(1, 30))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_no_category_is_asked_twice_more_than_another_that_has_prompts_left(limit: int) -> None:
     path = str(REPO / "evals" / "code_mode.yaml")
     whole, taken = load_suite(Path(path)), chooser(select(path, limit))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft import sweep
@@ -35,7 +35,6 @@ SMALL = (
     count=st.none() | st.integers(1, 70),
     seed=st.integers(0, 5),
 )
-@settings(deadline=None)
 def test_members_are_all_combinations_or_some_of_them_drawn(
     axes: dict[str, list[int]], count: int | None, seed: int
 ) -> None:
@@ -61,7 +60,6 @@ VALUES = st.recursive(
 
 
 @given(values=st.lists(VALUES, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_a_comma_inside_a_value_divides_nothing(values: list[Any]) -> None:
     texts = [yaml_text(value) for value in values]
     quoted = [text for text in texts if "'" not in text and "\\" not in text]

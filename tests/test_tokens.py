@@ -24,7 +24,7 @@ def packed(rows: list[list[tuple[int, bool]]]) -> TokenizedSplit:
     return pack_rows(arrays, [2 * number + 1 for number in range(len(rows))])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows_of_flagged_ids)
 def test_rows_come_back_from_disk_as_they_were(
     rows: list[list[tuple[int, bool]]], tmp_path: Path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.errors import GateFailed, InputError, Interrupted
@@ -225,7 +225,6 @@ INFOS = st.lists(
 
 
 @given(results=INFOS)
-@settings(deadline=None)
 def test_the_probability_of_learning_the_task_counts_stopped_seeds(
     results: list[tuple[float, float] | None],
 ) -> None:

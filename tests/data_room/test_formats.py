@@ -16,7 +16,7 @@ from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import CALL, GOOD_ROWS, TOOL_ROW, chat, hostile_lines, nested
 
 SHARED_FOLDER = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

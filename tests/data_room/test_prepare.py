@@ -172,9 +172,7 @@ def test_the_quickstarts_rows_pass(renderer: ChatRenderer, out: Path) -> None:
     assert summary.splits["train"]["dropped_overlong"] == 0
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(hostile_lines, min_size=1, max_size=3), beside_good_rows=st.booleans())
 def test_hostile_rows_end_in_a_data_error_or_a_valid_folder(
     lines: list[bytes], beside_good_rows: bool, renderer: ChatRenderer, tmp_path: Path

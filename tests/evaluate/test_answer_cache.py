@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.chat import ChatRenderer
@@ -23,7 +23,6 @@ from tests.tiny import write_tiny_tokenizer
 MODEL = "a" * 64
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.tuples(st.lists(st.integers(0, 9)).map(tuple), st.integers(1, 9)),

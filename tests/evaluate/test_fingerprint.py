@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.chat import ChatRenderer
@@ -26,7 +26,6 @@ def parts(trained: Any, current: Any) -> list[str]:
     return [fault.where.removeprefix("chat fingerprint, ") for fault in caught.value.faults]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(KEYS, JSON), st.dictionaries(KEYS, JSON))
 def test_refused_exactly_when_they_differ(one: Any, other: Any) -> None:
     check_fingerprint(one, dict(one))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.evaluate.json_schema import schema_faults, violations
@@ -102,7 +102,6 @@ def test_numbers_are_found_as_people_write_them(text: str, numbers: list[float])
     assert numbers_in(text) == numbers
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12) | st.floats(-1e9, 1e9))
 def test_a_number_is_found_again(number: float) -> None:
     assert got(Numeric(), f"It is {number!r}.", {"number": number})[0] == 1.0
@@ -176,7 +175,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=4), JSON_VALUES, min_size=1), JSON_VALUES)
 def test_any_object_is_its_own_right_answer(value: dict[str, Any], other: Any) -> None:
     assert got(Json(), json.dumps(value), {"value": value}) == (1.0, None)
@@ -294,7 +292,6 @@ def test_every_rule_has_a_key() -> None:
     assert sentences_in("3.5 is e.g. a number. Yes!") == 3  # "e.g." counts, as it does in IFEval
 
 
-@settings(deadline=None)
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
 def test_likeness_is_1_for_the_same_and_between_0_and_1(one: str, other: str) -> None:
     assert 0 <= chrf(one, other) <= 1

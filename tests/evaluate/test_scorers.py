@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.evaluate.scorers import AllOf, AnyOf, Scorer, score
@@ -253,7 +253,6 @@ def targets(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None)
 @given(targets())
 def test_any_calls_written_right_score_1_and_unwrapped_half(target: dict[str, Any]) -> None:
     code = python_of(target)
@@ -265,7 +264,6 @@ def test_any_calls_written_right_score_1_and_unwrapped_half(target: dict[str, An
     assert {bare.failure, as_json.failure} == {"wrong_wrapper"}
 
 
-@settings(deadline=None)
 @given(targets(), targets())
 def test_other_calls_never_score_1(target: dict[str, Any], other: dict[str, Any]) -> None:
     judged = score(WRAPPED, f"execute_code({python_of(other)!r})", target)
@@ -326,7 +324,6 @@ FRAGMENTS = st.sampled_from(
 
 
 @pytest.mark.parametrize(("scorer", "target"), SCORERS, ids=lambda value: type(value).__name__)
-@settings(deadline=None)
 @given(text=st.text(max_size=300) | st.lists(FRAGMENTS, max_size=40).map("".join))
 def test_any_text_gets_a_score(scorer: Scorer, target: dict[str, Any], text: str) -> None:
     judged = score(scorer, text, target, None, Given(raw=text))

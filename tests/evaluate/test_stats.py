@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -21,7 +21,6 @@ def test_pass_rates_get_scipys_wilson_interval(passed: int, n: int) -> None:
     assert wilson_interval(passed / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.lists(GRADES, min_size=1, max_size=60))
 def test_an_interval_holds_its_mean_and_is_never_a_point(scores: list[float]) -> None:
     interval = mean_interval(scores)
@@ -32,7 +31,6 @@ def test_an_interval_holds_its_mean_and_is_never_a_point(scores: list[float]) ->
     assert interval.high - interval.low <= high - low + 1e-12, "graded scores vary less than 0/1"
 
 
-@settings(deadline=None)
 @given(st.lists(GRADES, min_size=1, max_size=40))
 def test_turning_the_scores_around_turns_the_interval_around(scores: list[float]) -> None:
     interval, mirrored = mean_interval(scores), mean_interval([1 - score for score in scores])
@@ -40,7 +38,6 @@ def test_turning_the_scores_around_turns_the_interval_around(scores: list[float]
     assert mirrored.high == pytest.approx(1 - interval.low)
 
 
-@settings(deadline=None)
 @given(st.lists(GRADES, min_size=1, max_size=20), st.floats(0.1, 10))
 def test_equal_weights_change_nothing(scores: list[float], weight: float) -> None:
     plain, weighted = mean_interval(scores), mean_interval(scores, [weight] * len(scores))

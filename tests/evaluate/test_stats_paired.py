@@ -48,7 +48,7 @@ def test_mcnemar_is_exact(wins: int, losses: int) -> None:
     assert found.p == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 7), st.integers(0, 6))
 def test_flipping_signs_is_mcnemar_where_every_prompt_is_won_or_lost(
     wins: int, losses: int
@@ -70,7 +70,7 @@ def test_holm(given: list[float], expected: list[float]) -> None:
     assert holm(given) == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(PAIRS)
 def test_a_comparison_turned_around_is_its_mirror(pairs: list[tuple[float, float]]) -> None:
     one, other = (list(each) for each in zip(*pairs, strict=True))

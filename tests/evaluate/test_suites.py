@@ -231,7 +231,7 @@ def test_faults_of_several_suites_come_together(tmp_path: Path) -> None:
     assert "bad.yaml" in text and "none.yaml" in text and "a second suite called chat" in text
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_text_is_read_or_refused(tmp_path: Path, key: str, line: str) -> None:
     try:

@@ -40,7 +40,7 @@ def test_ranges_are_all_rows_in_order_and_never_of_two_matrices(
         assert all(first // matrix == (end - 1) // matrix for first, end in ranges)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(SHAPES, DTYPES), min_size=1, max_size=6), st.randoms(), st.integers(1, 200)
 )
