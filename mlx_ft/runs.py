@@ -123,7 +123,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def seal(folder: Path, stage: str, inputs: str, info: Mapping[str, Any]) -> Manifest:
-    """Flush every file of `folder` and write its manifest last; from then on it is complete."""
+    """Flush every file of `folder` and write its manifest last; from then on it is complete.
+
+    What killed processes were about to replace a file by (see `replacing`) goes first.
+    """
+    for left in [path for path in folder.rglob(".*.tmp") if path.is_file()]:
+        left.unlink()
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder).as_posix()

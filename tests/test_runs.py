@@ -153,6 +153,17 @@ def test_leftovers_are_removed_unless_they_are_to_be_continued(tmp_path: Path) -
     assert set(read_manifest(tmp_path / "data").files) == {"rows.txt", "deep/numbers.bin"}
 
 
+def test_what_a_killed_write_left_is_not_part_of_a_sealed_stage(tmp_path: Path) -> None:
+    with writing_stage(tmp_path, "data") as folder:
+        (folder / "deep").mkdir()
+        (folder / "rows.txt").write_text("rows")
+        for name in (".rows.txt.4711.tmp", "deep/.numbers.bin.4711.tmp"):
+            (folder / name).write_text("half of it")
+        written = seal(folder, "data", "in", {})
+    assert set(written.files) == {"rows.txt"}
+    assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == ["deep", MANIFEST, "rows.txt"]
+
+
 def test_a_stage_that_was_not_sealed_is_our_own_bug(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="not sealed"), writing_stage(tmp_path, "data"):
         pass
