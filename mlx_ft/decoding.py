@@ -30,9 +30,18 @@ JOIN_SHARE = 8
 # Steps between looks for a loop, which takes Python as long as a model takes for a token.
 LOOK_EVERY_TOKENS = 16
 
+# mlx-lm's layers for these take the masks of prompts (B, 1, T, S) for masks of groups of heads.
+ONE_AT_A_TIME = frozenset({"gemma2", "phi3small"})
+
 Cache = list[Any]
 # Told of each answer as it ends: number of the prompt, ids without the stop token, and the reason.
 OnEnd = Callable[[int, tuple[int, ...], str], None]
+
+
+def prompts_together(model: nn.Module, batch_size: int) -> int:
+    """Return how many prompts of a batch the model can take at a time."""
+    kind = type(model).__module__.rsplit(".", 1)[-1]
+    return 1 if kind in ONE_AT_A_TIME else batch_size
 
 
 class Reader:
@@ -212,14 +221,15 @@ def answer_prompts(
     batch_size: int,
     on_end: OnEnd,
 ) -> None:
-    """Answer prompts of token ids greedily, `batch_size` at a time and each up to its `max_tokens`.
+    """Answer prompts of token ids greedily, `batch_size` at a time, if the model can, and each up
+    to its `max_tokens`.
 
     The reason of an end is "stop", "length", or "loop": the tokens go in circles, and have long
     enough that they would not come out of it by themselves (`degenerate.goes_in_circles`).
     """
     if not prompts:
         return
-    steps = 0
+    steps, batch_size = 0, prompts_together(model, batch_size)
     with fast_math(model), wired_limit(model, [generation_stream]), mx.stream(generation_stream):
         reader, batch = Reader(model, prompts), _Batch(model, frozenset(stop_ids))
         waiting = deque(reader.order())

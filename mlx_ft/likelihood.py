@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 
 from mlx_ft.cpu_math import fast_math
-from mlx_ft.decoding import Reader
+from mlx_ft.decoding import Reader, prompts_together
 from mlx_ft.inference import LoadedModel
 
 # Positions whose logits are held at a time, of all answers together.
@@ -46,7 +46,7 @@ def likelihoods(
     """
     assert all(prompts) and all(answers), "an empty prompt or answer has no likelihood"
     results: dict[int, Likelihood] = {}
-    model = loaded.model
+    model, batch_size = loaded.model, prompts_together(loaded.model, batch_size)
     with fast_math(model), wired_limit(model, [generation_stream]), mx.stream(generation_stream):
         reader = Reader(model, prompts)
         order = reader.order()

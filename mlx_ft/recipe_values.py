@@ -1,12 +1,11 @@
 """What the values of a recipe are made of, whatever the key: numbers, texts, sections, conflicts.
 
-Does not: know any key except the options of the optimizers.
+Does not: know any key.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any
@@ -95,61 +94,6 @@ class Section(BaseModel):
         elif found:
             raise ValueError("; ".join(f"{each.found} - {each.fix}" for each in found))
         return self
-
-
-NUMBER, WHOLE, PAIR, SWITCH = "a number", "a whole number", "two numbers", "true or false"
-_ADAM = {"betas": PAIR, "eps": NUMBER, "bias_correction": SWITCH}
-# The keyword arguments of mlx.optimizers besides the learning rate.
-OPTIMIZER_OPTIONS: Mapping[str, Mapping[str, str]] = {
-    "adam": _ADAM,
-    "adamw": {**_ADAM, "weight_decay": NUMBER},
-    "muon": {"momentum": NUMBER, "weight_decay": NUMBER, "nesterov": SWITCH, "ns_steps": WHOLE},
-    "sgd": {"momentum": NUMBER, "weight_decay": NUMBER, "dampening": NUMBER, "nesterov": SWITCH},
-    "adafactor": {
-        "eps": PAIR,
-        "clip_threshold": NUMBER,
-        "decay_rate": NUMBER,
-        "beta_1": NUMBER,
-        "weight_decay": NUMBER,
-        "scale_parameter": SWITCH,
-        "relative_step": SWITCH,
-        "warmup_init": SWITCH,
-    },
-    "lion": {"betas": PAIR, "weight_decay": NUMBER},
-}
-
-
-def plain_options(value: Any) -> Any:
-    """Read numbers that are written as text, in a mapping of options and in lists inside it."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: [number_from_text(item) for item in given]
-        if isinstance(given, list)
-        else number_from_text(given)
-        for name, given in value.items()
-    }
-
-
-def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (what was found, what to do) for every option that the optimizer cannot take."""
-    known = OPTIMIZER_OPTIONS[optimizer]
-    faults = []
-    for name, value in options.items():
-        if name not in known:
-            faults.append(
-                (f"{optimizer} has no option {name}", f"its options are {', '.join(sorted(known))}")
-            )
-            continue
-        fits = {
-            NUMBER: is_number(value),
-            WHOLE: is_number(value) and isinstance(value, int),
-            PAIR: isinstance(value, list) and len(value) == 2 and all(map(is_number, value)),
-            SWITCH: isinstance(value, bool),
-        }
-        if not fits[known[name]]:
-            faults.append((f"{name} is {value!r}", f"give {known[name]}, or leave it out"))
-    return faults
 
 
 def optimizer_updates(iters: int, grad_accumulation_steps: int) -> int:

@@ -103,6 +103,25 @@ def test_a_start_stays_as_it_was_read(loaded: LoadedModel) -> None:
     assert mx.array_equal(loaded.model(token, cache=again), loaded.model(token, cache=fresh))
 
 
+def test_a_model_whose_masks_are_not_for_several_prompts_takes_one_at_a_time(
+    tmp_path: Path,
+) -> None:
+    """mlx-lm's Gemma 2 fails on three prompts together, and with as many as it has groups of heads
+    it would mask one prompt's tokens by another's."""
+    folder = write_tiny_model(tmp_path, "gemma2")
+    model = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    three = [PROMPTS[0], PROMPTS[-2], PROMPTS[-1]]
+    cache = Reader(model.model, three).read
+    with pytest.raises(ValueError, match="broadcast"):
+        cache([0, 1, 2])
+    found = answered(model, PROMPTS, 16, [4] * len(PROMPTS))
+    for index, prompt in enumerate(PROMPTS):
+        assert found[index] == (plainly(model.model, prompt, 4), "length"), index
+    (first, second) = likelihoods(model, [[5, 6, 7], [8]], [[9, 10], [11, 12]], batch_size=2)
+    assert first == likelihoods(model, [[5, 6, 7]], [[9, 10]])[0]
+    assert second == likelihoods(model, [[8]], [[11, 12]])[0]
+
+
 @settings(max_examples=15)
 @given(
     prompts=st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=9), max_size=9),

@@ -21,7 +21,8 @@ from mlx_ft.recipe_keys import (
     value_at,
     value_keys,
 )
-from mlx_ft.recipe_values import OPTIMIZER_OPTIONS, number_from_text, optimizer_updates
+from mlx_ft.recipe_optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
+from mlx_ft.recipe_values import number_from_text, optimizer_updates
 
 SMALLEST: dict[str, Any] = {"name": "x", "model": "m", "data": {"path": "d"}}
 
@@ -143,6 +144,60 @@ def test_the_optimizer_options_are_those_of_mlx() -> None:
             default = parameters[option].default
             assert isinstance(default, bool) == (kind == "true or false"), (name, option)
             assert isinstance(default, list | tuple) == (kind == "two numbers"), (name, option)
+
+
+NUMBERS = st.sampled_from([-1.0, 0.0, 0.5, 0.999, 1.0, 2.0])
+ANY_OPTIONS = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
+    lambda optimizer: st.tuples(
+        st.just(optimizer),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                name: {
+                    "a number": NUMBERS,
+                    "a whole number": st.integers(0, 3),
+                    "two numbers": st.lists(NUMBERS, min_size=2, max_size=2),
+                    "true or false": st.booleans(),
+                }[kind]
+                for name, kind in OPTIMIZER_OPTIONS[optimizer].items()
+            },
+        ),
+    )
+)
+
+
+@given(ANY_OPTIONS)
+def test_an_optimizer_takes_the_options_that_have_no_fault(given: tuple[str, Any]) -> None:
+    """Found out before a model is loaded, and not by the optimizer afterwards."""
+    from mlx_ft.train.steps import build_optimizer
+
+    optimizer, options = given
+    values = {"optimizer": optimizer, "optimizer_config": options}
+    try:
+        train = Recipe.model_validate({**SMALLEST, "train": values}).train
+    except ValidationError:
+        assert optimizer_option_faults(optimizer, options)
+        return
+    build_optimizer(train)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "found"),
+    [
+        ("sgd", {"nesterov": True}, "nesterov needs momentum"),
+        ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "and no dampening"),
+        ("adam", {"betas": [1.5, 2]}, "betas is"),
+        ("adam", {"eps": -1}, "eps is -1"),
+        ("adafactor", {"relative_step": True}, "instead of train.learning_rate"),
+    ],
+)
+def test_options_that_an_optimizer_refuses_or_that_undo_the_recipe(
+    optimizer: str, options: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(ValidationError, match=found):
+        Recipe.model_validate(
+            {**SMALLEST, "train": {"optimizer": optimizer, "optimizer_config": options}}
+        )
 
 
 def test_every_value_key_leads_to_a_value() -> None:

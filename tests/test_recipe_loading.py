@@ -18,7 +18,7 @@ from mlx_ft.errors import RecipeError
 from mlx_ft.recipe import COLUMNS, Recipe
 from mlx_ft.recipe_keys import dotted, section_keys, value_at, value_keys
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved, load_recipe, upgrade_text, yaml_text
-from mlx_ft.recipe_values import OPTIMIZER_OPTIONS
+from mlx_ft.recipe_optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
 from mlx_ft.strict_yaml import read_yaml
 
 MINIMAL = "model: m\ndata: {path: d}\n"
@@ -273,13 +273,14 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(folder: Path, text: str, sett
 
 def options_of(optimizer: str) -> st.SearchStrategy[dict[str, Any]]:
     kinds: dict[str, st.SearchStrategy[Any]] = {
-        "a number": st.floats(0, 1),
+        "a number": st.floats(0, 1, exclude_max=True),
         "a whole number": st.integers(1, 9),
-        "two numbers": st.lists(st.floats(0, 1), min_size=2, max_size=2),
+        "two numbers": st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2),
         "true or false": st.booleans(),
     }
     known = OPTIMIZER_OPTIONS[optimizer]
-    return st.fixed_dictionaries({}, optional={name: kinds[known[name]] for name in known})
+    options = st.fixed_dictionaries({}, optional={name: kinds[known[name]] for name in known})
+    return options.filter(lambda values: not optimizer_option_faults(optimizer, values))
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)

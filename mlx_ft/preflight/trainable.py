@@ -16,6 +16,7 @@ from mlx_ft.recipe import TrainRecipe
 
 # mlx-lm's DoRALinear takes a packed row to hold 32 // bits numbers in each of its 32-bit words.
 WORD_BITS = 32
+EMBEDDING = "model.embed_tokens"
 
 
 def quantized_base(facts: PreflightInput) -> Finding:
@@ -49,6 +50,10 @@ def dora(facts: PreflightInput) -> Finding:
         measured = f"{len(experts)} adapted modules are experts, such as {experts[0]}"
         fix = "use fine_tune_type: lora, or train.lora_parameters.keys without them"
         return Finding(check, "fail", measured, limit, fix)
+    if EMBEDDING in modules and facts.model_config.get("quantization") is not None:
+        measured = f"{EMBEDDING} is adapted, and quantized, which mlx-lm's DoRA has no code for"
+        fix = "use a 16-bit model, fine_tune_type: lora, or train.lora_parameters.keys without it"
+        return Finding(check, "fail", measured, limit, fix)
     odd = {
         name: bits
         for name, module in modules.items()
@@ -66,13 +71,14 @@ def _fix() -> str:
 
 
 def _adapted(shape: ModelShape, train: TrainRecipe) -> Iterator[tuple[str, Module]]:
-    """Yield the adapted modules of layers by the names that a config has for them."""
+    """Yield the adapted modules by the names that a config has for them."""
     keys, layers = train.lora_parameters.keys, adapted_layers(shape, train)
     first = len(shape.layers) - len(layers)
     for index, layer in enumerate(layers, start=first):
         for module in layer:
             if keys is None or module.name in keys:
                 yield f"model.layers.{index}.{module.name}", module
+    yield from ((root.name, root) for root in shape.roots if keys is not None and root.name in keys)
 
 
 def _bits(config: Mapping[str, Any], name: str, inputs: int) -> int | None:

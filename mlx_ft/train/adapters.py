@@ -125,6 +125,7 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     model.freeze()
     mx.random.seed(train.seed)
     make_trainable(model, config)
+    _hold_in_float32(model)
     trainable = tree_flatten(model.trainable_parameters())
     if not trainable:
         raise RecipeError(
@@ -137,6 +138,20 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     modules = sorted({name.rsplit(".", 1)[0] for name, _ in trainable})
     count = sum(int(array.size) for _, array in trainable)
     return AdapterShape(config["num_layers"], tuple(modules), count, total)
+
+
+def _hold_in_float32(model: nn.Module) -> None:
+    """Widen trainable weights of 16 bits: small updates of a bfloat16 are rounded away, and Adam's
+    squared gradients underflow in float16 (Micikevicius et al., arXiv 1710.03740, section 3.1).
+    """
+    model.load_weights(
+        [
+            (name, array.astype(mx.float32))
+            for name, array in tree_flatten(model.trainable_parameters())
+            if array.dtype in (mx.float16, mx.bfloat16)
+        ],
+        strict=False,
+    )
 
 
 def take_adapter_off(model: nn.Module, own: Mapping[str, nn.Module]) -> bool:
@@ -176,8 +191,8 @@ def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 def load_adapter_weights(model: nn.Module, file: Path) -> None:
-    """Load adapter weights into the layers that `put_adapter` made; names and shapes must be
-    equal.
+    """Load adapter weights into the layers that `put_adapter` made, in the precision that these
+    have; names and shapes must be equal.
     """
     try:
         # Whatever the file is called: MLX's readers of other formats are not made for strangers.
@@ -185,8 +200,9 @@ def load_adapter_weights(model: nn.Module, file: Path) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(Fault(str(file), f"not readable ({error})", "check the path")) from error
     assert isinstance(weights, dict)
-    expected = {name: array.shape for name, array in tree_flatten(model.trainable_parameters())}
+    own = dict(tree_flatten(model.trainable_parameters()))
+    expected = {name: array.shape for name, array in own.items()}
     faults = adapter_faults(file, expected, {name: a.shape for name, a in weights.items()})
     if faults:
         raise ModelError(faults)
-    model.load_weights(list(weights.items()), strict=False)
+    model.load_weights([(name, a.astype(own[name].dtype)) for name, a in weights.items()], False)

@@ -36,10 +36,11 @@ class Position:
     """How far a run is: mini-batches and updates done, and what was counted since the last report.
 
     `loss_sum`, `loss_weight`, `tokens` and `padded_tokens` belong to the running report;
-    `trained_tokens` to the whole run, `seconds` is training time so far. `best_loss` is the lowest
-    validation loss, `worse` how many validations have come after it, `last_loss` the latest one.
-    The chosen iteration is the best one by `train.select`, with its score and validation loss;
-    `not_better` comparisons have come after it.
+    `trained_tokens` to the whole run, `seconds` is its time so far from its first mini-batch on,
+    with validations and checkpoints, `peak_memory_bytes` the most that any of its processes held.
+    `best_loss` is the lowest validation loss, `worse` how many validations have come after it,
+    `last_loss` the latest one. The chosen iteration is the best one by `train.select`, with its
+    score and validation loss; `not_better` comparisons have come after it.
     """
 
     iteration: int = 0
@@ -62,6 +63,7 @@ class Position:
     chosen_score: float | None = None
     chosen_loss: float | None = None
     not_better: int = 0
+    peak_memory_bytes: int = 0
 
 
 def save_checkpoint(

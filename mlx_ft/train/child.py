@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, TextIO
 from mlx_ft.console import Console
 from mlx_ft.errors import MlxFtError
 from mlx_ft.runs import disk_errors_explained, write_json
-from mlx_ft.train.handover import LOCK_FILE, RESULT_FILE, Pulse, read_stage, write_error
+from mlx_ft.train.handover import (
+    LOCK_FILE,
+    RESULT_FILE,
+    Pulse,
+    forget_answers,
+    read_stage,
+    write_error,
+)
 
 if TYPE_CHECKING:
     from mlx_ft.train.job import MakeJudge
@@ -38,6 +45,7 @@ def main(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.getppid() != parent:
             return 1
+        forget_answers(control)  # that process may have left one in the meantime
         from mlx_ft.train.job import SegmentOver
         from mlx_ft.train.stage import Around, run_seeds, run_train_stage
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.inference import load_layers, scalar
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS
@@ -41,10 +42,15 @@ def validation_loss(run: Run) -> tuple[float, int]:
 
 
 def validate(run: Run) -> bool:
-    """Measure the validation loss, and return whether it is the lowest so far."""
+    """Measure the validation loss, and return whether it is the lowest so far.
+
+    Raises GateFailed when it is not finite: no answer of such weights is worth anything.
+    """
     place = run.position
     known = run.job.untrained if place.iteration == 0 else None
     loss, tokens = known or validation_loss(run)
+    if not math.isfinite(loss):
+        raise _not_a_number(place.iteration, loss)
     is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
     if is_best:
         place = replace(place, best_loss=loss, best_iteration=place.iteration, worse=0)
@@ -64,6 +70,20 @@ def validate(run: Run) -> bool:
         }
     )
     return is_best
+
+
+def _not_a_number(iteration: int, loss: float) -> GateFailed:
+    """Return what stops a run whose weights give no finite validation loss."""
+    if iteration == 0:
+        fix = (
+            "the model gives it before any training: check that model and rows belong together, "
+            "or use its bfloat16 or float32 version if it is in float16"
+        )
+    else:
+        fix = "lower train.learning_rate or set train.max_grad_norm; the last checkpoint is intact"
+    return GateFailed(
+        Fault(f"training, iteration {iteration}", f"the validation loss is {loss}", fix)
+    )
 
 
 def select(run: Run) -> bool:

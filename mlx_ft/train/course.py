@@ -23,7 +23,7 @@ class Course:
         self.validation_batches = plan_validation(
             job.validation_rows.lengths, job.recipe.batch_size, job.recipe.val_batches
         )
-        self.work_done_at = self._work()
+        self.work_trained_at, self.work_done_at = self._work()
 
     @property
     def _select(self) -> SelectRecipe:
@@ -53,8 +53,9 @@ class Course:
         window = self.job.recipe.grad_accumulation_steps
         return iteration % window == 0 or iteration == self.job.iterations
 
-    def _work(self) -> list[float]:
-        """Return the work up to each iteration, known from the plan, so that time left is honest.
+    def _work(self) -> tuple[list[float], list[float]]:
+        """Return the work up to each iteration, known from the plan, so that time left is honest:
+        before, and after, the validations and questions that follow it.
 
         In forward passes of a token.
         """
@@ -62,10 +63,11 @@ class Course:
         rows = [row for batch in self.validation_batches for row in batch]
         validation = VALIDATION_COST * float(self.job.validation_rows.lengths[rows].sum())
         asking = 0.0 if self.job.judge is None else VALIDATION_COST * self.job.judge.tokens
-        done_at = [0.0]
+        trained_at, done_at = [0.0], [0.0]
         for mini_batch in self.plan(0):
-            work = TRAIN_COST * float(lengths[list(mini_batch.rows)].sum())
-            work += validation * self.validates_at(mini_batch.iteration)
-            work += asking * self.selects_at(mini_batch.iteration)
-            done_at.append(done_at[-1] + work)
-        return done_at
+            training = TRAIN_COST * float(lengths[list(mini_batch.rows)].sum())
+            trained_at.append(done_at[-1] + training)
+            measuring = validation * self.validates_at(mini_batch.iteration)
+            measuring += asking * self.selects_at(mini_batch.iteration)
+            done_at.append(trained_at[-1] + measuring)
+        return trained_at, done_at

@@ -70,39 +70,6 @@ class Forward(Protocol):
         """Take the frozen layers' weights back from layers that have them."""
 
 
-class Recorder:
-    """Takes the place of a layer's key-value cache and keeps what one row puts into it."""
-
-    offset = 0
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-class Follower:
-    """A cache that holds one row's recorded keys and values for every row of a batch.
-
-    Unlike a cache for generation, gradients pass through it to the recorded row.
-    """
-
-    def __init__(self, recorder: Recorder, tokens: int) -> None:
-        self._recorder = recorder
-        self.offset = tokens
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        rows = keys.shape[0]
-        before = (
-            mx.broadcast_to(array, (rows, *array.shape[1:]))
-            for array in (self._recorder.keys, self._recorder.values)
-        )
-        one, other = (
-            mx.concatenate([earlier, later], axis=2)
-            for earlier, later in zip(before, (keys, values), strict=True)
-        )
-        return one, other
-
-
 class SplitForward:
     """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`.
 

@@ -27,7 +27,7 @@ from mlx_ft.train.adapters import (
     take_adapter_off,
 )
 from mlx_ft.train.batches import total_iterations
-from mlx_ft.train.forward import Forward, choose_forward
+from mlx_ft.train.forward import Forward, choose_forward, trained_outside_layers
 from mlx_ft.train.handover import TrainStage
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.metrics import Metric
@@ -63,9 +63,10 @@ class Ground:
     def clear(self, stage: TrainStage) -> bool:
         """Take the last training's adapter off; return whether another training may begin here.
 
-        It may not where the model's own weights were trained.
+        It may not where the model's own weights were trained, nor where an embedding or head was
+        adapted: the split holds on to those.
         """
-        if stage.recipe.train.fine_tune_type == "full":
+        if stage.recipe.train.fine_tune_type == "full" or trained_outside_layers(self.loaded.model):
             return False
         return take_adapter_off(self.loaded.model, self._modules)
 

@@ -83,13 +83,18 @@ class Heartbeat:
 
 def write_stage(control: Path, stage: TrainStage) -> None:
     """Write the job for the training process, and remove what an earlier one answered."""
-    for name in (RESULT_FILE, ERROR_FILE, HEARTBEAT_FILE):
-        (control / name).unlink(missing_ok=True)
+    forget_answers(control)
     paths = ("model_folder", "data_folder", "folder", "prefix_folder")
     values = {**vars(stage), "recipe": stage.recipe.model_dump(mode="json")}
     values |= {name: str(getattr(stage, name).resolve()) for name in paths}
     values["look_prompts"] = [vars(prompt) for prompt in stage.look_prompts]
     write_json(control / JOB_FILE, values)
+
+
+def forget_answers(control: Path) -> None:
+    """Remove what an earlier training process answered."""
+    for name in (RESULT_FILE, ERROR_FILE, HEARTBEAT_FILE):
+        (control / name).unlink(missing_ok=True)
 
 
 def read_stage(control: Path) -> TrainStage:

@@ -86,11 +86,12 @@ class TrainingJob:
 @dataclass(frozen=True)
 class Listener:
     """Who wants to know: `metric` gets every report and validation, `progress` (done, of, text) in
-    cost units, and `stop_requested` is asked at every step boundary."""
+    cost units, `stop_requested` is asked at every step boundary, and `say` gets what is neither."""
 
     metric: Callable[[Metric], None]
     progress: Callable[[float, float, str], None]
     stop_requested: Callable[[], bool]
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)

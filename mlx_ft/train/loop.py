@@ -7,9 +7,11 @@ merge, or print (it tells a listener).
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
-from mlx_ft.errors import Fault, Interrupted
+from mlx_ft.errors import Fault, GateFailed, Interrupted
 from mlx_ft.train.choosing import patience_is_over, select, take_chosen, validate
 from mlx_ft.train.job import Listener, SegmentOver, TrainingJob, TrainingResult
 from mlx_ft.train.run import Run
@@ -29,6 +31,7 @@ def train(job: TrainingJob, listener: Listener) -> TrainingResult:
         _fill_prefix(run)
         if run.metrics.first("validation") is None:
             validate(run)
+        run.start_clock()
         run.show_progress()
         if not patience_is_over(job, run.position):
             _iterate(run)
@@ -48,7 +51,6 @@ def _fill_prefix(run: Run) -> None:
     if run.train_prefix.is_complete and run.validation_prefix.is_complete:
         run.job.forward.release_frozen()
         mx.clear_cache()
-    run.start_clock()
 
 
 def _iterate(run: Run) -> None:
@@ -100,10 +102,20 @@ def _end_early(run: Run) -> None:
 
 
 def _result(run: Run) -> TrainingResult:
-    first, final = run.metrics.first("validation"), run.metrics.last("validation")
-    report = run.metrics.last("train")
-    assert first is not None and final is not None and report is not None
     place = run.position
+    if place.skipped_updates == place.update:
+        raise GateFailed(
+            Fault(
+                f"training, iteration {place.iteration}",
+                f"none of {place.update} updates had a finite loss and gradient",
+                "lower train.learning_rate or set train.max_grad_norm, and look at the rows of the "
+                "skipped updates",
+            )
+        )
+    first, final = run.metrics.first("validation"), run.metrics.last("validation")
+    # A report during which nothing was finite has no loss.
+    report = run.metrics.last("train", lambda metric: math.isfinite(metric["loss"]))
+    assert first is not None and final is not None and report is not None
     chosen = run.job.recipe.select.by is not None
     per_epoch = -(-len(run.job.train_rows) // run.job.recipe.batch_size)
     return TrainingResult(
@@ -115,7 +127,7 @@ def _result(run: Run) -> TrainingResult:
         final_train_loss=report["loss"],
         trained_tokens=place.trained_tokens,
         seconds=place.seconds,
-        peak_memory_bytes=int(mx.get_peak_memory()),
+        peak_memory_bytes=place.peak_memory_bytes,
         skipped_updates=place.skipped_updates,
         best_validation_loss=final["loss"] if place.best_loss is None else place.best_loss,
         best_iteration=place.best_iteration,

@@ -152,7 +152,7 @@ def frozen_head_loss(
     @loss_and_gradient.vjp
     def gradient(hidden: mx.array, cotangents: Any, outputs: Any) -> mx.array:
         scaled: mx.array = cotangents[0] * outputs[1]
-        return scaled
+        return scaled.astype(hidden.dtype)
 
     result: Any = loss_and_gradient(hidden)
     loss: mx.array = result[0]

@@ -20,7 +20,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_ft.runs import flush_to_disk, read_manifest, seal
+from mlx_ft.runs import flush_to_disk, read_manifest, seal, verify_files
 
 STATES_FILE = "states.bin"
 # Kept for later runs, all together; the file of the run itself comes on top.
@@ -120,9 +120,15 @@ class DiskStore:
 
 
 def find_on_disk(place: Place, tokens: npt.NDArray[np.int64]) -> DiskStore | None:
-    """Return the whole file of an earlier run, or None; its time of use becomes now."""
+    """Return the whole file of an earlier run, or None; its time of use becomes now.
+
+    All of it is read once: training on a damaged one would look like training.
+    """
     manifest = read_manifest(place.path)
     if manifest is None or manifest.inputs != place.key:
+        return None
+    if verify_files(place.path):
+        shutil.rmtree(place.path, ignore_errors=True)
         return None
     info: Mapping[str, Any] = manifest.info
     layout = Layout.of(tokens, info["hidden"], getattr(mx, info["dtype"]))

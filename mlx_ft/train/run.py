@@ -7,6 +7,7 @@ decide when (`course.py`, `loop.py`), or measure (`choosing.py`).
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.runs import verify_files
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.batches import MiniBatch, total_updates
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
@@ -69,18 +71,36 @@ class Run:
         self.window = GradientWindow(
             job.model, self._loss, self.optimizer, job.recipe.max_grad_norm
         )
-        self._report_tokens, self.reported_at = 0, 0
+        self._report_tokens, self._report_seconds, self.reported_at = 0, 0.0, 0
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Begin to count training time; what came before was not training."""
-        self._clock = self._report_started = time.perf_counter()
+        """Begin to count the run's time; what came before was not training."""
+        self._clock = time.perf_counter()
+
+    def count(self) -> None:
+        """Add the time since it was last counted, and what memory was needed, to the position."""
+        now, place = time.perf_counter(), self.position
+        self.position = replace(
+            place,
+            seconds=place.seconds + now - self._clock,
+            peak_memory_bytes=max(place.peak_memory_bytes, int(mx.get_peak_memory())),
+        )
+        self._clock = now
 
     def _resume(self) -> Position:
-        checkpoints = complete_checkpoints(self.job.folder / CHECKPOINTS, self.job.inputs)
-        if not checkpoints:
-            return Position()
-        return restore_checkpoint(checkpoints[-1], self.job.model, self.optimizer)
+        """Go back to the newest checkpoint whose files are what its manifest says."""
+        folder, say = self.job.folder / CHECKPOINTS, self.listener.say
+        for path in reversed(complete_checkpoints(folder, self.job.inputs)):
+            damaged = verify_files(path)
+            if not damaged:
+                say(f"going on from the checkpoint of iteration {int(path.name)}")
+                return restore_checkpoint(path, self.job.model, self.optimizer)
+            say(f"{damaged[0].where}: {damaged[0].found}; the checkpoint is removed")
+            shutil.rmtree(path)
+        if folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir()):
+            say("no checkpoint here is whole and of this recipe: training begins anew")
+        return Position()
 
     def _loss(self, batch: Batch, prefix: mx.array) -> mx.array:
         return cross_entropy_sum(self.job.forward, batch, prefix)
@@ -99,6 +119,7 @@ class Run:
 
     def step(self, mini_batch: MiniBatch) -> None:
         """Train one mini-batch; update the weights when it completes its accumulation window."""
+        started = time.perf_counter()
         self.job.model.train()
         first_seed = self.job.recipe.seed * 1_000_003 + mini_batch.iteration
         prefix = self.train_prefix
@@ -110,16 +131,13 @@ class Run:
             mx.random.seed(first_seed * SEEDS_PER_ITERATION + index)
             loss = self.window.add(batch, before)
             self._count(batch, loss)
-        now = time.perf_counter()
         self.position = replace(
-            self.position,
-            iteration=mini_batch.iteration,
-            epoch=mini_batch.epoch,
-            seconds=self.position.seconds + now - self._clock,
+            self.position, iteration=mini_batch.iteration, epoch=mini_batch.epoch
         )
-        self._clock = now
         if self.window_ends():
             self._update()
+        self._report_seconds += time.perf_counter() - started
+        self.count()
 
     def _count(self, batch: Batch, loss: float) -> None:
         place = self.position
@@ -182,10 +200,8 @@ class Run:
 
     def report(self) -> None:
         """Tell the loss since the last report and the pace."""
-        now = time.perf_counter()
-        elapsed = now - self._report_started
         place = self.position
-        done = self.course.work_done_at[place.iteration]
+        done = self.course.work_trained_at[place.iteration]
         left = place.seconds * (self.course.work_done_at[-1] - done) / done
         self.tell(
             {
@@ -199,21 +215,23 @@ class Run:
                 "learning_rate": self.rate(max(0, place.update - 1)),
                 "gradient_norm": place.gradient_norm,
                 "padding_share": 1 - place.tokens / place.padded_tokens,
-                "tokens_per_second": self._report_tokens / elapsed,
+                "tokens_per_second": self._report_tokens / self._report_seconds,
                 "trained_tokens": place.trained_tokens,
                 "skipped_updates": place.skipped_updates,
-                "peak_memory_bytes": int(mx.get_peak_memory()),
+                "peak_memory_bytes": place.peak_memory_bytes,
                 "seconds": place.seconds,
                 "seconds_left": left,
             }
         )
         self.position = replace(place, loss_sum=0.0, loss_weight=0.0, tokens=0, padded_tokens=0)
-        self._report_started, self._report_tokens = now, 0
+        self._report_tokens, self._report_seconds = 0, 0.0
         self.reported_at = place.iteration
 
     def save(self) -> None:
         """Write a checkpoint of the position as it is, right after an update."""
         job = self.job
+        self.count()
+        self.metrics.flush_to_disk()
         save_checkpoint(
             job.folder / CHECKPOINTS,
             self.position,

@@ -7,7 +7,7 @@ a real row that this equals computing rows whole. Does not: know what the start 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,13 +16,9 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_ft.stand_ins import EQUAL_TOLERANCE, relative_difference
 from mlx_ft.tokens import TokenizedSplit
-from mlx_ft.train.forward import (
-    Follower,
-    Forward,
-    Recorder,
-    SplitForward,
-)
+from mlx_ft.train.forward import Forward, SplitForward
 from mlx_ft.train.packing import Packing
+from mlx_ft.train.recorded_start import Follower, Recorder
 
 # A shorter start saves less than its extra step costs.
 MIN_START_TOKENS = 8
@@ -94,15 +90,23 @@ def choose_start(
     # Sliding windows and recurrent states have caches of their own kind.
     if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
         return None
-    start = SharedStart(forward, ids, first_predicting(splits))
     median = int(np.argsort(splits[0].lengths)[len(splits[0]) // 2])
     row = splits[0].row(median)[0][:-1].tolist()
-    whole = forward.prefix(mx.array([row]))
-    differences = [relative_difference(start.rows(mx.array([row])), whole)]
-    if forward.packs:
-        differences.append(_packed_difference(forward, row, start.unpredicting_tokens))
+    try:
+        start = SharedStart(forward, ids, first_predicting(splits))
+        differences = list(_differences(forward, start, row))
+    except Exception:  # any model's code, called in a way that its author did not plan
+        return None
     # Written so that NaN fails.
     return start if all(each <= EQUAL_TOLERANCE for each in differences) else None
+
+
+def _differences(forward: SplitForward, start: SharedStart, row: Sequence[int]) -> Iterator[float]:
+    """Yield how far a row's states, continued from the start, are from those of the whole row."""
+    ids = mx.array([list(row)])
+    yield relative_difference(start.rows(ids), forward.prefix(ids))
+    if forward.packs:
+        yield _packed_difference(forward, row, start.unpredicting_tokens)
 
 
 def _packed_difference(forward: SplitForward, row: Sequence[int], shared: int) -> float:

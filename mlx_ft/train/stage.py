@@ -161,7 +161,7 @@ def train_job(
         def stop_requested() -> bool:
             return interrupted() or around.orphaned()
 
-        return train(job, Listener(metric_found, progress, stop_requested))
+        return train(job, Listener(metric_found, progress, stop_requested, console.say))
 
 
 def metric_line(metric: Metric) -> str:

@@ -32,6 +32,9 @@ OPTIMIZERS = {
     "adafactor": optimizers.Adafactor,
     "lion": optimizers.Lion,
 }
+# By itself Adafactor ignores the learning rate, or scales it by the weights' size, which is nothing
+# for a fresh adapter. Transformers' trainer uses it as here.
+ADAFACTOR_BY_RATE = {"relative_step": False, "scale_parameter": False}
 # What a group of rows costs by itself, in the time of so many tokens.
 GROUP_COST_TOKENS = 16
 # (batch, its prefix) -> the sum of its loss
@@ -51,11 +54,12 @@ class Update:
 
 def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
     """Return the recipe's optimizer; RecipeError when it does not take the options."""
+    options = ADAFACTOR_BY_RATE if train.optimizer == "adafactor" else {}
     try:
         return OPTIMIZERS[train.optimizer](
-            learning_rate=train.learning_rate, **train.optimizer_config
+            learning_rate=train.learning_rate, **{**options, **train.optimizer_config}
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise RecipeError(
             Fault("train.optimizer_config", str(error), f"see mlx.optimizers.{train.optimizer}")
         ) from error

@@ -64,6 +64,13 @@ CASES: list[tuple[str, dict[str, Any] | None, list[str] | None]] = [
     ("llama", {"group_size": 32, "bits": 4, UPPER: WIDE}, ["mlp.down_proj"]),
     ("llama", {"group_size": 32, "bits": 4, "model.layers.0.mlp.up_proj": WIDE}, None),
     ("llama", {"group_size": 32, "bits": 5, UPPER: False}, ["mlp.up_proj"]),
+    *(
+        ("qwen3", {"group_size": 32, "bits": bits}, ["self_attn.q_proj", root])
+        for bits in (4, 5)
+        for root in ("lm_head", "model.embed_tokens")
+    ),
+    ("qwen3", {"group_size": 32, "bits": 5, UPPER: False}, ["mlp.up_proj", "lm_head"]),
+    ("qwen3", None, ["self_attn.q_proj", "lm_head", "model.embed_tokens"]),
     ("experts", None, None),
     ("experts", {"group_size": 32, "bits": 4}, ["self_attn.q_proj"]),
 ]

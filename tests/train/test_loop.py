@@ -1,6 +1,8 @@
 """A run is exact: batching, accumulation, interruption and validation do not change the result."""
 
+import errno
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
-from mlx_ft.runs import read_json_lines
+from mlx_ft.runs import read_json, read_json_lines, seal, write_json
+from mlx_ft.train import metrics as metrics_room
 from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_folder import complete_checkpoints
 from mlx_ft.train.job import TrainingJob
@@ -258,13 +261,127 @@ def test_frozen_weights_are_let_go_once_their_outputs_are_kept(make_job: MakeJob
     assert sizes[0] == 0 < sizes[1]
 
 
-def test_time_left_shrinks_to_nothing_and_the_rate_has_a_unit(make_job: MakeJob) -> None:
+def test_validations_count_in_the_time_and_not_in_the_pace(make_job: MakeJob) -> None:
+    """A pace is one of training, whatever was validated before; time left knows both."""
     metrics: list[Metric] = []
-    train(make_job(iterations=24), listener(metrics))
+    rows = random_rows(500, seed=2)
+    result = train(make_job(iterations=24, validation_rows=rows), listener(metrics))
     reports = [m for m in metrics if m["kind"] == "train"]
-    assert reports[-1]["seconds_left"] == 0.0
     assert reports[-1]["iteration"] == reports[-1]["iterations"] == 24
-    assert all(r["tokens_per_second"] > 0 and r["peak_memory_bytes"] > 0 for r in reports)
+    assert all(r["peak_memory_bytes"] > 0 for r in reports)
+    validated = {m["iteration"] for m in metrics if m["kind"] == "validation"}
+    after = [r["tokens_per_second"] for r in reports if r["iteration"] - 3 in validated]
+    others = [r["tokens_per_second"] for r in reports if r["iteration"] - 3 not in validated]
+    assert len(after) == len(others) == 4
+    assert np.median(after) > np.median(others) / 3, "500 rows take as long as 60 mini-batches"
+    # Each ends with a validation, so that time and time left are the run's at every second report.
+    for report in reports[1::2]:
+        whole = report["seconds"] + report["seconds_left"]
+        assert result.seconds / 2 < whole < 2 * result.seconds
+
+
+def test_a_resumed_run_knows_the_peak_memory_of_the_one_before(make_job: MakeJob) -> None:
+    job = make_job(iterations=12, batch_size=13)
+    with pytest.raises(Interrupted):
+        train(job, listener(stop_after=8))
+    (state,) = [read_json(path / "state.json") for path in checkpoints_of(job)[-1:]]
+    assert state["peak_memory_bytes"] > 0
+    state["peak_memory_bytes"] *= 1000
+    newest = checkpoints_of(job)[-1]
+    write_json(newest / "state.json", state)
+    (newest / "manifest.json").unlink()
+    seal(newest, "checkpoint", "inputs", {})
+    result = train(make_job(iterations=12, batch_size=13), listener())
+    assert result.peak_memory_bytes == state["peak_memory_bytes"]
+
+
+def test_a_damaged_checkpoint_is_not_continued_but_the_one_before_it(make_job: MakeJob) -> None:
+    """Its size is right: only its content says that it is not what was written."""
+    whole = make_job(folder="whole", iterations=16)
+    train(whole, listener())
+    job = make_job(iterations=16)
+    with pytest.raises(Interrupted):
+        train(job, listener(stop_after=9))
+    newest = checkpoints_of(job)[-1]
+    file = newest / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-64:] = bytes(64)
+    file.write_bytes(content)
+    said: list[str] = []
+    again = make_job(iterations=16)
+    train(again, replace(listener(), say=said.append))
+    assert_same_bits(adapter_of(again), adapter_of(whole))
+    assert "optimizer.safetensors: content differs" in said[0]
+    assert said[1] == "going on from the checkpoint of iteration 8"
+
+
+def test_no_whole_checkpoint_is_said_too(make_job: MakeJob) -> None:
+    job = make_job(iterations=8)
+    with pytest.raises(Interrupted):
+        train(job, listener(stop_after=5))
+    for path in checkpoints_of(job):
+        (path / "state.json").write_text("{")
+    said: list[str] = []
+    train(make_job(iterations=8), replace(listener(), say=said.append))
+    assert said == ["no checkpoint here is whole and of this recipe: training begins anew"]
+
+
+def checkpoints_of(job: TrainingJob) -> list[Path]:
+    return complete_checkpoints(job.folder / "checkpoints", "inputs")
+
+
+@pytest.mark.parametrize("every", [1, 6])
+def test_a_validation_loss_that_is_no_number_stops_the_run_in_words(
+    make_job: MakeJob, every: int
+) -> None:
+    job = make_job(learning_rate=1e30, optimizer="sgd", steps_per_eval=every, save_every=1)
+    with pytest.raises(GateFailed, match="learning_rate"):
+        train(job, listener())
+    metrics = read_json_lines(job.folder / "metrics.jsonl")
+    assert all(np.isfinite(m["loss"]) for m in metrics if m["kind"] == "validation")
+
+
+def test_a_base_model_that_gives_no_number_is_told_apart(make_job: MakeJob) -> None:
+    job = make_job()
+    norm = job.model.model.norm
+    norm.weight = norm.weight * math.nan
+    with pytest.raises(GateFailed, match="before any training"):
+        train(job, listener())
+
+
+def test_updates_that_were_all_skipped_are_no_training(make_job: MakeJob) -> None:
+    job = make_job(iterations=1, learning_rate=1e-3)
+    right = job.forward.top
+    job.forward.top = lambda *given: right(*given) * (math.nan if job.model.training else 1.0)
+    with pytest.raises(GateFailed, match="none of 1 updates"):
+        train(job, listener())
+
+
+def test_metrics_of_a_run_are_not_lost_while_it_goes_on(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies, or a disk that is full, while a resumed run drops the lines after its
+    checkpoint leaves all the old ones.
+    """
+    job = make_job(iterations=12)
+    with pytest.raises(Interrupted):
+        train(job, listener(stop_after=9))
+    file = job.folder / "metrics.jsonl"
+    before = file.read_bytes()
+    count = 0
+
+    def full(value: object) -> str:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, "no space left")
+        return json.JSONEncoder().encode(value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_room.json, "dumps", full)
+        with pytest.raises(OSError, match="no space"):
+            train(make_job(iterations=12), listener())
+    assert file.read_bytes() == before
 
 
 def test_validation_has_a_fixed_value_for_fixed_weights(make_job: MakeJob) -> None:

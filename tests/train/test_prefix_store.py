@@ -13,7 +13,14 @@ import pytest
 from mlx_ft.train import prefix, prefix_store
 from mlx_ft.train.losses import make_batch
 from mlx_ft.train.prefix import PrefixCache, content_key
-from mlx_ft.train.prefix_store import DiskWriter, Layout, Place, find_on_disk, make_room
+from mlx_ft.train.prefix_store import (
+    STATES_FILE,
+    DiskWriter,
+    Layout,
+    Place,
+    find_on_disk,
+    make_room,
+)
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, random_rows
 
@@ -84,6 +91,20 @@ def test_a_torn_file_is_written_again(make_job: MakeJob, tmp_path: Path) -> None
     assert again.is_complete and bits(again) == kept
     assert find_on_disk(Place(folder, "key"), ROWS.lengths - 1) is not None
     assert sorted(path.name for path in folder.iterdir()) == ["key"]
+
+
+def test_a_damaged_file_of_the_right_size_is_written_again(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    first = cache_of(make_job, tmp_path)
+    first.fill(lambda done, of: None)
+    expected = bits(first)
+    file = tmp_path / "key" / STATES_FILE
+    file.write_bytes(bytes(file.stat().st_size))
+    again = cache_of(make_job, tmp_path)
+    again.fill(lambda done, of: None)
+    assert bits(again) == expected
+    assert find_on_disk(Place(tmp_path, "key"), ROWS.lengths - 1) is not None
 
 
 def test_a_full_disk_costs_the_file_and_not_the_run(

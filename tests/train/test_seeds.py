@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_ft.console import Console
+from mlx_ft.recipe import LoraParameters
 from mlx_ft.runs import read_manifest
 from mlx_ft.train import choosing, ground
 from mlx_ft.train.handover import TrainStage, seed_folder
@@ -63,6 +64,8 @@ def timeless(info: Any) -> dict[str, Any]:
         {"prefix_cache": "off"},
         {"grad_checkpoint": True},
         {"low_memory": True},
+        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
+        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
     ],
     ids=str,
 )
@@ -70,6 +73,8 @@ def test_a_seed_among_others_is_what_it_is_alone(
     base: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     """Weights, optimizer, metrics, answers and hand-over, whichever seed came before."""
+    if "lora_parameters" in changes:  # a model whose head is one of its own
+        base = write_tiny_model(tmp_path, "qwen3", layers=3)
     family = family_in(tmp_path / "family", base, **changes)
     run_seeds(family, quiet())
     for seed in SEEDS:

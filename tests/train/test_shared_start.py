@@ -1,19 +1,23 @@
 """Rows continued from their common start have the states that they have as a whole."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_ft.inference import load_weights
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import run
-from mlx_ft.train.forward import SplitForward
+from mlx_ft.train.forward import SplitForward, choose_forward
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.shared_start import SharedStart, choose_start, common_start, first_predicting
+from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
 
@@ -68,6 +72,33 @@ def test_no_start_where_it_would_not_pay_or_not_hold(
         SplitForward, "prefix_after", lambda self, ids, caches: right(self, ids, caches) * 1.01
     )
     assert choose_start(job.model, job.forward, [rows]) is None, "a wrong start is found out"
+
+
+def test_a_model_that_asks_for_its_mask_goes_on_from_a_start(tmp_path: Path) -> None:
+    """Gemma 2 wants an array, which says what a token sees of the recorded ones as well."""
+    folder = write_tiny_model(tmp_path, "gemma2", layers=3)
+    model, _, _ = load_weights(folder)
+    model.freeze()
+    rows = rows_with_start(12)
+    forward = choose_forward(model, 2, [rows.row(0)[0].tolist()])
+    start = choose_start(model, forward, [rows])
+    assert start is not None and start.tokens >= 12
+    ids = mx.array(rows.row(3)[0][None, :-1])
+    one, other = np.array(start.rows(ids)), np.array(forward.prefix(ids))
+    assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+
+
+def test_a_start_that_a_model_cannot_go_on_from_is_not_taken(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_with_start(12)
+    job = make_job(rows)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("no such shapes")
+
+    monkeypatch.setattr(SplitForward, "prefix_after", refuse)
+    assert choose_start(job.model, job.forward, [rows]) is None
 
 
 def test_training_from_a_shared_start_learns_the_same(

@@ -19,7 +19,9 @@ from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from mlx_ft.train.steps import (
     GROUP_COST_TOKENS,
+    OPTIMIZERS,
     GradientWindow,
+    build_optimizer,
     gradient_norm,
     micro_batches,
     padded_groups,
@@ -61,11 +63,15 @@ def test_no_other_cut_pads_less_for_its_number_of_parts(lengths: list[int], limi
     assert cost(found) == min(ways)
 
 
-def window_of(job: TrainingJob, max_norm: float | None = None) -> GradientWindow:
+def window_of(
+    job: TrainingJob,
+    max_norm: float | None = None,
+    optimizer: optimizers.Optimizer | None = None,
+) -> GradientWindow:
     def loss(batch, prefix):  # type: ignore[no-untyped-def]  # as the loop's own
         return cross_entropy_sum(job.forward, batch, prefix)
 
-    optimizer = optimizers.SGD(learning_rate=1.0)
+    optimizer = optimizer or optimizers.SGD(learning_rate=1.0)
     optimizer.init(job.model.trainable_parameters())
     return GradientWindow(job.model, loss, optimizer, max_norm)
 
@@ -128,6 +134,28 @@ def test_what_is_not_finite_is_not_applied_and_a_new_window_begins(make_job: Mak
         assert value.tobytes() == before[name].tobytes()
     window.add(batch, prefix)
     assert window.rows == (0, 1) and window.update(1.0).applied
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_first_update_is_in_proportion_to_the_learning_rate(
+    make_job: MakeJob, optimizer: str
+) -> None:
+    """The rate that is reported is the one that is used, Adafactor's too."""
+    job = make_job(random_rows(5, seed=3), optimizer=optimizer)
+    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20)
+    before = dict(tree_flatten(job.model.trainable_parameters()))
+    moved = {}
+    for rate in (1e-2, 1e-3):
+        job.model.load_weights(list(before.items()), strict=False)
+        window = window_of(job, optimizer=build_optimizer(job.recipe))
+        batch = make_batch(job.train_rows, (0, 1, 2))
+        window.add(batch, prefix.batch(batch))
+        window.update(rate)
+        after = adapter_of(job)
+        moved[rate] = {name: after[name] - np.array(before[name]) for name in after}
+    assert any(np.abs(value).max() > 0 for value in moved[1e-2].values())
+    for name, value in moved[1e-2].items():
+        assert np.abs(value - 10 * moved[1e-3][name]).max() <= 1e-3 * np.abs(value).max() + 1e-6
 
 
 def test_the_norm_counts_every_array() -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, GateFailed, ModelError, RunError
+from mlx_ft.errors import Fault, GateFailed, Interrupted, ModelError, RunError
 from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.runs import read_json_lines
 from mlx_ft.tokens import write_split
@@ -63,11 +64,11 @@ def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
     write_split(data / "train.safetensors", random_rows(13, seed=1))
     write_split(data / "valid.safetensors", random_rows(5, seed=2))
     values = {"steps_per_report": 3, "steps_per_eval": 10, "save_every": 2, "iters": 30}
+    lora = LoraParameters(rank=4, alpha=8.0, dropout=0.1)
     train = TrainRecipe(
         num_layers=2,
         learning_rate=1e-3,
-        lora_parameters=LoraParameters(rank=4, alpha=8.0, dropout=0.1),
-        **(values | changes),
+        **(values | {"lora_parameters": lora} | changes),
     )
     return TrainStage(
         recipe=Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train),
@@ -215,6 +216,26 @@ except MlxFtError as error:
     print(error)
     sys.exit(error.exit_code)
 """
+
+
+def test_what_an_orphan_answers_late_is_no_answer_to_the_next_run(
+    base: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    """The process of a killed supervisor writes its error while the next one waits for its lock."""
+    stage = stage_in(tmp_path, base, segment_steps=10)
+    control = tmp_path / "train.control"
+    control.mkdir()
+    with (control / "lock").open("w") as lock, ThreadPoolExecutor() as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = pool.submit(supervise, stage, tmp_path, Console(io.StringIO()))
+        deadline = time.monotonic() + 60
+        while not children():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        write_error(control, Interrupted(Fault("training", "stopped", "run again")))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert run.result()["iterations"] == 30
+    assert learned(stage) == undisturbed
 
 
 def supervised(stage: TrainStage, place: Path) -> "subprocess.Popen[str]":
