@@ -23,6 +23,7 @@ from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
 from mlx_ft.safetensors_headers import dequantized_shapes
+from mlx_ft.start_weights import start_sha256
 from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
     model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
     base = recipe.export.base
     original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
+    start = attempt(lambda: start_sha256(recipe.train.resume_adapter_file))
     faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))
     asked = [*(suites or ()), *([choosing] if choosing else [])]
@@ -128,6 +130,8 @@ def resolve(loaded: LoadedRecipe, console: Console) -> Resolved:
         raise InputError(faults)
     suites = tuple(replace(suite, samples=suite.samples[: recipe.eval.limit]) for suite in suites)
     values = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    # The weights in the file are what a run starts from, whatever the file is called.
+    values["train"]["resume_adapter_file"] = start
     inputs = _stage_inputs(recipe, values, sources, model, original, suites, choosing)
     # Another gate judges the same run anew; it makes no other run.
     del values["eval"]["gates"]

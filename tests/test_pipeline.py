@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlx_ft import inference, stages
@@ -285,6 +286,22 @@ def test_a_changed_value_gets_its_own_folder(place: Path) -> None:
     assert job_of(place).run not in folders
 
 
+def test_other_weights_to_start_from_are_another_run(place: Path) -> None:
+    """The file's content counts, not what it is called."""
+    sets = ("train.resume_adapter_file=start.safetensors",)
+    runs, trainings = set(), set()
+    for value in (0.0, 1.0):
+        mx.save_safetensors(str(place / "start.safetensors"), {"a": mx.full((2,), value)})
+        job = job_of(place, *sets)
+        runs.add(job.run)
+        trainings.add(job.inputs["train"])
+        assert job.inputs["data"] == job_of(place).inputs["data"]
+    assert len(runs | {job_of(place).run}) == 3
+    assert len(trainings | {job_of(place).inputs["train"]}) == 3
+    (place / "start.safetensors").rename(place / "same")
+    assert job_of(place, "train.resume_adapter_file=same").inputs == job.inputs
+
+
 def test_stages_stop_where_they_are_asked_to(place: Path) -> None:
     job = job_of(place)
     run_pipeline(job, "train")
@@ -305,11 +322,12 @@ def test_a_degenerate_model_never_reaches_the_export(place: Path) -> None:
 
 def test_faults_of_model_data_and_suites_come_together(place: Path) -> None:
     (place / "suite.jsonl").write_text("{broken\n")
-    sets = ("model=./nowhere", "data.path=nothing")
+    sets = ("model=./nowhere", "data.path=nothing", "train.resume_adapter_file=none.safetensors")
     with pytest.raises(InputError) as caught:
         job_of(place, *sets)
     text = str(caught.value)
     assert "nowhere" in text and "nothing" in text and "suite.jsonl:1" in text
+    assert "train.resume_adapter_file: none.safetensors: not found" in text
     assert not (place / "runs").exists(), "nothing half-written"
 
 
