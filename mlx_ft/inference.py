@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,21 +119,23 @@ def adapter_faults(
     expected: dict[str, tuple[int, ...]],
     found: dict[str, tuple[int, ...]],
 ) -> list[Fault]:
-    """Return a fault for every adapter tensor that is missing, unknown, or of another shape."""
+    """Return a fault each for adapter tensors that are missing, unknown, or of another shape: the
+    first of them, and how many more there are.
+    """
+    shared = expected.keys() & found.keys()
+    other = [name for name in shared if tuple(expected[name]) != tuple(found[name])]
+    groups: tuple[tuple[Collection[str], Callable[[str], str]], ...] = (
+        (expected.keys() - found.keys(), lambda name: "missing from the adapter"),
+        (found.keys() - expected.keys(), lambda name: "not a tensor of this model's adapter"),
+        (other, lambda name: f"shape {found[name]}, the model needs {expected[name]}"),
+    )
     fix = "use the adapter with the model and layers it was trained on"
-    faults = [
-        Fault(f"{folder}: {name}", "missing from the adapter", fix)
-        for name in sorted(expected.keys() - found.keys())
-    ]
-    faults += [
-        Fault(f"{folder}: {name}", "not a tensor of this model's adapter", fix)
-        for name in sorted(found.keys() - expected.keys())
-    ]
-    faults += [
-        Fault(f"{folder}: {name}", f"shape {found[name]}, the model needs {expected[name]}", fix)
-        for name in sorted(expected.keys() & found.keys())
-        if tuple(expected[name]) != tuple(found[name])
-    ]
+    faults = []
+    for names, in_words in groups:
+        if names:
+            first, more = min(names), len(names) - 1
+            rest = f"; and {more} more like it" if more else ""
+            faults.append(Fault(f"{folder}: {first}", f"{in_words(first)}{rest}", fix))
     return faults
 
 

@@ -23,7 +23,7 @@ from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
 from mlx_ft.safetensors_headers import dequantized_shapes
-from mlx_ft.start_weights import start_sha256
+from mlx_ft.start_weights import start_sha256, start_shapes
 from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
@@ -274,12 +274,14 @@ def check(job: Job) -> None:
     from mlx_ft import preflight
     from mlx_ft.selection import selection_finding
 
+    start = job.recipe.train.resume_adapter_file
     facts = replace(
         preflight_facts(job),
         contaminated=_contaminated(job),
         token_counts=_token_counts(job),
         probed=probe_file(job.model).exists(),
         original=_original_facts(job),
+        start_shapes=None if start is None else start_shapes(start),
     )
     findings = preflight.run_checks(facts)
     if job.choosing is not None:

@@ -109,6 +109,12 @@ def test_all_differences_of_an_adapter_are_named(tmp_path: Path) -> None:
     assert "c.lora_a: missing" in text and "d.lora_a: not a tensor" in text and "(4, 3)" in text
 
 
+def test_one_difference_of_many_tensors_is_one_line(tmp_path: Path) -> None:
+    names = [f"layers.{index}.lora_a" for index in range(28)]
+    (fault,) = adapter_faults(tmp_path, dict.fromkeys(names, (4, 2)), dict.fromkeys(names, (4, 3)))
+    assert "layers.0.lora_a: shape (4, 3)" in str(fault) and "and 27 more like it" in str(fault)
+
+
 def test_an_unknown_architecture_is_the_users_to_change(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model")
     config = (folder / "config.json").read_text().replace('"llama"', '"no_such_model"')

@@ -302,6 +302,15 @@ def test_other_weights_to_start_from_are_another_run(place: Path) -> None:
     assert job_of(place, "train.resume_adapter_file=same").inputs == job.inputs
 
 
+def test_weights_that_do_not_fit_stop_before_training(place: Path) -> None:
+    mx.save_safetensors(
+        str(place / "start.safetensors"), {"model.layers.1.lora_a": mx.zeros((8, 2))}
+    )
+    job = job_of(place, "train.resume_adapter_file=start.safetensors")
+    with pytest.raises(InputError, match="it has rank 2, the recipe says 16"):
+        run_pipeline(job, "preflight")
+
+
 def test_stages_stop_where_they_are_asked_to(place: Path) -> None:
     job = job_of(place)
     run_pipeline(job, "train")

@@ -23,6 +23,7 @@ from mlx_ft.preflight.forecast import (
 )
 from mlx_ft.preflight.original import export_base
 from mlx_ft.preflight.shapes import ModelShape, model_shape
+from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 
@@ -344,6 +345,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     capacity,
     num_layers,
     lora_keys,
+    resume_adapter_file,
     quantized_base,
     dora,
     batch_size,

@@ -41,6 +41,7 @@ class PreflightInput:
     `contaminated` are prompts of the suites that training rows hold: name, line of the training
     file, and whether the whole prompt is there. `token_counts` are the texts that must be one token
     each, with the tokens that they are. `probed` says whether this model has been looked at.
+    `start_shapes` are the tensors of the adapter file that training starts from, if it does.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class PreflightInput:
     token_counts: tuple[tuple[str, int], ...] = ()
     probed: bool = False
     original: OriginalFacts | None = None
+    start_shapes: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def rows(self) -> int:

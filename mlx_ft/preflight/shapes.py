@@ -20,6 +20,7 @@ ALWAYS_TIED_TYPES = frozenset({"gemma", "gemma2", "gemma3_text"})
 NEVER_TIED_TYPES = frozenset({"qwen2_moe"})
 # In these the width of a head does not follow from hidden size and heads.
 OWN_HEAD_DIM_TYPES = frozenset({"gemma", "gemma2", "gemma3_text", "qwen3", "qwen3_moe"})
+EMBEDDING = "model.embed_tokens"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class Module:
     def parameters(self) -> int:
         """Parameters of the frozen weight, without bias."""
         return self.experts * self.inputs * self.outputs
+
+    @property
+    def rows(self) -> int:
+        """Rows of the stored weight, which an embedding has one of for each input."""
+        return self.inputs if self.name == EMBEDDING else self.outputs
+
+    @property
+    def row_width(self) -> int:
+        """Numbers in a row of the stored weight."""
+        return self.outputs if self.name == EMBEDDING else self.inputs
 
     @property
     def adapter_parameters(self) -> int:
@@ -83,7 +94,7 @@ def model_shape(config: Mapping[str, Any]) -> ModelShape | None:
         heads = _number(config, "num_attention_heads")
     except _UnknownShape:
         return None
-    roots = [Module("model.embed_tokens", vocabulary, hidden)]
+    roots = [Module(EMBEDDING, vocabulary, hidden)]
     if not _ties_embeddings(config):
         roots.append(Module("lm_head", hidden, vocabulary))
     return ModelShape(hidden, heads, vocabulary, layers, tuple(roots))

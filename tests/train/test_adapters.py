@@ -186,8 +186,8 @@ def test_another_rank_is_refused_where_mlx_lm_resumes_from_it(
 
     count = len(mx.load(str(folder / ADAPTER_FILE)))
     for error in refusals(model_folder, tmp_path / "other"):
-        assert len(error.faults) == count, "every tensor is named"
-        assert all("the model needs" in fault.found for fault in error.faults)
+        (fault,) = error.faults
+        assert "the model needs" in fault.found and f"and {count - 1} more" in fault.found
 
 
 def test_unknown_tensors_and_all_other_faults_come_at_once(
