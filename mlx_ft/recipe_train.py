@@ -358,21 +358,20 @@ class TrainRecipe(Section):
         if self.iters is None or schedule.allow_unfinished:
             return found
         updates = optimizer_updates(self.iters, self.grad_accumulation_steps)
-        warmup = schedule.warmup_steps or 0
-        needed = warmup + (schedule.decay_steps or 1)
-        if needed > updates:
+        warmup, decay = schedule.warmup_updates(updates), schedule.decay_steps
+        # What follows the warm-up needs an update at least.
+        if warmup + (decay or 1) > updates:
             given = [
                 f"train.lr_schedule.{key}"
-                for key in ("warmup_steps", "decay_steps")
+                for key in ("warmup_steps", "warmup_ratio", "decay_steps")
                 if getattr(schedule, key)
             ]
-            shape = f"warm-up of {warmup}" + (
-                f" and decay of {schedule.decay_steps}" if schedule.decay_steps else ""
-            )
+            shape = f"warm-up of {warmup}" + (f" and decay of {decay}" if decay else "")
+            longer = "longer than" if warmup + (decay or 0) > updates else "as long as"
             found.append(
                 Conflict(
                     (*given, "train.iters", "train.grad_accumulation_steps"),
-                    f"a {shape} optimizer updates is longer than the run: {self.iters} iters make "
+                    f"a {shape} optimizer updates is {longer} the run: {self.iters} iters make "
                     f"{updates} optimizer updates",
                     "shorten it or raise iters; allow_unfinished: true lets the run end first",
                 )

@@ -90,7 +90,9 @@ def test_the_effective_scale_is_alpha_over_rank_or_the_scale(strength: float, ra
         ({"lr_schedule": {"decay_steps": 3}}, "does not decay"),
         ({"lr_schedule": {"end": 1e-6}}, "does not decay"),
         ({"lr_schedule": {"name": "linear", "end": 1}}, "above the peak"),
-        ({"iters": 9, "lr_schedule": {"warmup_steps": 9}}, "longer than the run"),
+        ({"iters": 9, "lr_schedule": {"warmup_steps": 9}}, "is as long as the run"),
+        ({"iters": 9, "lr_schedule": {"warmup_steps": 10}}, "is longer than the run"),
+        ({"iters": 1, "lr_schedule": {"warmup_ratio": 0.1}}, "warm-up of 1 optimizer updates is"),
         (
             {
                 "iters": 16,

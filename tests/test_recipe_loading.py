@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -346,8 +347,8 @@ RECIPES = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
 def test_what_is_written_out_loads_as_an_equal_recipe(folder: Path, values: Any) -> None:
     try:
         recipe = Recipe.model_validate(values)
-    except ValidationError as error:  # a schedule that is longer than one iteration
-        assert "longer than the run" in str(error)
+    except ValidationError as error:  # a warm-up that leaves no update of one iteration
+        assert re.search("(longer than|as long as) the run", str(error))
         return
     origins = {dotted(key): "default" for key in value_keys()}
     loaded = LoadedRecipe(recipe, origins, Path("r.yaml"), (), "recipe", "", None)

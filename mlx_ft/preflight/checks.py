@@ -136,8 +136,12 @@ def schedule(facts: PreflightInput) -> Finding:
     warmup, decay = shape.warmup_updates(updates), shape.decay_steps
     measured = f"{warmup:,} updates of warm-up" + (f", {decay:,} of decay" if decay else "")
     limit = f"the run makes {updates:,} optimizer updates"
-    if (shape.warmup_steps or 0) + (decay or 1) <= updates:
+    # What follows the warm-up needs an update at least.
+    if warmup + (decay or 1) <= updates:
         return _ok(check, measured, limit)
+    if warmup and updates == 1 and not shape.warmup_init:
+        measured += ", so that the only update has learning rate 0"
+        return Finding(check, "fail", measured, limit, "train longer, or without warm-up")
     level: Level = "warn" if shape.allow_unfinished else "fail"
     fix = "shorten the schedule or train longer; allow_unfinished: true lets the run end first"
     return Finding(check, level, measured, limit, fix)

@@ -189,6 +189,7 @@ def test_a_handful_of_rows_is_told_how_many_it_takes() -> None:
             "did you mean self_attn.q_proj? ",
         ),
         ("schedule", "train", {"lr_schedule": {"warmup_steps": 107}}, "shorten the schedule"),
+        ("schedule", "train", {"lr_schedule": {"warmup_ratio": 0.999}}, "shorten the schedule"),
         (
             "schedule",
             "train",
@@ -234,6 +235,18 @@ def test_a_warm_up_given_as_a_share_is_told_in_updates(name: str) -> None:
 def test_an_unfinished_schedule_may_be_allowed() -> None:
     schedule = {"name": "linear", "decay_steps": 1000, "allow_unfinished": True}
     facts = with_recipe(quickstart(), "train", lr_schedule=schedule)
+    assert finding_of("schedule", facts).level == "warn"
+
+
+def test_a_run_whose_only_update_changes_nothing_fails_whatever_is_allowed() -> None:
+    schedule = {"name": "cosine", "warmup_ratio": 0.1, "allow_unfinished": True}
+    one = {"batch_size": 425, "epochs": 1}
+    finding = finding_of(
+        "schedule", with_recipe(quickstart(), "train", lr_schedule=schedule, **one)
+    )
+    assert finding.level == "fail" and "only update has learning rate 0" in finding.measured
+    begun = schedule | {"warmup_init": 1e-6}
+    facts = with_recipe(quickstart(), "train", lr_schedule=begun, **one)
     assert finding_of("schedule", facts).level == "warn"
 
 
@@ -343,7 +356,8 @@ def test_an_unknown_architecture_is_a_warning_never_a_guess() -> None:
 
 
 def test_all_failures_are_raised_at_once_and_warnings_are_not() -> None:
-    facts = with_recipe(quickstart(), "train", num_layers=31, batch_size=500)
+    values = {"num_layers": 31, "batch_size": 500, "grad_accumulation_steps": 1}
+    facts = with_recipe(quickstart(), "train", **values)
     with pytest.raises(RecipeError) as error:
         raise_on_fail(run_checks(facts))
     assert error.value.exit_code == 2
