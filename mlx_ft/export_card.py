@@ -83,6 +83,9 @@ def export_warnings(export: Mapping[str, Any], survival: Mapping[str, Any] | Non
         yield str(export["dtype_reason"])
     yield from _survival_warnings(survival)
     quantized = export["quantized"]
+    if half := quantized.get("half_layers"):
+        size = quantized["group_size"]
+        yield f"{half} layers stay 16-bit: their rows are not whole groups of {size} numbers."
     if quantized.get("method") == "gptq" and not quantized.get("gptq_layers", 1):
         yield "No calibration row went through any layer: every weight was rounded by itself."
     if export.get("original"):

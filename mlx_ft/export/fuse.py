@@ -370,6 +370,15 @@ def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
     return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
+def half_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
+    """Return the weights that could be quantized if their rows were whole groups."""
+    return tuple(
+        name
+        for name, weight in fused.weights.items()
+        if weight.takes_bits and weight.shape[-1] % group_size
+    )
+
+
 def quantized_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
     """Return the weights that are to be quantized: as in mlx-lm, those whose rows are whole groups.
 

@@ -16,7 +16,7 @@ from mlx_ft.console import Console
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.calibration import Layers
 from mlx_ft.export.folders import begin_folder
-from mlx_ft.export.fuse import DTYPES, FusedModel, quantized_names
+from mlx_ft.export.fuse import DTYPES, FusedModel, half_names, quantized_names
 from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
 from mlx_ft.export.gptq_rows import How
 from mlx_ft.export.lanes import lane_of_fused
@@ -34,11 +34,20 @@ from mlx_ft.recipe import ExportRecipe
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was quantized: modules in all, those of them that GPTQ did, bytes of the weights."""
+    """What was quantized: modules in all, those of them that GPTQ did, bytes of the weights; `half`
+    modules stay 16-bit, because their rows are not whole groups.
+    """
 
     modules: tuple[str, ...]
+    half: tuple[str, ...]
     compensated: tuple[str, ...]
     size_bytes: int
+
+    @property
+    def others_in_words(self) -> str:
+        """Say how many modules stay 16-bit, if any do."""
+        count = len(self.modules) + len(self.half)
+        return f"{len(self.half)} of {count} layers stay 16-bit" if self.half else ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,12 @@ def quantize_into(
             rest = replace(here, rounded=left, elsewhere=others)
             _write_rounded(fused, None, writer, rest, console, None)
         size_bytes = writer.finish()
-    modules = tuple(name.removesuffix(".weight") for name in names)
-    return Quantized(modules, done, size_bytes)
+    half = half_names(fused, recipe.q_group_size)
+    return Quantized(_modules(names), _modules(half), done, size_bytes)
+
+
+def _modules(weights: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name.removesuffix(".weight") for name in weights)
 
 
 def _write_rounded(

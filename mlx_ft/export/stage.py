@@ -7,6 +7,7 @@ Does: order the steps, say what is done and for how long, hand over what was mad
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,9 +48,11 @@ from mlx_ft.export.verifying import BASE, Compared, Steps, compare_models
 from mlx_ft.export.writing import Observer, half_layouts
 from mlx_ft.hardware import format_bytes
 from mlx_ft.inference import release
+from mlx_ft.models import read_config
 from mlx_ft.recipe import ExportRecipe
 from mlx_ft.recipe_outcome import FOR_GGUF
 from mlx_ft.runs import require_free_bytes, write_json
+from mlx_ft.safetensors_headers import dequantized_shapes
 
 FUSED_FOLDER = "fused-f16"
 # A block is 32 codes and a 16-bit scale; q4_0 files keep the embeddings in q8_0, up to all of it.
@@ -98,16 +101,25 @@ class ExportJob:
         return Passages(self.prompts, self.trained, self.asked)
 
 
-def needed_bytes(parameters: int, recipe: ExportRecipe, fused_for: Sequence[str]) -> int:
-    """Return the disk that the export takes: the quantized copy, the GGUF, and 16 bits a parameter
-    if something needs that copy.
+def needed_bytes(
+    parameters: int, recipe: ExportRecipe, fused_for: Sequence[str], half_parameters: int = 0
+) -> int:
+    """Return the disk that the export takes: the quantized copy, of which some stay 16-bit, the
+    GGUF, and 16 bits a parameter if something needs that copy.
 
     Each quantization group carries a 16-bit scale and a 16-bit bias.
     """
-    per_parameter = recipe.most_bits / 8 + 4 / recipe.q_group_size + (2 if fused_for else 0)
+    quantized = recipe.most_bits / 8 + 4 / recipe.q_group_size
+    per_parameter = quantized + (2 if fused_for else 0)
     if recipe.gguf is not None:
         per_parameter += GGUF_BYTES_PER_PARAMETER[recipe.gguf]
-    return int(parameters * per_parameter * 1.05)
+    return int((parameters * per_parameter + half_parameters * (2 - quantized)) * 1.05)
+
+
+def _half_parameters(folder: Path, group_size: int) -> int:
+    """Return the parameters of a model that lie in rows which are not whole groups."""
+    shapes = dequantized_shapes(folder, read_config(folder)).values()
+    return sum(math.prod(shape) for shape in shapes if shape and shape[-1] % group_size)
 
 
 def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
@@ -116,7 +128,8 @@ def export_model(job: ExportJob, console: Console) -> dict[str, Any]:
     Raises RunError for the disk, GateFailed when a step does not equal the one before.
     """
     mx.reset_peak_memory()
-    needed = needed_bytes(job.parameters, job.recipe, job.fused_for)
+    half = _half_parameters(job.base, job.recipe.q_group_size)
+    needed = needed_bytes(job.parameters, job.recipe, job.fused_for, half)
     require_free_bytes(job.folder, needed, "the export")
     with _small_cache():
         if job.original is not None:
@@ -254,8 +267,13 @@ def _write(
             f"{len(quantized.compensated)} of {len(quantized.modules)} layers by GPTQ, the others "
             "rounded"
         )
-    group_size = job.recipe.q_group_size
-    card = job.card(f"{bits}-bit weights, groups of {group_size}")
+    group_size, others = job.recipe.q_group_size, quantized.others_in_words
+    made_of = f"{bits}-bit weights, groups of {group_size}"
+    if others:
+        why = f"their rows are not whole groups of {group_size} (export.q_group_size)"
+        console.say(f"{others}: {why}", "yellow")
+        made_of += f", {others}"
+    card = job.card(made_of)
     finish_folder(small, job.base, described_quantization(fused.config, bits, group_size), card)
     return _Made(bits, small, fused, dtype, reason, fused_bytes, quantized)
 
@@ -274,7 +292,7 @@ def _checks_of_files(job: ExportJob, made: _Made) -> list[Check]:
     folders = [small] if made.fused_bytes is None else [job.folder / FUSED_FOLDER, small]
     return [
         check_fused_layers(made.fused.fused_modules, job.adapted_modules),
-        check_bits(small, made.quantized.modules, made.bits),
+        check_bits(small, made.quantized.modules, made.bits, len(made.quantized.half)),
         *(check_copied(job.base, folder, TOKENIZER_FILES) for folder in folders),
     ]
 
@@ -342,6 +360,7 @@ def _handed_over(
             "raised": dict(made.bits.raised),
             "group_size": job.recipe.q_group_size,
             "method": job.recipe.q_method,
+            "half_layers": len(made.quantized.half),
             "gptq_layers": len(made.quantized.compensated),
         },
         "peak_memory_bytes": int(mx.get_peak_memory()),

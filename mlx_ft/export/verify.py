@@ -89,15 +89,21 @@ def layer_bits(folder: Path) -> dict[str, int]:
     return bits
 
 
-def check_bits(folder: Path, expected_modules: Sequence[str], bits: Bits) -> Check:
-    """Every layer that was to be quantized has the recipe's bits, read back from the files."""
+def check_bits(
+    folder: Path, expected_modules: Sequence[str], bits: Bits, half_modules: int = 0
+) -> Check:
+    """Every layer that was to be quantized has the recipe's bits, read back from the files;
+    `half_modules` others stay 16-bit.
+    """
     found = layer_bits(folder)
     wrong = {m: b for m, b in found.items() if b != bits.of(m)}
     complete = set(found) == set(expected_modules)
     sample = f", for example {next(iter(wrong.items()))}" if wrong else ""
+    which = "quantized layer" if half_modules else "layer"
+    others = f"; {half_modules} others stay 16-bit" if half_modules else ""
     return Check(
-        f"bits of every layer are {bits}",
-        f"{len(found) - len(wrong)} of {len(expected_modules)} layers{sample}",
+        f"bits of every {which} are {bits}",
+        f"{len(found) - len(wrong)} of {len(expected_modules)} layers{others}{sample}",
         "all of them",
         bool(found) and complete and not wrong,
     )

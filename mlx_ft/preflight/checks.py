@@ -21,6 +21,7 @@ from mlx_ft.preflight.forecast import (
     run_updates,
     trainable_parameters,
 )
+from mlx_ft.preflight.groups import half_parameters, q_group_size
 from mlx_ft.preflight.original import export_base
 from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.preflight.start import resume_adapter_file
@@ -152,12 +153,13 @@ def disk(facts: PreflightInput) -> Finding:
     check, recipe = "disk", facts.recipe
     shape = model_shape(facts.model_config)
     if shape is None:
-        trainable = 0
+        trainable = half = 0
         parameters = parameters_from_file(facts.model_config, facts.model_bytes)
     else:
         trainable, parameters = trainable_parameters(shape, recipe.train), shape.parameters
+        half = half_parameters(shape, recipe.export.q_group_size)
     fused = bool(fused_copy_needed_by(recipe.export, recipe.eval))
-    need = disk_forecast(parameters, trainable, recipe.train, recipe.export, fused)
+    need = disk_forecast(parameters, trainable, recipe.train, recipe.export, fused, half)
     free = facts.free_disk_bytes
     measured = (
         f"{format_bytes(need.total_bytes)}: "
@@ -366,6 +368,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     tools,
     family,
     single_tokens,
+    q_group_size,
     gguf,
     export_base,
 )

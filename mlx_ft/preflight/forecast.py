@@ -91,10 +91,16 @@ def quantized_bytes_each(bits: int, group_size: int) -> float:
 
 
 def disk_forecast(
-    parameters: int, trainable: int, train: TrainRecipe, export: ExportRecipe, fused: bool
+    parameters: int,
+    trainable: int,
+    train: TrainRecipe,
+    export: ExportRecipe,
+    fused: bool,
+    half_parameters: int = 0,
 ) -> DiskForecast:
     """Return the disk that the stages need, with one more checkpoint while one is replaced, and a
-    16-bit copy of the model if anything needs one (`fused`).
+    16-bit copy of the model if anything needs one (`fused`); `half_parameters` of them stay 16-bit
+    in the quantized model.
     """
     adapter_bytes = trainable * FLOAT32_BYTES
     checkpoint_bytes = adapter_bytes * (1 + OPTIMIZER_STATES[train.optimizer])
@@ -102,5 +108,5 @@ def disk_forecast(
     return DiskForecast(
         train_bytes=adapter_bytes + (train.keep_checkpoints + 1) * checkpoint_bytes,
         fused_bytes=parameters * HALF_BYTES if fused else 0,
-        quantized_bytes=round(parameters * each),
+        quantized_bytes=round((parameters - half_parameters) * each + half_parameters * HALF_BYTES),
     )

@@ -14,6 +14,7 @@ import pytest
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
+from mlx_ft import export_card
 from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, ModelError, RunError
 from mlx_ft.export.bits import Bits
@@ -224,6 +225,23 @@ def scaled_adapter(adapter: Path, factor: float, folder: Path) -> Path:
     return folder
 
 
+def test_layers_that_stay_16_bit_are_told_everywhere(tmp_path: Path) -> None:
+    """Only what reads the 128 numbers within makes whole groups of 128: 2 layers of 15."""
+    base = write_tiny_model(tmp_path / "base", "llama", bits=None)
+    adapter = trained_adapter(base, "lora", tmp_path / "adapter")
+    job = export_job(base, adapter, tmp_path / "export", q_group_size=128, min_survival=None)
+    said = io.StringIO()
+    info = export_model(job, Console(said))
+    assert "13 of 15 layers stay 16-bit" in said.getvalue()
+    (check,) = [each for each in info["checks"] if "bits of every" in each["check"]]
+    assert check["check"] == "bits of every quantized layer are 5"
+    assert check["measured"] == "2 of 2 layers; 13 others stay 16-bit"
+    assert "13 of 15 layers stay 16-bit" in (job.folder / "q5" / "README.md").read_text()
+    assert any(
+        "13 layers stay 16-bit" in warning for warning in export_card.export_warnings(info, None)
+    )
+
+
 @pytest.mark.parametrize("fused_for", [("export.keep_fused",), ()])
 def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
     job: ExportJob, tmp_path: Path, fused_for: tuple[str, ...]
@@ -277,6 +295,7 @@ def test_a_sharded_folder_is_the_same_model(
 
 def test_the_disk_is_asked_for_both_copies() -> None:
     recipe = ExportRecipe()
+    assert needed_bytes(1_000_000, recipe, (), 1_000_000) == 2_100_000
     kept = ("export.keep_fused",)
     assert needed_bytes(1_000_000, recipe, kept) > 1_000_000 * (2 + 5 / 8)
     assert needed_bytes(1_000_000, recipe, kept) > needed_bytes(1_000_000, recipe, ()) + 2_000_000

@@ -345,6 +345,30 @@ def test_disk_fails_when_it_is_too_little_and_warns_when_it_is_tight() -> None:
         assert finding_of("disk", quickstart(free_disk_bytes=free)).level == level
 
 
+def test_layers_that_stay_16_bit_are_counted_and_none_quantized_fails() -> None:
+    """A hidden size of 576 is not whole groups of 128: only what reads the 1,536 within is."""
+    facts = quickstart()
+    assert finding_of("q_group_size", facts).level == "ok"
+    wide = with_recipe(facts, "export", q_group_size=128)
+    some = finding_of("q_group_size", wide)
+    assert some.level == "warn" and some.fix == "set export.q_group_size: 64"
+    assert "181 of 211 layers stay 16-bit" in some.measured
+    assert "self_attn.q_proj" in some.measured and "rows of 576" in some.measured
+    none = replace(wide, model_config=SMOLLM2_135M | {"intermediate_size": 1500})
+    assert finding_of("q_group_size", none).level == "fail"
+
+
+def test_what_stays_16_bit_takes_16_bits_on_the_disk() -> None:
+    def quantized(half: int) -> int:
+        train, export = TrainRecipe(), ExportRecipe()
+        return disk_forecast(10**9, 0, train, export, False, half).quantized_bytes
+
+    assert quantized(10**9) == 2 * 10**9
+    assert quantized(0) < quantized(10**8) < quantized(10**9)
+    wide = with_recipe(quickstart(), "export", q_group_size=128)
+    assert finding_of("disk", wide).measured != finding_of("disk", quickstart()).measured
+
+
 def test_an_unknown_architecture_is_a_warning_never_a_guess() -> None:
     facts = quickstart(model_config={"model_type": "mamba", "num_hidden_layers": 30})
     levels = {finding.check: finding.level for finding in run_checks(facts)}
