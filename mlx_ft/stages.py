@@ -35,11 +35,18 @@ if TYPE_CHECKING:
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 11, "export": 6, "eval": 3}
-# Hopes for a run, and who is told of it, change nothing of it.
+# Hopes for a run, who is told of it, and how often it could be continued change no bit of it. What
+# bounds memory does: sums of other parts differ in their last digits.
 BESIDE_THE_RUN: Mapping[str, bool | dict[str, bool]] = {
     "hypothesis": True,
     "expected": True,
-    "train": {"report_to": True, "project_name": True},
+    "train": {
+        "report_to": True,
+        "project_name": True,
+        "save_every": True,
+        "keep_checkpoints": True,
+        "segment_steps": True,
+    },
 }
 
 T = TypeVar("T")

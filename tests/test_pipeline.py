@@ -286,6 +286,16 @@ def test_a_changed_value_gets_its_own_folder(place: Path) -> None:
     assert job_of(place).run not in folders
 
 
+def test_how_often_a_run_could_be_continued_makes_no_other_run(finished: Path) -> None:
+    """Its bits are the same, as the kills above and segments show; memory's are not."""
+    job = job_of(finished)
+    for value in ("save_every=7", "keep_checkpoints=5", "segment_steps=50"):
+        other = job_of(finished, f"train.{value}")
+        assert other.run == job.run and other.inputs == job.inputs and is_complete(other, "train")
+    for value in ("micro_batch_tokens=64", "grad_checkpoint=true", "steps_per_report=5"):
+        assert job_of(finished, f"train.{value}").run != job.run
+
+
 def test_other_weights_to_start_from_are_another_run(place: Path) -> None:
     """The file's content counts, not what it is called."""
     sets = ("train.resume_adapter_file=start.safetensors",)

@@ -46,41 +46,51 @@ SMALLEST_MICRO_BATCH = 64
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a process died: in words, what helps, and whether it needed too much memory."""
+    """Why a process died: in words, what helps, whether it needed too much memory, and whether
+    what helps makes another run.
+    """
 
     words: str
     fix: str
     memory: bool = False
+    another_run: bool = False
 
 
 LESS_MEMORY = (
-    "lower train.micro_batch_tokens, train.num_layers or data.max_seq_length, or set "
-    "train.grad_checkpoint: true"
+    "close what else needs memory, or lower train.micro_batch_tokens, train.num_layers or "
+    "data.max_seq_length, or set train.grad_checkpoint: true"
 )
+
+
+def _short_of_memory(words: str) -> Cause:
+    return Cause(words, LESS_MEMORY, memory=True, another_run=True)
+
+
 # What dying processes leave on stderr, the most telling first.
 MESSAGES: Mapping[str, Cause] = {
     "ErrorImpactingInteractivity": Cause(
         "macOS stopped its work on the GPU because the display had to wait (Metal's watchdog)",
         "let the display sleep while it trains, close what draws on the screen, or lower "
         "train.micro_batch_tokens; setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 has helped some",
+        another_run=True,
     ),
     "Resource limit (": Cause(
         "Metal ran out of resource handles, which only a new process has again",
         "set train.segment_steps, so that a new process goes on before the limit is reached",
     ),
     "CallbackErrorTimeout": Cause(
-        "a GPU command took longer than Metal allows", "lower train.micro_batch_tokens"
+        "a GPU command took longer than Metal allows",
+        "lower train.micro_batch_tokens",
+        another_run=True,
     ),
-    "CallbackErrorOutOfMemory": Cause("the GPU ran out of memory", LESS_MEMORY, memory=True),
-    "Insufficient Memory": Cause("the GPU ran out of memory", LESS_MEMORY, memory=True),
-    "Unable to allocate": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
-    "bad_alloc": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
-    "MemoryError": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
-    "Cannot allocate memory": Cause("memory could not be allocated", LESS_MEMORY, memory=True),
+    "CallbackErrorOutOfMemory": _short_of_memory("the GPU ran out of memory"),
+    "Insufficient Memory": _short_of_memory("the GPU ran out of memory"),
+    "Unable to allocate": _short_of_memory("memory could not be allocated"),
+    "bad_alloc": _short_of_memory("memory could not be allocated"),
+    "MemoryError": _short_of_memory("memory could not be allocated"),
+    "Cannot allocate memory": _short_of_memory("memory could not be allocated"),
 }
-KILLED = Cause(
-    "it was killed; when nobody did that, the system was out of memory", LESS_MEMORY, memory=True
-)
+KILLED = _short_of_memory("it was killed; when nobody did that, the system was out of memory")
 STUCK = Cause("it gave no sign of life", "look at what else uses the machine")
 
 
@@ -174,9 +184,18 @@ def _require_progress(deaths: int, reached: int, cause: Cause) -> None:
         Fault(
             f"training, after iteration {reached}",
             f"the training process died {deaths} times without getting on: {cause.words}",
-            f"{cause.fix}; then run the same command again, the last checkpoint is intact",
+            f"{cause.fix}; {_what_is_left(reached, cause)}",
         )
     )
+
+
+def _what_is_left(reached: int, cause: Cause) -> str:
+    """Return where a training goes on when it is asked for again, and with what it does not."""
+    if not reached:
+        return "no checkpoint was reached, a lower train.save_every writes one sooner"
+    left = f"the same command goes on from iteration {reached}"
+    other = ", but other values of these keys begin another run"
+    return left + other if cause.another_run else left
 
 
 def _with_less_memory(stage: TrainStage, deaths: int, cause: Cause, console: Console) -> TrainStage:

@@ -326,7 +326,24 @@ def test_a_process_that_only_dies_is_given_up_and_memory_is_saved_on_the_way(
     with pytest.raises(RunError, match="3 times without getting on") as caught:
         supervise(stage_in(tmp_path, base), tmp_path, Console(said))
     assert budgets == [1024, 1024, 512] and len(budgets) == MAX_DEATHS_WITHOUT_PROGRESS
-    assert "micro_batch_tokens" in str(caught.value) and "intact" in str(caught.value)
+    assert "micro_batch_tokens" in str(caught.value)
+    assert "no checkpoint was reached" in str(caught.value) and "goes on" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ending", "anew"),
+    [
+        (Ending(-signal.SIGKILL, ()), True),
+        (Ending(-signal.SIGABRT, ("[metal] Resource limit (499000) exceeded",)), False),
+        (Ending(0, (), was_stuck=True), False),
+    ],
+)
+def test_what_is_kept_after_deaths_is_said_and_what_is_not(ending: Ending, anew: bool) -> None:
+    cause = cause_of(ending)
+    assert cause is not None
+    with pytest.raises(RunError, match="the same command goes on from iteration 40") as caught:
+        supervisor._require_progress(MAX_DEATHS_WITHOUT_PROGRESS, 40, cause)
+    assert ("other values of these keys begin another run" in str(caught.value)) == anew
 
 
 def test_a_silent_process_is_ended(
