@@ -189,6 +189,11 @@ def is_complete(job: Job, stage: str) -> bool:
     return complete_stage(job.run, stage, job.inputs[stage]) is not None
 
 
+def is_done(job: Job) -> bool:
+    """Return whether every stage is complete and the run has ended well."""
+    return not _unfinished(job, LAST, STAGES)
+
+
 def _status(job: Job) -> str | None:
     try:
         status = read_json(job.run / "run.json")["status"]

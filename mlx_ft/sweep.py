@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.console import Console
-from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError
-from mlx_ft.pipeline import run_pipeline
+from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError, RunError
+from mlx_ft.pipeline import CHECKED, is_done, run_pipeline
 from mlx_ft.report.choice import selected_by
 from mlx_ft.report.quantities import is_number, loss, score
 from mlx_ft.report.summary import run_document
@@ -103,14 +103,39 @@ def open_members(
         try:
             members.append(Member(each, open_with(each)))
         except MlxFtError as error:
-            faults += [Fault(f"{', '.join(each)}: {f.where}", f.found, f.fix) for f in error.faults]
+            faults += _of_member(each, error)
     if faults:
         raise RecipeError(faults)
     return members
 
 
+def _of_member(settings: Sequence[str], error: MlxFtError) -> list[Fault]:
+    return [Fault(f"{', '.join(settings)}: {f.where}", f.found, f.fix) for f in error.faults]
+
+
+def _check_members(members: Sequence[Member], console: Console) -> None:
+    """Check all members that are not done; raises one error with the faults of all of them."""
+    faults = []
+    for number, member in enumerate(members, start=1):
+        if is_done(member.job):
+            continue
+        settings = ", ".join(member.settings)
+        console.heading(f"Sweep, checking {number} of {len(members)}: {settings}")
+        try:
+            run_pipeline(replace(member.job), CHECKED)  # a copy, whose rows go when it is checked
+        except RunError:
+            pass  # of the place and not of the settings: it may be over when its turn comes
+        except (GateFailed, InputError) as error:
+            faults += _of_member(member.settings, error)
+    if faults:
+        raise RecipeError(faults)
+
+
 def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]:
-    """Run each member to its end; return why those that did not get there were stopped."""
+    """Check all members, then run each to its end; return why those that did not get there were
+    stopped. Raises one error with the faults of all members that do not pass their checks.
+    """
+    _check_members(members, console)
     stopped: list[MlxFtError] = []
     for number, member in enumerate(members, start=1):
         console.heading(f"Sweep, {number} of {len(members)}: {', '.join(member.settings)}")

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mlx_ft import sweep
 from mlx_ft.console import Console
 from mlx_ft.errors import Fault, GateFailed, RecipeError
+from mlx_ft.liveness import working
+from mlx_ft.pipeline import LAST
 from mlx_ft.recipe_loading import load_recipe, yaml_text
 from mlx_ft.report.summary import run_document
 from tests.test_recipe_loading import MINIMAL
@@ -103,9 +105,11 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     job_fault = Fault("look before you merge", "it loops", "less")
     plain = sweep.run_pipeline
 
-    def until_checked(job: Any) -> None:
-        ran.append(job.recipe.train.seed)
+    def until_checked(job: Any, until: str = LAST) -> None:
         plain(job, "data")
+        if until != LAST:
+            return
+        ran.append(job.recipe.train.seed)
         if job.recipe.train.seed == 1:
             raise GateFailed(job_fault)
 
@@ -122,6 +126,44 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     assert "train.seed" in text.splitlines()[0] and len(text.splitlines()) == 5
     assert sweep.next_step(members).startswith("mlx-ft compare ")
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_all_members_are_checked_before_the_first_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLX_FT_HOME", str(tmp_path / "cache"))
+    settings = sweep.grid_settings(["train.num_layers=2,3", "train.batch_size=4,99"])
+    members = sweep.open_members(settings, lambda more: job_of(tmp_path, *SMALL, *more))
+    with pytest.raises(RecipeError) as caught:
+        sweep.run_members(members, Console())
+    assert [fault.where for fault in caught.value.faults] == [
+        "train.num_layers=2, train.batch_size=99: check batch_size",
+        "train.num_layers=3, train.batch_size=4: check num_layers",
+        "train.num_layers=3, train.batch_size=99: check num_layers",
+        "train.num_layers=3, train.batch_size=99: check batch_size",
+    ]
+    assert not list((tmp_path / "runs").glob("*/train*"))
+
+
+def test_a_member_that_is_done_or_worked_on_is_not_checked(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+    plain = sweep.run_pipeline
+
+    def counted(job: Any, until: str = LAST) -> None:
+        if until != LAST:
+            checked.append(job.run)
+            plain(job, until)
+
+    monkeypatch.setattr(sweep, "run_pipeline", counted)
+    settings = sweep.grid_settings(["train.seed=0,1"])
+    done, other = sweep.open_members(settings, lambda more: job_of(finished, *more))
+    with working(other.job.run):
+        assert sweep.run_members([done, other], Console()) == []
+    assert checked == [other.job.run]
 
 
 def test_a_wrong_grid_is_wrong_input_and_nothing_is_begun(tmp_path: Path) -> None:
