@@ -8,7 +8,7 @@ from pydantic import Field
 
 from mlx_ft.recipe_values import Section, Text
 
-# Of the checks in preflight/checks.py, those that a run can survive.
+# Of the checks in preflight/, those that a run can survive.
 AcceptableCheck = Literal[
     "capacity",
     "family",

@@ -276,6 +276,18 @@ def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
     return tuple((text, chat.token_count(text)) for text in texts)
 
 
+def _rows_beyond_context(job: Job) -> int:
+    """Return how many training rows have positions that the model was not made for."""
+    from mlx_ft.preflight import trained_context
+    from mlx_ft.tokens import read_split
+
+    there = trained_context(job.model.config)
+    stats = read_json(job.run / "data" / "stats.json")["splits"]["train"]
+    if there is None or stats["longest_kept"] <= there:
+        return 0
+    return int((read_split(job.run / "data" / "train.safetensors").lengths > there).sum())
+
+
 def check(job: Job) -> None:
     """Run the preflight checks into `preflight.json`; raises when one of them fails."""
     from mlx_ft import preflight
@@ -289,6 +301,7 @@ def check(job: Job) -> None:
         probed=probe_file(job.model).exists(),
         original=_original_facts(job),
         start_shapes=None if start is None else start_shapes(start),
+        rows_beyond_context=_rows_beyond_context(job),
     )
     findings = preflight.run_checks(facts)
     if job.choosing is not None:

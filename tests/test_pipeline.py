@@ -28,7 +28,8 @@ from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.report.summary import run_document
-from mlx_ft.runs import read_json, verify_files
+from mlx_ft.runs import read_json, verify_files, write_json
+from mlx_ft.tokens import read_split
 from tests.tiny import job_of, write_place
 
 
@@ -319,6 +320,18 @@ def test_weights_that_do_not_fit_stop_before_training(place: Path) -> None:
     job = job_of(place, "train.resume_adapter_file=start.safetensors")
     with pytest.raises(InputError, match="it has rank 2, the recipe says 16"):
         run_pipeline(job, "preflight")
+
+
+def test_rows_longer_than_the_context_are_counted_before_training(place: Path) -> None:
+    config = read_json(place / "model" / "config.json")
+    write_json(place / "model" / "config.json", config | {"max_position_embeddings": 60})
+    job = job_of(place)
+    run_pipeline(job, "preflight")
+    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
+    lengths = read_split(job.run / "data" / "train.safetensors").lengths
+    longer = sum(int(length) > 60 for length in lengths)
+    assert 0 < longer < len(lengths)
+    assert findings["context"]["measured"].startswith(f"{longer} of 24 rows are longer")
 
 
 def test_stages_stop_where_they_are_asked_to(place: Path) -> None:

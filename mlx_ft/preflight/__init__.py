@@ -9,6 +9,7 @@ from mlx_ft.preflight.findings import (
     raise_on_fail,
 )
 from mlx_ft.preflight.fit import fit_lines, fitting_sets
+from mlx_ft.preflight.rows import trained_context
 
 __all__ = [
     "CHECKS",
@@ -21,4 +22,5 @@ __all__ = [
     "fitting_sets",
     "raise_on_fail",
     "run_checks",
+    "trained_context",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_ft.gguf_support import gguf_fault
 from mlx_ft.hardware import format_bytes
-from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted
+from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted, passes
 from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
 from mlx_ft.preflight.forecast import (
     adapted_modules,
@@ -23,6 +23,17 @@ from mlx_ft.preflight.forecast import (
 )
 from mlx_ft.preflight.groups import half_parameters, q_group_size
 from mlx_ft.preflight.original import export_base
+from mlx_ft.preflight.rows import (
+    contamination,
+    context,
+    coverage,
+    lint,
+    overlap,
+    stop_token,
+    thinking,
+    tools,
+    validation,
+)
 from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
@@ -31,15 +42,9 @@ from mlx_ft.recipe_outcome import fused_copy_needed_by
 # A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of
 # an 8B model, with 568 rows, is about six times this.
 MAX_PARAMETERS_PER_ROW = 50_000
-MIN_COVERAGE = 0.95
-MIN_VALIDATION_ROWS = 10
 TIGHT_DISK_SHARE = 0.9
 # Small sound models loop now and then; a broken one does nothing else.
 MAX_DEGENERATE_BASE = 0.3
-
-
-def _ok(check: str, measured: str, limit: str) -> Finding:
-    return Finding(check, "ok", measured, limit, "")
 
 
 def _not_computed(check: str, facts: PreflightInput, limit: str) -> Finding:
@@ -58,7 +63,7 @@ def capacity(facts: PreflightInput) -> Finding:
     each = trainable / max(rows, 1)
     measured = f"{trainable:,} trainable parameters for {rows:,} rows, {each:,.0f} a row"
     if each <= MAX_PARAMETERS_PER_ROW:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     measured += f", {each / MAX_PARAMETERS_PER_ROW:.1f} times too many"
     return Finding(check, "fail", measured, limit, _what_passes(facts, shape, trainable))
 
@@ -90,7 +95,7 @@ def num_layers(facts: PreflightInput) -> Finding:
     measured = "all layers" if wanted < 0 else f"the top {wanted} layers"
     limit = f"the model has {there} layers"
     if wanted <= there:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     fix = f"set train.num_layers to at most {there}, or -1 for all"
     return Finding(check, "fail", measured, limit, fix)
 
@@ -104,13 +109,13 @@ def lora_keys(facts: PreflightInput) -> Finding:
     modules = adapted_modules(shape, train)
     keys = train.lora_parameters.keys
     if train.fine_tune_type == "full":
-        return _ok(check, "no adapter: every weight of these layers is trained", limit)
+        return passes(check, "no adapter: every weight of these layers is trained", limit)
     if keys is None:
-        return _ok(check, f"all {len(modules)} linear layers", limit)
+        return passes(check, f"all {len(modules)} linear layers", limit)
     found = {module.name for module in modules}
     unknown = [key for key in keys if key not in found]
     if not unknown:
-        return _ok(check, f"{len(modules)} modules of {len(found)} names", limit)
+        return passes(check, f"{len(modules)} modules of {len(found)} names", limit)
     names = sorted(shape.layer_names | shape.root_names)
     close = [difflib.get_close_matches(key, names, n=1) for key in unknown]
     meant = [match[0] for match in close if match]
@@ -125,7 +130,7 @@ def batch_size(facts: PreflightInput) -> Finding:
     check, wanted = "batch_size", facts.recipe.train.batch_size
     measured, limit = f"{wanted} rows a mini-batch", f"{facts.rows:,} training rows"
     if wanted <= facts.rows:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     fix = f"set train.batch_size to at most {facts.rows}, or add rows"
     return Finding(check, "fail", measured, limit, fix)
 
@@ -139,7 +144,7 @@ def schedule(facts: PreflightInput) -> Finding:
     limit = f"the run makes {updates:,} optimizer updates"
     # What follows the warm-up needs an update at least.
     if warmup + (decay or 1) <= updates:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     if warmup and updates == 1 and not shape.warmup_init:
         measured += ", so that the only update has learning rate 0"
         return Finding(check, "fail", measured, limit, "train longer, or without warm-up")
@@ -169,7 +174,7 @@ def disk(facts: PreflightInput) -> Finding:
     )
     limit = f"{format_bytes(free)} are free"
     if need.total_bytes <= free * TIGHT_DISK_SHARE:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     level: Level = "warn" if need.total_bytes <= free else "fail"
     return Finding(check, level, measured, limit, "free some space or choose another runs folder")
 
@@ -189,116 +194,11 @@ def memory(facts: PreflightInput) -> Finding:
     if facts.recipe.train.select.asks:
         measured += "; asking prompts during training (train.select) comes on top"
     if need.peak_bytes <= usable:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     changes = changes_that_fit(facts, shape)
     fix = "use a smaller model, or one of fewer bits; shorten the rows"
     if changes is not None:
         fix = f"--fit sets {', '.join(f'train.{key}: {value}' for key, value in changes.items())}"
-    return Finding(check, "warn", measured, limit, fix)
-
-
-def stop_token(facts: PreflightInput) -> Finding:
-    """Rows that never train a stop token teach a model to talk on."""
-    check, stats = "stop_token", facts.train_stats
-    rows, trained = facts.rows, int(stats["stop_trained_rows"])
-    measured = f"{trained:,} of {rows:,} rows train a stop token"
-    limit = "all rows"
-    if trained == rows:
-        return _ok(check, measured, limit)
-    level: Level = "warn" if trained else "fail"
-    return Finding(check, level, measured, limit, "repair the chat template or the eos_token")
-
-
-def coverage(facts: PreflightInput) -> Finding:
-    """How many rows fit into max_seq_length, and into round lengths."""
-    check, shares = "coverage", facts.data_stats["coverage"]
-    chosen = facts.recipe.data.max_seq_length
-    share = float(shares[str(chosen)])
-    others = ", ".join(f"{int(n):,}: {x:.1%}" for n, x in shares.items() if int(n) != chosen)
-    measured = f"{chosen:,} tokens cover {share:.1%} of the rows ({others})"
-    limit = f"{MIN_COVERAGE:.0%} of the rows"
-    if share >= MIN_COVERAGE:
-        return _ok(check, measured, limit)
-    longest = facts.train_stats["length_quantiles"]["max"]
-    enough = min((int(n) for n, x in shares.items() if x >= MIN_COVERAGE), default=longest)
-    fix = f"set data.max_seq_length to {enough}, or shorten the rows"
-    return Finding(check, "warn", measured, limit, fix)
-
-
-def validation(facts: PreflightInput) -> Finding:
-    """A validation set that is there, and large enough for its loss to mean something."""
-    check, rows = "validation", int(facts.valid_stats["rows"])
-    measured, limit = f"{rows:,} validation rows", f"at least {MIN_VALIDATION_ROWS}"
-    if rows >= MIN_VALIDATION_ROWS:
-        return _ok(check, measured, limit)
-    level: Level = "warn" if rows else "fail"
-    fix = f"hold out more rows into {facts.file_name('valid')}"
-    if facts.recipe.data.holdout is not None:
-        fix = "raise data.holdout, or add rows"
-    return Finding(check, level, measured, limit, fix)
-
-
-def overlap(facts: PreflightInput) -> Finding:
-    """Validation rows that are training rows too measure memory, not learning."""
-    check, rows = "overlap", int(facts.data_stats["overlap_rows"])
-    measured, limit = f"{rows:,} validation rows are training rows too", "none"
-    if not rows:
-        return _ok(check, measured, limit)
-    lines = ", ".join(str(valid) for _, valid in facts.data_stats["overlap_lines"])
-    fix = f"remove these lines of {facts.file_name('valid')}: {lines}"
-    return Finding(check, "warn", measured, limit, fix)
-
-
-def contamination(facts: PreflightInput) -> Finding:
-    """Prompts of the evaluation that the training rows hold measure memory as well."""
-    check, found = "contamination", facts.contaminated
-    whole = sum(is_whole for _, _, is_whole in found)
-    file = facts.file_name("train")
-    measured = f"{len(found):,} prompts of the suites are in {file}, {whole:,} of them whole"
-    limit = "none, nor 13 words of one in a row"
-    if not found:
-        return _ok(check, measured, limit)
-    named = ", ".join(f"{name} (line {line})" for name, line, _ in found[:5])
-    more = ", ..." if len(found) > 5 else ""
-    return Finding(check, "warn", measured, limit, f"remove the rows or the prompts: {named}{more}")
-
-
-def thinking(facts: PreflightInput) -> Finding:
-    """Thinking mode and rows that disagree teach the wrong mode."""
-    check, wanted = "thinking", facts.recipe.chat.enable_thinking
-    rows = int(facts.train_stats["thinking_rows"])
-    measured = f"enable_thinking is {str(wanted).lower()}, {rows:,} of {facts.rows:,} rows think"
-    limit = "rows that think with enable_thinking, none without"
-    if wanted == bool(rows):
-        return _ok(check, measured, limit)
-    fix = f"set chat.enable_thinking to {str(not wanted).lower()}, or change the rows"
-    return Finding(check, "warn", measured, limit, fix)
-
-
-def lint(facts: PreflightInput) -> Finding:
-    """Training rows that are valid and look wrong."""
-    check, hits = "lint", facts.data_stats["lint"]
-    off = facts.recipe.data.lint_off
-    limit = "no rule hit" + "".join(f"; {name} off: {reason}" for name, reason in off.items())
-    if not hits:
-        return _ok(check, f"nothing in {facts.rows:,} rows looks wrong", limit)
-    measured = "; ".join(f"{hit['rule']}: {hit['count']:,} {hit['found']}" for hit in hits)
-    fix = "; ".join(f"{hit['rule']} (line {_some(hit['lines'])}): {hit['fix']}" for hit in hits)
-    level: Level = "fail" if any(hit["severity"] == "fail" for hit in hits) else "warn"
-    return Finding(check, level, measured, limit, f"{fix}; or name it in data.lint_off with why")
-
-
-def _some(lines: Sequence[int]) -> str:
-    return ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-
-
-def tools(facts: PreflightInput) -> Finding:
-    """Rows with tools and a chat template that leaves them out: the model never sees its tools."""
-    check, rows = "tools", int(facts.train_stats["toolless_rows"])
-    measured, limit = f"{rows:,} rows have tools that the chat template leaves out", "none"
-    if not rows:
-        return _ok(check, measured, limit)
-    fix = "use a model whose chat template knows tools, or describe them in a system message"
     return Finding(check, "warn", measured, limit, fix)
 
 
@@ -307,10 +207,10 @@ def family(facts: PreflightInput) -> Finding:
     check, tuned = "family", facts.recipe.preflight.family
     there = str(facts.model_config.get("model_type", "unknown"))
     if tuned is None:
-        return _ok(check, f"a {there} model; the recipe names no family", "none named")
+        return passes(check, f"a {there} model; the recipe names no family", "none named")
     limit = f"the recipe's values were tuned for {tuned} models"
     if there == tuned:
-        return _ok(check, f"a {there} model", limit)
+        return passes(check, f"a {there} model", limit)
     measured = f"a {there} model" + (", looked at by mlx-ft probe" if facts.probed else "")
     if facts.probed:
         fix = "compare rank, learning rate and modules with what its kind is trained with"
@@ -323,10 +223,10 @@ def single_tokens(facts: PreflightInput) -> Finding:
     """Marks that the tokenizer takes apart, so that the model has to spell what should be one."""
     check, limit = "single_tokens", "each is one token"
     if not facts.token_counts:
-        return _ok(check, "the recipe names none", limit)
+        return passes(check, "the recipe names none", limit)
     split = [f"{text} is {count} tokens" for text, count in facts.token_counts if count != 1]
     if not split:
-        return _ok(check, f"{len(facts.token_counts)} texts are one token each", limit)
+        return passes(check, f"{len(facts.token_counts)} texts are one token each", limit)
     fix = "use marks that this model's tokenizer has, or another model"
     return Finding(check, "fail", ", ".join(split), limit, fix)
 
@@ -338,10 +238,10 @@ def gguf(facts: PreflightInput) -> Finding:
     check, kind = "gguf", facts.recipe.export.gguf
     limit = "a kind of model that the GGUF export knows"
     if kind is None:
-        return _ok(check, "no GGUF file is asked for", limit)
+        return passes(check, "no GGUF file is asked for", limit)
     fault = gguf_fault(facts.model_config)
     if fault is None:
-        return _ok(
+        return passes(
             check, f"a {facts.model_config.get('model_type')} model can become {kind}", limit
         )
     return Finding(check, "fail", fault, limit, "leave export.gguf out, or use another model")
@@ -360,6 +260,7 @@ CHECKS: tuple[Callable[[PreflightInput], Finding], ...] = (
     memory,
     stop_token,
     coverage,
+    context,
     validation,
     overlap,
     contamination,
@@ -384,7 +285,7 @@ def base_health(
     measured = f"{len(degenerate):,} of {answers:,} answers of the base model are degenerate"
     limit = f"at most {MAX_DEGENERATE_BASE:.0%}"
     if not degenerate:
-        return _ok(check, measured, limit)
+        return passes(check, measured, limit)
     named = "; ".join(f"{prompt}: {why}" for prompt, why in degenerate[:3])
     fix = f"look at it with mlx-ft probe ({named})"
     level: Level = "fail" if share > MAX_DEGENERATE_BASE else "warn"

@@ -42,6 +42,7 @@ class PreflightInput:
     file, and whether the whole prompt is there. `token_counts` are the texts that must be one token
     each, with the tokens that they are. `probed` says whether this model has been looked at.
     `start_shapes` are the tensors of the adapter file that training starts from, if it does.
+    `rows_beyond_context` are the training rows longer than what the model was made for.
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class PreflightInput:
     probed: bool = False
     original: OriginalFacts | None = None
     start_shapes: Mapping[str, tuple[int, ...]] | None = None
+    rows_beyond_context: int = 0
 
     @property
     def rows(self) -> int:
@@ -86,6 +88,11 @@ class Finding:
     measured: str
     limit: str
     fix: str
+
+
+def passes(check: str, measured: str, limit: str) -> Finding:
+    """Return the finding of a check that has nothing to say against a run."""
+    return Finding(check, "ok", measured, limit, "")
 
 
 def accepted(finding: Finding, reasons: Mapping[Any, str]) -> Finding:

@@ -1,0 +1,38 @@
+"""What rows would teach, and whether they fit, is said before they are trained."""
+
+from typing import Any
+
+import pytest
+
+from mlx_ft.preflight import trained_context
+from tests.preflight.test_checks import SMOLLM2_135M, finding_of, quickstart
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 2048, "rope_scaling": None}, 2048),
+        ({"n_positions": 1024}, 1024),
+        (
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        ({"max_position_embeddings": 2048, "rope_scaling": {"type": "linear", "factor": 2}}, 2048),
+    ],
+)
+def test_the_context_is_what_the_config_says(config: dict[str, Any], tokens: int | None) -> None:
+    assert trained_context(config) == tokens
+
+
+def test_rows_beyond_the_context_are_counted() -> None:
+    config = SMOLLM2_135M | {"max_position_embeddings": 204}
+    finding = finding_of("context", quickstart(model_config=config, rows_beyond_context=7))
+    assert finding.level == "warn" and "7 of 425 rows are longer, up to 205" in finding.measured
+    assert "max_seq_length to 204" in finding.fix
+    wide = quickstart(model_config=SMOLLM2_135M | {"max_position_embeddings": 205})
+    for facts in (wide, quickstart()):
+        assert finding_of("context", facts).level == "ok"
