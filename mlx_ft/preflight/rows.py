@@ -12,6 +12,9 @@ from mlx_ft.preflight.findings import Finding, Level, PreflightInput, passes
 
 MIN_COVERAGE = 0.95
 MIN_VALIDATION_ROWS = 10
+# Category of the base model's own answers, and the share of what was asked for that is enough:
+# answers that are too long are left out, as other rows are.
+REPLAYED, MIN_REPLAYED = "replay", 0.5
 # What configs call the longest context.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
@@ -110,6 +113,20 @@ def contamination(facts: PreflightInput) -> Finding:
     named = ", ".join(f"{name} (line {line})" for name, line, _ in found[:5])
     more = ", ..." if len(found) > 5 else ""
     return Finding(check, "warn", measured, limit, f"remove the rows or the prompts: {named}{more}")
+
+
+def replay(facts: PreflightInput) -> Finding:
+    """Answers of the base model that are missing where they were asked for."""
+    check, share = "replay", facts.recipe.data.replay
+    if share is None:
+        return passes(check, "no answers of the base model are asked for", "none asked for")
+    found = int(facts.train_stats.get("categories", {}).get(REPLAYED, 0))
+    measured = f"{found:,} of {facts.rows:,} rows are answers of the base model"
+    limit = f"{share:.0%} of the rows"
+    if found >= MIN_REPLAYED * share * facts.rows:
+        return passes(check, measured, limit)
+    fix = "leave data.replay out: this model has too few answers that end and say something"
+    return Finding(check, "warn", measured, limit, fix)
 
 
 def thinking(facts: PreflightInput) -> Finding:

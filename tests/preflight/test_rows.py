@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mlx_ft.preflight import trained_context
-from tests.preflight.test_checks import SMOLLM2_135M, finding_of, quickstart
+from tests.preflight.test_checks import SMOLLM2_135M, finding_of, quickstart, stats_of, with_recipe
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,18 @@ def test_rows_beyond_the_context_are_counted() -> None:
     wide = quickstart(model_config=SMOLLM2_135M | {"max_position_embeddings": 205})
     for facts in (wide, quickstart()):
         assert finding_of("context", facts).level == "ok"
+
+
+@pytest.mark.parametrize(("answers", "level"), [(0, "warn"), (10, "warn"), (42, "ok"), (60, "ok")])
+def test_answers_of_the_base_model_that_are_missing_are_told(answers: int, level: str) -> None:
+    stats = stats_of(categories={"replay": answers, "other": 425 - answers})
+    facts = with_recipe(quickstart(data_stats=stats), "data", replay=0.1)
+    finding = finding_of("replay", facts)
+    assert finding.level == level and f"{answers} of 425 rows are answers" in finding.measured
+
+
+def test_without_a_category_there_is_no_answer_of_the_base_model() -> None:
+    assert finding_of("replay", quickstart()).level == "ok"
+    stats = stats_of(categories={})
+    facts = with_recipe(quickstart(data_stats=stats), "data", replay=0.1)
+    assert finding_of("replay", facts).level == "warn"
