@@ -16,7 +16,7 @@ from mlx_ft import __version__
 from mlx_ft.cli_all_runs import VERBS as ALL_RUNS_VERBS
 from mlx_ft.cli_eval import evaluate
 from mlx_ft.cli_experiments import VERBS as EXPERIMENTS
-from mlx_ft.cli_options import RUNS
+from mlx_ft.cli_options import DEFAULT_RUNS, RUNS, recipe_command
 from mlx_ft.cli_runs import VERBS, console_for_people, open_job, show_result
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def _advance(
 def check(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None:
     """Check a recipe, its data, its model and this machine; nothing is trained."""
     job = _advance(recipe, sets, runs_root, "preflight", fit)
-    click.echo(f"{recipe}: nothing stops it\nnext     mlx-ft run {recipe}")
+    click.echo(f"{recipe}: nothing stops it")
+    click.echo(f"next     {recipe_command('run', recipe, sets, runs_root, fit)}")
     click.echo(f"run      {job.run}")
 
 
@@ -92,7 +93,7 @@ def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path, miniature: bo
 
     seconds = rehearse_stages(lambda more: open_job(recipe, (*sets, *more), runs_root), miniature)
     click.echo(f"{recipe}: every stage went through, in {format_seconds(seconds)}")
-    click.echo(f"next     mlx-ft run {recipe}")
+    click.echo(f"next     {recipe_command('run', recipe, sets, runs_root)}")
 
 
 @cli.command()
@@ -131,7 +132,8 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
     if target is not None:
         deliver_adapter(adapter, target)
         adapter = target
-    click.echo(f"adapter  {adapter}\nnext     mlx-ft run {recipe}")
+    click.echo(f"adapter  {adapter}")
+    click.echo(f"next     {recipe_command('run', recipe, sets, runs_root, fit)}")
 
 
 @cli.command()
@@ -141,7 +143,8 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
 def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     """Go on as far as the exported models: fused 16-bit and quantized, both verified."""
     job = _advance(recipe, sets, runs_root, "export")
-    click.echo(f"models   {job.run / 'export'}\nnext     mlx-ft eval {recipe}")
+    click.echo(f"models   {job.run / 'export'}")
+    click.echo(f"next     {recipe_command('eval', recipe, sets, runs_root)}")
 
 
 @cli.command()
@@ -217,7 +220,7 @@ def data_show(
     loaded, in_color = load_recipe(recipe, sets), colored(sys.stdout)
     for row in show_rows(loaded.recipe, console_for_people(), split, rows, lines):
         click.echo(row_text(row, in_color), color=in_color)
-    click.echo(f"next     mlx-ft check {recipe}")
+    click.echo(f"next     {recipe_command('check', recipe, sets, DEFAULT_RUNS)}")
 
 
 @cli.group("recipe")

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from mlx_ft.cli_options import RUNS
+from mlx_ft.cli_options import RUNS, command_line, runs_option
 from mlx_ft.run_states import STATES
 
 FORMATS = ("text", "markdown", "csv", "json", "html")
+DEFAULT_DAYS = 7.0
 
 
 @click.command()
@@ -38,7 +40,7 @@ def compare(runs: tuple[Path, ...], form: str | None, output: Path | None) -> No
     if output is None:
         click.echo(text, nl=False)
         if form in (None, "text"):
-            click.echo(f"next     mlx-ft show {runs[0]}")
+            click.echo(f"next     {command_line('show', runs[:1], {})}")
         return
     write_comparison(output, text)
     click.echo(output)
@@ -100,7 +102,7 @@ def watch(run: Path) -> None:
 @click.option(
     "--older-than",
     type=click.FloatRange(0),
-    default=7.0,
+    default=DEFAULT_DAYS,
     show_default=True,
     help="Days that --prefix and --failed must have been left alone.",
 )
@@ -121,15 +123,26 @@ def clean(
     found = find_rubbish(runs_root, runs, chosen or list(KINDS), older_than)
     for line in listing(found):
         click.echo(line)
+    listed = command_line("runs", (), runs_option(runs_root))
     asked = chosen and found and not yes and sys.stdin.isatty()
     if chosen and found and (yes or (asked and click.confirm("Remove this?", err=True))):
         freed, errors = remove_all(found, lambda text: click.echo(text, err=True))
         click.echo(sum_line(freed))
-        click.echo(f"next     mlx-ft runs --runs {runs_root}")
+        click.echo(f"next     {listed}")
         sys.exit(2 if errors else 0)
-    kind = f"--{found[0].kind}" if found else ""
     click.echo("nothing was removed")
-    click.echo(f"next     mlx-ft clean {kind} --yes" if kind else "next     mlx-ft runs")
+    removes = chosen or [each.kind for each in found[:1]]
+    again = _clean_command(runs, runs_root, removes, older_than) if found else listed
+    click.echo(f"next     {again}")
+
+
+def _clean_command(
+    runs: tuple[Path, ...], runs_root: Path, kinds: Sequence[str], older_than: float
+) -> str:
+    """Return the command that removes, without asking, what these arguments have shown."""
+    age = {} if older_than == DEFAULT_DAYS else {"--older-than": older_than}
+    flags = {f"--{kind}": True for kind in kinds}
+    return command_line("clean", runs, {**runs_option(runs_root), **flags, **age, "--yes": True})
 
 
 VERBS = (list_runs, compare, watch, clean)

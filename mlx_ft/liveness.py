@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,9 +53,8 @@ def _take(stream: TextIO, run: Path) -> None:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
             found = f"process {holder} works on it" if holder.isdigit() else f"{holder} works on it"
-            raise RunError(
-                Fault(str(run), found, f"wait for it, or look at it: mlx-ft watch {run}")
-            ) from None
+            look = shlex.join(["mlx-ft", "watch", str(run)])
+            raise RunError(Fault(str(run), found, f"wait for it, or look at it: {look}")) from None
         except OSError:
             return
 

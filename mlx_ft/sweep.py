@@ -8,6 +8,7 @@ is kept where every run looks for it. Does not: compare runs statistically.
 from __future__ import annotations
 
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -178,4 +179,4 @@ def _last_mean(columns: dict[str, Any] | None) -> str:
 def next_step(members: Sequence[Member]) -> str:
     """Return the command that compares the members."""
     runs: list[Path] = [member.job.run for member in members]
-    return f"mlx-ft compare {' '.join(map(str, dict.fromkeys(runs)))}"
+    return shlex.join(["mlx-ft", "compare", *map(str, dict.fromkeys(runs))])

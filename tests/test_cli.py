@@ -1,6 +1,8 @@
 """The command line: exit codes, where output goes, and that it is there at once."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from mlx_lm import load as mlx_lm_load
 from mlx_ft import cli
 from tests.data_room.rows import chat, hostile_lines
 from tests.report.synthetic import write_run
-from tests.tiny import write_rows, write_tiny_model
+from tests.tiny import write_place, write_rows, write_tiny_model
 
 FLAT = """
 model: model
@@ -262,3 +264,49 @@ def test_the_verbs_on_many_runs_end_with_a_next_step_and_without_mlx(tmp_path: P
     assert mlx_ft("compare", "nowhere", "nowhere", cwd=tmp_path).returncode == 2
     listed = mlx_ft("runs", "--runs", "runs", "--json", cwd=tmp_path)
     assert json.loads(listed.stdout)["runs"][0]["state"] == "finished"
+
+
+def next_command(printed: str) -> list[str]:
+    """Return the words of the command that the line `next` names, without `mlx-ft`."""
+    line = next(line for line in printed.splitlines() if line.startswith("next     "))
+    program, *words = shlex.split(line.removeprefix("next     "))
+    assert program == "mlx-ft"
+    return words
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_next_command_of_clean_removes_what_was_shown_and_nothing_else(
+    tmp_path: Path, named: bool
+) -> None:
+    shown = write_run(tmp_path / "shown runs")
+    near, other = write_run(tmp_path / "other"), write_run(tmp_path / "runs")
+    far = shown if not named else near
+    place = (str(far),) if named else ("--runs", "shown runs")
+    listed = mlx_ft("clean", *place, "--fused", cwd=tmp_path)
+    again = mlx_ft(*next_command(listed.stdout), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for run in (shown, near, other):
+        assert (run / "export" / "fused-f16").is_dir() == (run != far)
+
+
+def test_the_next_command_of_clean_keeps_folder_kinds_and_age(tmp_path: Path) -> None:
+    failed = write_run(tmp_path / "mine", "failed")
+    for path in (failed, *failed.iterdir()):
+        os.utime(path, (time.time() - 86400.0,) * 2)  # too young for the default age
+    asked = ("clean", "--runs", "mine", "--failed", "--older-than", "0.5")
+    listed = mlx_ft(*asked, cwd=tmp_path)
+    assert failed.name in listed.stdout
+    assert mlx_ft(*next_command(listed.stdout), cwd=tmp_path).returncode == 0
+    assert not failed.exists()
+    empty = next_command(mlx_ft(*asked, cwd=tmp_path).stdout)
+    assert empty == ["runs", "--runs", "mine"]
+
+
+def test_the_next_command_of_check_is_for_the_same_recipe_and_run(tmp_path: Path) -> None:
+    write_place(tmp_path)
+    (tmp_path / "r.yaml").rename(tmp_path / "my recipe.yaml")
+    sets = ("--set", "train.iters=4", "--set", "train.epochs=null")
+    asked = ("my recipe.yaml", *sets, "--runs", "my runs")
+    done = mlx_ft("check", *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(next_command(done.stdout)) == sorted(["run", *asked])

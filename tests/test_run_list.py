@@ -56,14 +56,16 @@ def test_an_ended_run_is_in_the_state_that_it_recorded(
 def test_a_run_is_running_as_long_as_its_process_lives_and_dead_after_a_kill(
     tmp_path: Path,
 ) -> None:
-    run = running_run(tmp_path)
+    run = running_run(tmp_path / "my runs")
     process = holder_of(run)
     with process:
         state = state_of(run, time.time())
         assert state.name == "running" and state.seconds_left is not None
         assert "iteration 90 of 240" in state.words and "left" in state.words
-        with pytest.raises(RunError, match=f"process {process.pid} works on it"), working(run):
+        found = f"process {process.pid} works on it"
+        with pytest.raises(RunError, match=found) as caught, working(run):
             pass
+        assert caught.value.faults[0].fix.endswith(f": mlx-ft watch '{run}'")
         process.kill()
         process.wait()
     assert (worked_on(run), state_of(run).name) == (False, "dead")

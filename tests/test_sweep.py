@@ -1,5 +1,6 @@
 """A sweep runs each member once, whatever was interrupted, and says all that is wrong before."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,8 +99,10 @@ def test_a_wrong_member_is_told_before_any_is_trained(tmp_path: Path) -> None:
 def test_members_are_run_once_and_a_gate_stops_only_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_place(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "my place"
+    place.mkdir()
+    write_place(place)
+    monkeypatch.chdir(place)
     monkeypatch.setenv("MLX_FT_HOME", str(tmp_path / "cache"))
     ran: list[int] = []
     job_fault = Fault("look before you merge", "it loops", "less")
@@ -115,7 +118,7 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
 
     monkeypatch.setattr(sweep, "run_pipeline", until_checked)
     settings = sweep.grid_settings(["train.seed=0,1,2"])
-    members = sweep.open_members(settings, lambda more: job_of(tmp_path, *SMALL, *more))
+    members = sweep.open_members(settings, lambda more: job_of(place, *SMALL, *more))
     stopped = sweep.run_members(members, Console())
     assert ran == [0, 1, 2] and [error.faults[0] for error in stopped] == [job_fault]
     assert len({member.job.run for member in members}) == 3
@@ -124,8 +127,9 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
         assert member.job.run.name in text
         assert run_document(member.job.run)["status"] == "stopped"
     assert "train.seed" in text.splitlines()[0] and len(text.splitlines()) == 5
-    assert sweep.next_step(members).startswith("mlx-ft compare ")
-    shutil.rmtree(tmp_path / "runs")
+    runs = [str(member.job.run) for member in members]
+    assert shlex.split(sweep.next_step(members)) == ["mlx-ft", "compare", *runs]
+    shutil.rmtree(place / "runs")
 
 
 def test_all_members_are_checked_before_the_first_is_trained(
