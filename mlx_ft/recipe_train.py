@@ -19,6 +19,14 @@ DEFAULT_EPOCHS = 2
 DEFAULT_SCALE = 2.0
 
 
+def _off_as_text(value: Any) -> Any:
+    """Return `off` for false, which is what YAML reads in it; other values as they are."""
+    return "off" if value is False else value
+
+
+PrefixCache = Annotated[Literal["disk", "memory", "off"], BeforeValidator(_off_as_text)]
+
+
 class LoraParameters(Section):
     """Size and strength of the adapter."""
 
@@ -244,7 +252,7 @@ class TrainRecipe(Section):
         "keep none of them; without dropout, compute what norms and gates give a LoRA twice "
         "instead of keeping it; on a CPU, compute with weights as stored, which is slow there.",
     )
-    prefix_cache: Literal["disk", "memory", "off"] = Field(
+    prefix_cache: PrefixCache = Field(
         "disk",
         description="Where outputs of frozen layers are kept. disk: in a file that later runs find "
         "again, in memory when it does not fit; memory; off: computed every time.",

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from mlx_ft.errors import RecipeError
 from mlx_ft.recipe import COLUMNS, Recipe
-from mlx_ft.recipe_keys import dotted, section_keys, value_at, value_keys
+from mlx_ft.recipe_keys import dotted, section_keys, section_of, value_at, value_keys
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved, load_recipe, upgrade_text, yaml_text
 from mlx_ft.recipe_optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
 from mlx_ft.strict_yaml import read_yaml
@@ -181,6 +181,7 @@ def test_a_set_repairs_a_fault_of_the_file(folder: Path) -> None:
         ("train.optimizer_config={eps: 1e-6}", "train.optimizer_config", {"eps": 1e-6}),
         ("model=a=b", "model", "a=b"),
         ("model=~/x", "model", "~/x"),
+        ("train.prefix_cache=off", "train.prefix_cache", "off"),
         ("train.resume_adapter_file=", "train.resume_adapter_file", None),
     ],
 )
@@ -188,6 +189,27 @@ def test_a_set_is_yaml_and_wins(folder: Path, setting: str, key: str, value: Any
     loaded = load(folder, MINIMAL + "train: {learning_rate: 1}\n", setting)
     assert value_at(loaded.recipe, tuple(key.split("."))) == value
     assert loaded.origins[key] == "--set"
+
+
+def documented_choices() -> list[tuple[str, str]]:
+    """Return (key, word) for each word that a key of the recipe may have."""
+    found = []
+    for key in value_keys():
+        if key == ("train", "select", "metric"):
+            continue  # most of its words want a suite beside them
+        section = section_of(key[:-1])
+        assert section is not None
+        schema = section.model_json_schema()["properties"][key[-1]]
+        for option in schema.get("anyOf", [schema]):
+            found += [(dotted(key), word) for word in option.get("enum", ())]
+    return found
+
+
+@pytest.mark.parametrize(("key", "word"), documented_choices())
+def test_a_documented_word_can_be_written_without_quotes(folder: Path, key: str, word: str) -> None:
+    """Also where YAML reads a switch in it, as in `off`."""
+    loaded = load(folder, MINIMAL, f"{key}={word}")
+    assert value_at(loaded.recipe, tuple(key.split("."))) == word
 
 
 @pytest.mark.parametrize(
@@ -201,6 +223,7 @@ def test_a_set_is_yaml_and_wins(folder: Path, setting: str, key: str, value: Any
         ("=1", "is not KEY=VALUE"),
         ("train.seed=[1", "--set train.seed: is not YAML"),
         ("train.seed={a: 1, a: 2}", "--set train.seed: is given again"),
+        ("train.prefix_cache=on", "true is not one of disk, memory, off"),
         ("train.seed=x", "--set train.seed: 'x' is not a whole number"),
         ("data=x", "--set data: 'x' is not a section - write data: {path: x}"),
     ],
