@@ -6,9 +6,10 @@ input is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import select
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,7 +39,25 @@ FIT = click.option(
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Verbs(click.Group):
+    """The group of all verbs; one whose results nobody reads to the end (`| head`) has done well.
+
+    click itself would call that exit code 1.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            stdout = select.poll()
+            stdout.register(sys.stdout, 0)
+            if stdout.poll(0):
+                sys.stdout = None  # Python would complain again at exit
+                sys.exit(0)
+            raise RuntimeError("a pipe of our own broke") from error
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mlx-ft")
 def cli() -> None:
     """Fine-tune a model on MLX: one YAML recipe in, one trustworthy model out."""
@@ -266,7 +285,3 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read us (`| head`) has seen enough; Python would complain again at exit.
-        sys.stdout = None
-        sys.exit(0)

@@ -1,20 +1,23 @@
 """What a person sees while something runs: narration on stderr, with time left on what takes long.
 
 Does: plain lines, a live bar on a terminal, and in a log file a line now and then instead; strips
-control characters from text that a model wrote. Does not: print results (those go to stdout).
+control characters from text that a model wrote; goes on when nobody reads any more. Does not: print
+results (those go to stdout).
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import math
 import os
 import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -24,6 +27,8 @@ from mlx_ft.hardware import format_seconds
 LOG_EVERY_SECONDS = 15.0
 STEERING = ("Cc", "Cf", "Cs")  # Unicode categories: control, format, surrogate
 BARS = " ▁▂▃▄▅▆▇█"
+# What a pipe (`| head`) and a terminal that was closed say to those who write.
+READER_GONE = (errno.EPIPE, errno.EIO)
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -60,6 +65,46 @@ def trend(values: Sequence[float], width: int) -> str:
 def colored(stream: TextIO) -> bool:
     """Return whether a stream is a terminal that colour is wanted on (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+class _Lasting:
+    """A stream that work is told on: who reads it may go, the work goes on and is told to nobody.
+
+    It is what rich and `ProgressLine` use of a text stream, and no more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        with self._whoever_reads():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._whoever_reads():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @contextmanager
+    def _whoever_reads(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+            # The stream keeps what it could not write: with another end for it, that and all that
+            # follows is taken, and Python's last flush does not turn success into exit code 120.
+            with suppress(io.UnsupportedOperation):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 class ProgressLine:
@@ -109,7 +154,7 @@ class Console:
     """Narration of one command, on `stream` (stderr by default)."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = cast(TextIO, _Lasting(sys.stderr if stream is None else stream))
         # rich honours NO_COLOR and falls back to plain text in pipes.
         self._rich = RichConsole(
             file=self._stream, highlight=False, soft_wrap=True, emoji=False, markup=False

@@ -310,3 +310,31 @@ def test_the_next_command_of_check_is_for_the_same_recipe_and_run(tmp_path: Path
     done = mlx_ft("check", *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(next_command(done.stdout)) == sorted(["run", *asked])
+
+
+def test_results_that_nobody_reads_are_no_failure(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs")
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    command = [sys.executable, "-m", "mlx_ft", "runs", "--json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, stdout=ours, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_training_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    """As with `2>&1 | head -1`: also the training process writes into the closed pipe."""
+    write_place(tmp_path)
+    command = [sys.executable, "-m", "mlx_ft", "train", "r.yaml"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "train" / "adapter" / "adapters.safetensors").is_file()
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"

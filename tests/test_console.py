@@ -1,5 +1,6 @@
 """What reaches a terminal cannot steer it, and what takes long says how long."""
 
+import errno
 import io
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -185,6 +187,40 @@ def test_a_pipe_gets_no_escape_codes_and_nothing_on_stdout() -> None:
     assert done.returncode == 0
     assert done.stderr == "Training\ncareful\n"
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("opened", [os.pipe, pty.openpty])
+def test_narration_goes_on_when_its_reader_is_gone(
+    clock: Clock, opened: Callable[[], tuple[int, int]]
+) -> None:
+    """A pipe that is closed, and a terminal: lines, a bar, rare lines of a log, the last flush."""
+    theirs, ours = opened()
+    with os.fdopen(ours, "w", buffering=1) as stream:
+        told = Console(stream)
+        os.close(theirs)
+        told.say("nobody hears this")
+        with told.progress("training", 100.0) as line:
+            for done in range(101):
+                line.update(float(done), "iteration")
+                clock.now += 1.0
+        told.say("x" * 100_000)
+
+
+def test_a_disk_that_is_full_is_no_reader_that_is_gone() -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        Console(Full()).say("x")
+
+
+def test_a_process_without_a_reader_ends_as_it_would_with_one() -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], stderr=ours, timeout=60, check=False)
+    os.close(ours)
+    assert done.returncode == 0
 
 
 @given(st.lists(st.integers(0, 10**6), max_size=30))
