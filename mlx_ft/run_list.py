@@ -17,7 +17,7 @@ from typing import Any
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.hardware import format_seconds
 from mlx_ft.liveness import worked_on
-from mlx_ft.report.reading import ArtifactReader
+from mlx_ft.report.reading import ArtifactReader, metrics_place
 from mlx_ft.report.summary import read_document
 from mlx_ft.report.text import one_line
 from mlx_ft.report.verdict import is_report, ordered_columns
@@ -114,17 +114,19 @@ def last_sign(run: Path) -> float:
 
 def _running(run: Path, now: float) -> RunState:
     """Return what a running run is at; a training knows its pace."""
-    metrics = run / "train.tmp" / "metrics.jsonl"
-    reader = ArtifactReader(run)
     stage = unfinished_stage(run)
-    lines = reader.json_lines("train.tmp/metrics.jsonl") if stage == "train" else []
-    reports = [line for line in lines if is_report(line)]
+    place = metrics_place(run, ("train.tmp",)) if stage == "train" else None
+    if place is None or place.finished:
+        return RunState("running", f"at {stage}")
+    name = f"{place.folder}/metrics.jsonl"
+    reports = [line for line in ArtifactReader(run).json_lines(name) if is_report(line)]
     if not reports:
         return RunState("running", f"at {stage}")
-    last = reports[-1]
-    left = max(0.0, float(last.get("seconds_left") or 0.0) - (now - metrics.stat().st_mtime))
-    words = f"training, iteration {last.get('iteration')} of {last.get('iterations')}"
-    return RunState("running", f"{words}, {format_seconds(left)} left", left)
+    last, measured = reports[-1], (run / name).stat().st_mtime
+    left = max(0.0, float(last.get("seconds_left") or 0.0) - (now - measured))
+    what, of = ("training", "") if place.seed is None else (f"seed {place.seed}", " of it")
+    words = f"{what}, iteration {last.get('iteration')} of {last.get('iterations')}"
+    return RunState("running", f"{words}, {format_seconds(left)} left{of}", left)
 
 
 def unfinished_stage(run: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from mlx_ft.console import printable
 from mlx_ft.report.live import answer_lines, metric_line, picture
-from mlx_ft.report.reading import ArtifactReader
+from mlx_ft.report.reading import ArtifactReader, metrics_place
 from mlx_ft.run_list import RunState, state_of
 from mlx_ft.runs import read_json_lines
 
@@ -31,26 +31,29 @@ SUCCESS = ("finished", "stopped")
 class Metrics:
     """metrics.jsonl of a run, read again when it has changed.
 
-    A resumed run begins it anew with the lines up to its checkpoint.
+    A resumed run begins it anew with the lines up to its checkpoint. With several seeds it is that
+    of the one which is trained, `seed`; None where there is one training, or the best is chosen.
     """
 
     def __init__(self, run: Path) -> None:
         self._run = run
         self._seen: tuple[Path, int, int] | None = None
         self.lines: list[dict[str, Any]] = []
+        self.seed: int | None = None
 
     def refresh(self) -> list[dict[str, Any]]:
         """Return the lines as they are now."""
-        for name in ("train.tmp", "train"):
-            path = self._run / name / "metrics.jsonl"
-            try:
-                stat = path.stat()
-                if self._seen != (path, stat.st_mtime_ns, stat.st_size):
-                    self.lines = read_json_lines(path)
-                    self._seen = (path, stat.st_mtime_ns, stat.st_size)
-                return self.lines
-            except OSError:
-                continue
+        place = metrics_place(self._run, ("train.tmp", "train"))
+        if place is None:
+            return self.lines
+        path = self._run / place.folder / "metrics.jsonl"
+        try:
+            stat = path.stat()
+            if self._seen != (path, stat.st_mtime_ns, stat.st_size):
+                self.lines, self.seed = read_json_lines(path), place.seed
+                self._seen = (path, stat.st_mtime_ns, stat.st_size)
+        except OSError:  # a stage takes its final name in this instant
+            pass
         return self.lines
 
 
@@ -92,11 +95,11 @@ def _draw(run: Path, console: RichConsole, sleep: Callable[[float], None]) -> Ru
 def _log(run: Path, stream: TextIO, sleep: Callable[[float], None]) -> RunState:
     """Print every new measurement as a line, and now and then what the run is at."""
     metrics = Metrics(run)
-    printed: set[tuple[Any, Any]] = set()
+    printed: set[tuple[Any, ...]] = set()
     said, said_at = "", float("-inf")
     while True:
         state = state_of(run)
-        fresh = _fresh(metrics.refresh(), printed)
+        fresh = _fresh(metrics, printed)
         for line in fresh:
             _print(stream, metric_line(line))
         words = state.words.partition(",")[0]
@@ -112,13 +115,16 @@ def _log(run: Path, stream: TextIO, sleep: Callable[[float], None]) -> RunState:
         sleep(POLL_SECONDS)
 
 
-def _fresh(
-    lines: Sequence[Mapping[str, Any]], printed: set[tuple[Any, Any]]
-) -> list[Mapping[str, Any]]:
-    """Return lines that were not printed; what a resumed run measures again is not new."""
-    found = []
+def _fresh(metrics: Metrics, printed: set[tuple[Any, ...]]) -> list[Mapping[str, Any]]:
+    """Return lines that were not printed; what a resumed run measures again is not new, nor is what
+    the best of several seeds leaves as the run's.
+    """
+    found: list[Mapping[str, Any]] = []
+    lines = metrics.refresh()
+    if metrics.seed is None and any(seed is not None for seed, *_ in printed):
+        return found
     for line in lines:
-        key = (line.get("kind"), line.get("iteration"))
+        key = (metrics.seed, line.get("kind"), line.get("iteration"))
         if key not in printed:
             printed.add(key)
             found.append(line)

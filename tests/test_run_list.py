@@ -16,7 +16,7 @@ from mlx_ft.liveness import LOCK_FILE, worked_on, working
 from mlx_ft.report.run_table import next_line, runs_json, runs_text
 from mlx_ft.run_list import SILENT_SECONDS, disk_bytes, list_runs, run_folders, state_of
 from mlx_ft.runs import read_json, update_record, write_json
-from tests.report.synthetic import HOSTILE, TOKEN, metrics, write_lines, write_run
+from tests.report.synthetic import HOSTILE, TOKEN, metrics, write_lines, write_run, write_seeds
 
 HOLD = (
     "import sys, time, pathlib; from mlx_ft.liveness import working\n"
@@ -72,6 +72,16 @@ def test_a_run_is_running_as_long_as_its_process_lives_and_dead_after_a_kill(
     with working(run):
         assert worked_on(run) is True
     assert worked_on(run) is False
+
+
+def test_a_training_of_several_seeds_is_at_the_one_that_is_trained(tmp_path: Path) -> None:
+    run = write_seeds(running_run(tmp_path), finished=[0], unfinished=1)
+    with working(run):
+        state = state_of(run)
+        assert state.words.startswith("seed 1, iteration 90 of 240")
+        assert state.seconds_left is not None
+        (run / "train.tmp" / "seed-1.tmp").rename(run / "train.tmp" / "seed-1")
+        assert state_of(run).words == "at train"  # the next one has not measured yet
 
 
 def test_a_run_without_a_lock_is_dead_when_it_was_silent_for_long(tmp_path: Path) -> None:

@@ -21,7 +21,15 @@ from mlx_ft.liveness import working
 from mlx_ft.report.live import picture
 from mlx_ft.runs import update_record
 from mlx_ft.watching import watch
-from tests.report.synthetic import HOSTILE, TOKEN, metrics, write_lines, write_run
+from tests.report.synthetic import (
+    HOSTILE,
+    TOKEN,
+    metrics,
+    write_lines,
+    write_run,
+    write_seeds,
+    write_train,
+)
 
 
 def running_run(folder: Path) -> Path:
@@ -64,6 +72,27 @@ def test_a_log_has_every_measurement_once_although_the_run_was_resumed(tmp_path:
     trained = [line for line in lines if line.startswith("iteration") and "learning" in line]
     assert [int(line.split()[1]) for line in trained] == list(range(5, 106, 5))
     assert lines[-1].endswith(": finished") or lines[-1].startswith("  said:")
+
+
+def test_a_log_has_every_measurement_of_every_seed_once(tmp_path: Path) -> None:
+    run, out = write_seeds(running_run(tmp_path), finished=[], unfinished=0), io.StringIO()
+    train = run / "train.tmp"
+
+    def next_seed() -> None:
+        (train / "seed-0.tmp").rename(train / "seed-0")
+        write_train(train / "seed-1.tmp", iterations=45, sealed=False)
+
+    def chosen() -> None:
+        write_lines(train / "metrics.jsonl", metrics(90))
+        train.rename(run / "train")
+        update_record(run, status="done")
+
+    with working(run):
+        watch(run, out, acts(next_seed, chosen))
+    lines = out.getvalue().splitlines()
+    trained = [line for line in lines if line.startswith("iteration") and "learning" in line]
+    assert [int(line.split()[1]) for line in trained] == [*range(5, 91, 5), *range(5, 46, 5)]
+    assert any("seed 0" in line for line in lines) and any("seed 1" in line for line in lines)
 
 
 @pytest.mark.parametrize(

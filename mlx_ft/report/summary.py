@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.report.reading import CHANGED, COMPLETE, STAGES, ArtifactReader
+from mlx_ft.report.reading import CHANGED, COMPLETE, STAGES, ArtifactReader, metrics_place
 from mlx_ft.report.text import without_credentials
 
 SCHEMA = 1
@@ -53,6 +53,8 @@ SCHEMA_KEYS: dict[str, str] = {
     "the weights that were taken, `ended_early`.",
     "train.info.seeds": "With several seeds: `chosen`, `trained` (an entry a seed), `spread` of "
     "what chose, and `reached`: how many came up to the gate, with the interval of that share.",
+    "train.seed": "Which seed metrics and samples are of while none of several is chosen, else "
+    "null: `seed`, whether it is `finished`, how many are `complete` and `of` how many.",
     "train.metrics": "Every report line in order: `kind` (train, validation, selection), "
     "`iteration`, `loss`, `score`, "
     "`learning_rate`, `tokens_per_second`, `peak_memory_bytes` and more. Null: not finite.",
@@ -144,16 +146,16 @@ def run_document(run: Path) -> dict[str, Any]:
 def read_document(reader: ArtifactReader) -> dict[str, Any]:
     """Return the document of `run_document`; faults stay with the reader."""
     record = reader.json("run.json") or {}
-    results = _results(reader)
+    results, recipe = _results(reader), _recipe(reader)
     document = {
         "schema": SCHEMA,
         "run": record.get("run", reader.run.name),
         "status": record.get("status"),
-        "recipe": _recipe(reader),
+        "recipe": recipe,
         "model": _object(record.get("model")),
         "data": _data(reader),
         "preflight": _preflight(reader),
-        "train": _train(reader),
+        "train": _train(reader, recipe),
         "export": reader.manifest_info("export"),
         "survival": _survival(reader),
         "eval": _eval(reader, results),
@@ -202,14 +204,20 @@ def _preflight(reader: ArtifactReader) -> dict[str, Any] | None:
     return {"counts": dict(sorted(levels.items())), "findings": findings}
 
 
-def _train(reader: ArtifactReader) -> dict[str, Any] | None:
-    folder = reader.folder("train")
-    if folder is None:
+def _train(reader: ArtifactReader, recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    place = metrics_place(reader.run)
+    if place is None:
         return None
+    seed = None
+    if place.seed is not None:
+        asked = (_object((recipe or {}).get("values", {}).get("train")) or {}).get("seeds") or []
+        counted = {"complete": place.complete, "of": max(len(asked), place.complete)}
+        seed = {"seed": place.seed, "finished": place.finished, **counted}
     return {
         "info": reader.manifest_info("train"),
-        "metrics": reader.json_lines(f"{folder}/metrics.jsonl"),
-        "samples": reader.json_lines(f"{folder}/samples.jsonl"),
+        "seed": seed,
+        "metrics": reader.json_lines(f"{place.folder}/metrics.jsonl"),
+        "samples": reader.json_lines(f"{place.folder}/samples.jsonl"),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_ft.recipe import COLUMNS
-from mlx_ft.report.quantities import loss, score
+from mlx_ft.report.quantities import loss, plural, score
 from mlx_ft.report.text import one_line
 
 TITLES = {
@@ -90,14 +90,20 @@ def score_changes(document: Mapping[str, Any]) -> str:
 
 def progress(document: Mapping[str, Any]) -> str:
     """Return how far training came, or "" when it did not start."""
-    reports = [line for line in (document["train"] or {}).get("metrics", []) if is_report(line)]
+    train = document["train"] or {}
+    reports = [line for line in train.get("metrics", []) if is_report(line)]
+    seed = train.get("seed")
+    done = f"{seed['complete']} of {plural(seed['of'], 'seed')} trained" if seed else ""
     if not reports:
-        return "training did not start"
+        return done or "training did not start"
+    if seed and seed["finished"]:
+        return done
     last = reports[-1]
-    return (
-        f"training reached iteration {last.get('iteration')} of {last.get('iterations')}, "
-        f"loss {loss(last.get('loss'))}"
+    reached = (
+        f"{'seed ' + str(seed['seed']) if seed else 'training'} reached iteration "
+        f"{last.get('iteration')} of {last.get('iterations')}, loss {loss(last.get('loss'))}"
     )
+    return f"{done}; {reached}" if seed else reached
 
 
 def is_report(line: Mapping[str, Any]) -> bool:

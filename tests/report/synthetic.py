@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,21 @@ def write_run(folder: Path, ended: str = "done", said: str | None = None) -> Pat
     write_export(run, said)
     write_eval(run, said)
     write_record(run, ended, stages, "finished up to report")
+    return run
+
+
+def write_seeds(run: Path, finished: Sequence[int], unfinished: int | None = None) -> Path:
+    """Make an interrupted run one of the seeds 0, 1 and 2: those finished with 240 iterations, the
+    unfinished one with 90.
+    """
+    stored = json.loads((run / "recipe.json").read_text())
+    stored["recipe"]["train"]["seeds"] = [0, 1, 2]
+    write_json(run / "recipe.json", stored)
+    (run / "train.tmp" / "metrics.jsonl").unlink()
+    for seed in finished:
+        write_train(run / "train.tmp" / f"seed-{seed}", iterations=240, sealed=True)
+    if unfinished is not None:
+        write_train(run / "train.tmp" / f"seed-{unfinished}.tmp", iterations=90, sealed=False)
     return run
 
 
@@ -210,7 +226,11 @@ def metrics(iterations: int) -> list[dict[str, Any]]:
 
 
 def write_train(
-    folder: Path, iterations: int, sealed: bool, said: str | None, degenerate: str | None = None
+    folder: Path,
+    iterations: int,
+    sealed: bool,
+    said: str | None = None,
+    degenerate: str | None = None,
 ) -> None:
     folder.mkdir()
     write_lines(folder / "metrics.jsonl", metrics(iterations))

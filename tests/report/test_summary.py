@@ -11,8 +11,9 @@ import pytest
 
 from mlx_ft.errors import RunError
 from mlx_ft.report.summary import SCHEMA_KEYS, document_json, run_document
+from mlx_ft.report.verdict import verdict
 
-from .synthetic import HOSTILE, TOKEN, metrics
+from .synthetic import HOSTILE, TOKEN, metrics, write_seeds
 
 MakeRun = Callable[..., Path]
 TOP_LEVEL = (
@@ -80,6 +81,28 @@ def test_an_interrupted_training_shows_the_whole_lines_so_far(make_run: MakeRun)
     assert document["train"]["info"] is None
     assert document["train"]["metrics"] == metrics(90)
     assert document["timings"]["stages"]["train"]["state"] == "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("finished", "unfinished", "iterations", "words"),
+    [
+        ((), 0, 90, "0 of 3 seeds trained; seed 0 reached iteration 90 of 240, loss"),
+        ((0,), 1, 90, "1 of 3 seeds trained; seed 1 reached iteration 90 of 240, loss"),
+        ((0, 1), None, 240, "2 of 3 seeds trained"),
+        ((), None, 0, "training did not start"),
+    ],
+)
+def test_an_interrupted_training_of_several_seeds_shows_the_one_it_came_to(
+    make_run: MakeRun,
+    finished: tuple[int, ...],
+    unfinished: int | None,
+    iterations: int,
+    words: str,
+) -> None:
+    document = run_document(write_seeds(make_run("interrupted"), finished, unfinished))
+    assert document["train"]["metrics"] == (metrics(iterations) if iterations else [])
+    assert [path for path in paths(document) if not documented(path)] == []
+    assert verdict(document).evidence.startswith(words)
 
 
 def test_a_stage_that_lost_a_file_is_shown_as_changed(make_run: MakeRun) -> None:
