@@ -134,6 +134,17 @@ def test_the_list_says_state_scores_and_disk_and_json_says_the_same(tmp_path: Pa
     assert runs_text([]) == "no such run\n"
 
 
+def test_a_run_whose_base_alone_was_asked_has_one_score_and_no_change(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    results = json.loads((run / "eval" / "results.json").read_text())
+    for columns in results["suites"].values():
+        for name in set(columns) - {"base"}:
+            del columns[name]
+    write_json(run / "eval" / "results.json", results)
+    text = runs_text(list_runs(tmp_path))
+    assert "code_mode 0.00 (base)" in text and "code_mode 0.00 ->" not in text
+
+
 def test_hostile_reasons_and_a_token_stay_out_of_the_list(tmp_path: Path) -> None:
     run = write_run(tmp_path, "failed")
     update_record(run, exit_reason=HOSTILE.replace("\ud800", ""))

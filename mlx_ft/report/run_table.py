@@ -56,10 +56,15 @@ def runs_text(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{one_line(suite, 24)} {q.score(each['first']['mean'])} -> {q.score(each['last']['mean'])}"
-        for suite, each in scores.items()
-    )
+    return ", ".join(f"{one_line(suite, 24)} {_change(each)}" for suite, each in scores.items())
+
+
+def _change(each: Mapping[str, Any]) -> str:
+    """Return the first and the last score, or the only one with the model that it is of."""
+    first, last = each["first"], each["last"]
+    if first["column"] == last["column"]:
+        return f"{q.score(first['mean'])} ({one_line(first['column'], 20)})"
+    return f"{q.score(first['mean'])} -> {q.score(last['mean'])}"
 
 
 def next_line(entries: Sequence[Mapping[str, Any]]) -> str:
