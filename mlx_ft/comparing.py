@@ -129,12 +129,18 @@ def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any
         "survival": document["survival"],
         "trainable_parameters": info.get("trainable_parameters"),
         "seconds": document["timings"]["total_seconds"],
-        "train_seconds": info.get("seconds"),
+        "train_seconds": info.get("seconds", _seconds_so_far(document["train"])),
         "peak_memory_bytes": max(filter(is_number, peaks), default=None),
         "model_bytes": (export.get("quantized") or {}).get("bytes"),
         "disk_bytes": disk_bytes(reader.run),
         "notes": notes,
     }
+
+
+def _seconds_so_far(train: Mapping[str, Any] | None) -> float | None:
+    """Return how long an unfinished training took up to its last report."""
+    told = [line.get("seconds") for line in (train or {}).get("metrics", []) if is_report(line)]
+    return next((value for value in reversed(told) if is_number(value)), None)
 
 
 def _losses(train: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -210,12 +216,13 @@ def _pair(
         if suite not in first["scores"]:
             entry["notes"].append(f"{suite} was not asked in {first['run']}")
             continue
-        if scorers.get(suite) != base_scorers.get(suite):
+        known = suite in scorers and suite in base_scorers
+        if known and scorers[suite] != base_scorers[suite]:
             entry["notes"].append(f"{suite} is scored otherwise than in {first['run']}")
             continue
         for column in columns:
-            path = f"eval/{suite}/{column}.jsonl"
-            logs.setdefault(column, {})[suite] = reader.json_lines(path), base.json_lines(path)
+            mine, theirs = (_answers(each, suite, column) for each in (reader, base))
+            logs.setdefault(column, {})[suite] = mine, theirs
     for column, by_suite in logs.items():
         for suite, judged in compare_logs(by_suite).items():
             result = entry["scores"][suite][column]
@@ -230,9 +237,19 @@ def _pair(
             entry["notes"].append(f"{suite} was not asked")
 
 
+def _answers(reader: ArtifactReader, suite: str, column: str) -> Rows:
+    return reader.json_lines(f"{reader.folder('eval')}/{suite}/{column}.jsonl")
+
+
 def _scorers(reader: ArtifactReader) -> dict[str, Any]:
-    info = (reader.json("eval/results.json") or {}).get("suite_info") or {}
-    return {suite: entry.get("scorer") for suite, entry in info.items() if isinstance(entry, dict)}
+    """Return suite -> how it is scored, of the suites whose results say so."""
+    results = reader.json(f"{reader.folder('eval')}/results.json") or {}
+    info = results.get("suite_info") or {}
+    return {
+        suite: entry["scorer"]
+        for suite, entry in info.items()
+        if isinstance(entry, dict) and "scorer" in entry
+    }
 
 
 def _sources(document: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from mlx_ft.errors import RunError
 from mlx_ft.report.comparison_formats import FORMATS
 from mlx_ft.runs import write_json
 from tests.report.runs import write_experiment
-from tests.report.synthetic import HOSTILE, TOKEN, survival, write_run
+from tests.report.synthetic import HOSTILE, TOKEN, metrics, survival, write_run
 
 TEXT = HOSTILE.replace("\ud800", "")  # no file of ours can hold half a character
 
@@ -101,6 +101,26 @@ def test_another_scorer_is_not_paired_and_that_is_said(
     assert second["scores"]["code_mode"]["quantized"]["paired"] is None
     assert second["scores"]["keep_talking"]["quantized"]["paired"] is not None
     assert any("code_mode is scored otherwise" in note for note in second["notes"])
+
+
+def test_an_unfinished_run_is_compared_by_what_it_has_measured(
+    experiments: list[Path], tmp_path: Path
+) -> None:
+    """As after an interruption: the base's answers are there, the evaluation is not complete."""
+    run = write_run(tmp_path, "interrupted")
+    shutil.copytree(experiments[0] / "eval", run / "eval.tmp")
+    results = json.loads((run / "eval.tmp" / "results.json").read_text())
+    results["suites"] = {
+        suite: {"base": columns["base"]} for suite, columns in results["suites"].items()
+    }
+    write_json(run / "eval.tmp" / "results.json", results)
+    for first, second in ((experiments[0], run), (run, experiments[0])):
+        entries = compare([first, second])["runs"]
+        assert not any("otherwise" in note for entry in entries for note in entry["notes"])
+        judged = entries[1]["scores"]["code_mode"]["base"]["paired"]
+        assert (judged["n"], judged["difference"]) == (27, 0)
+    told = [line["seconds"] for line in metrics(90) if line["kind"] == "train"]
+    assert compare([run])["runs"][0]["train_seconds"] == told[-1]
 
 
 @pytest.mark.parametrize("form", FORMATS)
