@@ -17,9 +17,10 @@ from typing import Any
 
 from mlx_ft.cache import cache_home
 from mlx_ft.console import printable
-from mlx_ft.errors import MlxFtError
+from mlx_ft.errors import MlxFtError, RunError
 from mlx_ft.hardware import format_bytes
 from mlx_ft.liveness import working
+from mlx_ft.report.reading import no_run
 from mlx_ft.run_list import disk_bytes, is_run, last_sign, run_folders, state_of
 from mlx_ft.runs import MANIFEST, forget_files, read_json, read_manifest
 
@@ -52,20 +53,26 @@ def find_rubbish(
 ) -> list[Rubbish]:
     """Return what of these kinds could go, in `runs` or, when none is named, in all of `root` and
     in the cache; `older_than_days` is how long failed runs and the cache must have been left alone.
+
+    Raises RunError for what is named and is no run, and without a folder `root` to look in.
     """
     wanted = [kind for kind in KINDS if kind in kinds]
     before = time.time() - older_than_days * DAY_SECONDS
-    folders = list(runs) or (run_folders(root) if root.is_dir() else [])
+    faults = [no_run(run) for run in runs if not is_run(run)]
+    if faults:
+        raise RunError(faults)
+    in_runs = any(kind != "prefix" for kind in wanted)
+    folders = list(runs) or (run_folders(root) if in_runs else [])
     found: list[Rubbish] = []
     for run in folders:
-        if is_run(run) and not run.is_symlink() and state_of(run).name != "running":
+        if not run.is_symlink() and state_of(run).name != "running":
             for kind in wanted:
                 found += KINDS[kind].of_run(run, before)
     doomed = {each.path for each in found if each.kind == "failed"}
     found = [each for each in found if each.kind == "failed" or each.run not in doomed]
     if "prefix" in wanted and not runs:
         found += old_prefixes(cache_home() / "prefix", before)
-    if "stale" in wanted and not runs and root.is_dir():
+    if "stale" in wanted and not runs:
         found += [
             Rubbish("stale", path, disk_bytes(path), "a run that was being removed")
             for path in sorted(root.glob(f"*{DOOMED}"))

@@ -153,7 +153,7 @@ def test_old_prefixes_go_by_when_they_were_last_used(tmp_path: Path) -> None:
             os.utime(path, (when, when))
     found = find_rubbish(tmp_path, [], ["prefix"], 7)
     assert names(found) == ["a" * 8, "c.1.tmp"]
-    assert find_rubbish(tmp_path, [tmp_path], ["prefix"], 7) == []
+    assert find_rubbish(tmp_path, [write_run(tmp_path)], ["prefix"], 7) == []
 
 
 def test_a_link_out_of_the_run_is_not_followed(run: Path, tmp_path: Path) -> None:
@@ -170,3 +170,14 @@ def test_the_listing_adds_up(run: Path) -> None:
     assert sum(str(run) in line for line in lines) == len(found) == 4
     assert lines[0].startswith("--checkpoints") and lines[-1].startswith("in all")
     assert listing([]) == ["nothing to remove"]
+
+
+def test_what_is_no_run_is_told_and_not_taken_for_clean(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    wrong = [tmp_path / "TYPO", tmp_path / "data"]
+    with pytest.raises(RunError) as caught:
+        find_rubbish(tmp_path, [run, *wrong], ["checkpoints"], 0)
+    assert [fault.where for fault in caught.value.faults] == [str(path) for path in wrong]
+    with pytest.raises(RunError, match="no such folder"):
+        find_rubbish(tmp_path / "none", [], ["failed"], 0)
+    assert find_rubbish(tmp_path / "none", [], ["prefix"], 0) == []  # that is in the cache

@@ -130,7 +130,8 @@ def test_runs_in_any_state_are_compared_with_what_they_have(
     endings = ("gate_failed", "interrupted", "failed")
     others = [write_run(tmp_path / ended, ended) for ended in endings]
     empty = tmp_path / "empty"
-    (empty / "data").mkdir(parents=True)
+    empty.mkdir()
+    write_json(empty / "run.json", {})
     comparison = compare([experiments[0], *others, empty])
     text = FORMATS[form](comparison)
     assert "nan" not in text.lower().split()

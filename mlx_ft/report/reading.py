@@ -18,10 +18,20 @@ from mlx_ft.runs import MANIFEST, read_manifest
 
 STAGES = ("data", "preflight", "train", "export", "eval")
 COMPLETE, CHANGED, UNFINISHED = "complete", "changed", "unfinished"
-MARKS_OF_A_RUN = ("run.json", "recipe.json", "recipe.yaml", "preflight.json", *STAGES)
-
-
+# What only this program writes: a folder of somebody's own may well be called data or train.
+MARKS_OF_A_RUN = (
+    "run.json",
+    "recipe.json",
+    "preflight.json",
+    *(f"{stage}/{MANIFEST}" for stage in STAGES),
+)
 OF_A_SEED = re.compile(r"seed-(?P<seed>\d+)(?P<unfinished>\.tmp)?")
+
+
+def no_run(folder: Path) -> Fault:
+    """Return the fault of a folder that is named as a run and is none."""
+    found = "holds nothing of a run" if folder.is_dir() else "no such folder"
+    return Fault(str(folder), found, "name a run folder, as `mlx-ft runs` lists them")
 
 
 @dataclass(frozen=True)
@@ -92,8 +102,7 @@ class ArtifactReader:
         self.run = run
         self.faults: list[Fault] = []
         if not any((run / mark).exists() for mark in MARKS_OF_A_RUN):
-            found = "holds nothing of a run" if run.is_dir() else "no such folder"
-            raise RunError(Fault(str(run), found, "name a folder under runs/, as `ls runs` shows"))
+            raise RunError(no_run(run))
 
     def raise_faults(self) -> None:
         """Raise RunError with every fault found so far, if there is one."""

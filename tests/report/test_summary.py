@@ -138,7 +138,11 @@ def test_all_broken_files_are_named_at_once_with_what_to_do(make_run: MakeRun) -
 
 
 def test_a_folder_without_any_artifact_is_no_run(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
+    own = tmp_path / "own"
+    for name in ("data", "train", "eval"):
+        (own / name).mkdir(parents=True)
+    (own / "recipe.yaml").write_text("model: m\n")
+    for folder in (tmp_path, own, tmp_path / "nowhere"):
         with pytest.raises(RunError, match=str(folder)):
             run_document(folder)
 
