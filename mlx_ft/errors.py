@@ -7,7 +7,7 @@
     |   |-- ModelError         a model name, folder, tokenizer or template
     |   `-- RunError           a run folder, an output path, disk space
     |-- GateFailed (exit 1)    a bad model was stopped
-    `-- Interrupted (exit 130) Ctrl-C or SIGTERM, after what was finished was kept
+    `-- Interrupted (exit 130) Ctrl-C, SIGTERM or SIGHUP, after what was finished was kept
 
 Any other exception that reaches the command line is our bug and keeps its traceback.
 A message reads: where: what was found - what to do.

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM, either at once or at the next safe moment.
+"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP), either at once or at the next safe moment.
 
-Does: turn SIGTERM into KeyboardInterrupt, and for work that can stop cleanly, hold the first signal
-back and let the work ask for it; a second signal always ends it. Does not: decide what is kept.
+Does: turn the others into KeyboardInterrupt too, and for work that can stop cleanly, hold the first
+signal back and let the work ask for it; a second signal ends it, unless it is SIGHUP. Does not:
+decide what is kept, or take a SIGHUP that somebody wants ignored (nohup).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -25,17 +26,37 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; embedding programs keep their own
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    asked = threading.Event()
+
+    def taken(number: int, frame: FrameType | None) -> None:
+        again = asked.is_set()
+        asked.set()
+        if number == signal.SIGHUP:
+            # A terminal that closes says so twice, through its shell and through the system, and
+            # perhaps after a Ctrl-C: none of that is somebody who cannot wait.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            if again:
+                return
+        handler(number, frame)
+
+    wanted = [number for number in SIGNALS if not _let_be(number)]
+    before = {number: signal.signal(number, taken) for number in wanted}
     try:
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            if not _let_be(number):
+                signal.signal(number, old)
+
+
+def _let_be(number: signal.Signals) -> bool:
+    """Return whether a hang-up is ignored already: by nohup, or since the terminal is gone."""
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM both raise KeyboardInterrupt."""
+    """Within, SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt."""
     with _handling(_interrupt):
         yield
 

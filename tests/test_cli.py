@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -338,3 +339,26 @@ def test_a_training_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> Non
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "train" / "adapter" / "adapters.safetensors").is_file()
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+
+
+def test_a_training_whose_terminal_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """The signal comes twice, as it does then, and the terminal takes no more words."""
+    write_place(tmp_path)
+    ours, theirs = os.openpty()
+    command = ["train", "r.yaml", "--set", "train.epochs=4000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlx_ft", *command], cwd=tmp_path, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    until = time.monotonic() + 100
+    while not list(tmp_path.glob("runs/*/train.tmp/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < until
+        os.read(ours, 65536)
+    os.close(ours)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+    assert process.wait(timeout=100) == 130
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert list(run.glob("train.tmp/checkpoints/*/state.json"))
