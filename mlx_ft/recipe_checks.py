@@ -17,7 +17,7 @@ from mlx_ft.errors import Fault
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_keys import KeyPath, did_you_mean, dotted, meant_keys, section_of
 from mlx_ft.recipe_values import Conflict
-from mlx_ft.strict_yaml import Source, shown
+from mlx_ft.strict_yaml import Source, key_path, shown
 
 Said = tuple[str, str]
 LAST = 10**9
@@ -191,7 +191,7 @@ def check(
     wrong: set[KeyPath] = set()
     missing: list[tuple[str, tuple[int, Fault]]] = []
     for detail in errors:
-        key = tuple(str(part) for part in detail["loc"])
+        key = key_path(detail["loc"])
         say = SAY.get(detail["type"], _value_fault)
         entry = places.fault(key, *say(detail, key))
         if detail["type"] == "missing":

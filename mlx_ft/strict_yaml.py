@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,13 @@ SCALARS: Mapping[str, Callable[[str], Any]] = {
     TAG + "float": lambda text: _float(text.lower()),
     TAG + "str": lambda text: text,
 }
+
+
+def key_path(location: Sequence[int | str]) -> KeyPath:
+    """Return the key path of what pydantic found wrong, as it was written; where a mapping's key is
+    itself wrong, pydantic adds a `[key]` of its own.
+    """
+    return tuple(str(part) for part in location if part != "[key]")
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -33,6 +33,7 @@ from mlx_ft.evaluate.suite_targets import (
 )
 from mlx_ft.evaluate.tool_formats import format_names
 from mlx_ft.recipe_values import Section
+from mlx_ft.strict_yaml import key_path
 
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -266,7 +267,7 @@ def _several_fault(scorer: Any, target: SeveralTarget) -> str | None:
             checked = SCORERS[inner.name][1].model_validate(given)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, ("of", number, *first["loc"])))
+            key = ".".join(key_path(("of", number, *first["loc"])))
             return f"target.{key}: {first['msg']}"
         fault = target_fault(inner, checked)
         if fault is not None:

@@ -24,7 +24,7 @@ from mlx_ft.evaluate.suite_scorers import SCORERS, ScorerKeys, target_fault
 from mlx_ft.evaluate.suite_targets import Rules, WantedCall, WantedToolCall
 from mlx_ft.recipe_values import Section
 from mlx_ft.runs import file_sha256, hash_of
-from mlx_ft.strict_yaml import Reading, label_of, read_mapping, read_text, shown
+from mlx_ft.strict_yaml import Reading, key_path, label_of, read_mapping, read_text, shown
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -136,7 +136,7 @@ def _checked(
         return model.model_validate(value), []
     except ValidationError as error:
         details = error.errors(include_url=False)
-        keys = [(*parents, *map(str, detail["loc"])) for detail in details]
+        keys = [(*parents, *key_path(detail["loc"])) for detail in details]
         return None, [
             _fault(model, detail, where(key), key)
             for detail, key in zip(details, keys, strict=True)

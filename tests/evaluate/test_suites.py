@@ -133,6 +133,11 @@ enable_thinking: 1
         ("  name: talk\n", "", "chat.yaml:4: `scorer.name` is null - "),
         ("max_tokens: 16", "max_tokens: 0", "chat.yaml:7: `max_tokens` is 0 - "),
         ("max_tokens: 16", "max_tokens: 16\nmax_tokens: 17", "chat.yaml:8"),
+        (
+            "name: talk\n  forbid: [execute_code]",
+            "name: wrapped_call\n  wrapper: w\n  tools:\n    a b: [x]",
+            "chat.yaml:8: `scorer.tools.a b` is 'a b' - ",
+        ),
         ("name: chat", "name: ../chat", "chat.yaml:1: `name` is '../chat' - "),
         ("scorer:", "scorer: [", "chat.yaml:"),
         ("samples: chat.jsonl", "samples: other.jsonl", "chat.yaml:3: "),
