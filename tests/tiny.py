@@ -311,6 +311,26 @@ def write_random_model(
     return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
 
 
+def write_stored(
+    folder: Path, kind: str, dtype: "mx.Dtype", bits: int | None = None, layers: int = 3
+) -> Path:
+    """Write a random model into a new folder with its weights, or their scales, in this type."""
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    folder.mkdir()
+    write_tiny_tokenizer(folder)
+    config: dict[str, Any] = TINY_CONFIGS[kind] | {"num_hidden_layers": layers}
+    model = random_model(config)
+    if kind == "gemma3_text":
+        model.pop("lm_head")  # as its sanitize does for a folder without one
+    model.set_dtype(dtype)
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+        config |= {"quantization": {"group_size": 32, "bits": bits}}
+    return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
+
+
 def write_tiny_model(
     folder: Path, model_type: str = "llama", *, bits: int | None = 4, layers: int = 2, seed: int = 0
 ) -> Path:

@@ -129,13 +129,15 @@ class FusedModel:
     fused_modules: tuple[str, ...]
     plain: nn.Module
 
-    def load(self, prefix: str) -> None:
-        """Compute the weights whose names begin so, and put them into `plain`."""
+    def load(self, prefix: str, *, wide: bool = True) -> None:
+        """Compute the weights whose names begin so, and put them into `plain`: in float32, unless a
+        whole model is to fit where MLX computes with 16 bits.
+        """
         for name, weight in self._under(prefix):
             half = weight.whole()
             mx.eval(half)
             weight.require_finite(0, flat_rows(weight.shape), half)
-            array = held(half)
+            array = widened(half) if wide or on_cpu() else half
             mx.eval(array)
             self.plain.load_weights([(name, array)], strict=False)
 
@@ -150,10 +152,11 @@ class FusedModel:
         return [(name, w) for name, w in self.weights.items() if name.startswith(prefix)]
 
 
-def held(array: mx.array) -> mx.array:
-    """Return a 16-bit array in the type that this machine computes with."""
-    floating = mx.issubdtype(array.dtype, mx.floating)
-    return array.astype(mx.float32) if on_cpu() and floating else array
+def widened(array: mx.array) -> mx.array:
+    """Return a 16-bit array in float32: what is compared, or rounded, differs by its weights then
+    and not by what a machine loses on the way.
+    """
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def fuse(base: Path, adapter: Path | None, dtype: str) -> FusedModel:

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from mlx_ft.export.calibration import Inputs, Layers, calibration_batches, see_inputs, watching
-from mlx_ft.export.fuse import FusedModel, held
+from mlx_ft.export.fuse import FusedModel, widened
 from mlx_ft.export.gptq_rows import (
     DAMPING,
     Floats,
@@ -107,7 +107,7 @@ class _Quantizing:
     def _stands_for(
         self, bits: int, packed: mx.array, scales: mx.array, biases: mx.array
     ) -> mx.array:
-        return mx.dequantize(packed, held(scales), held(biases), self._how.group_size, bits)
+        return mx.dequantize(packed, widened(scales), widened(biases), self._how.group_size, bits)
 
 
 def _rows_of(weight: mx.array, first: int, end: int) -> mx.array:

@@ -13,8 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from mlx_ft.backend import on_cpu
-from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, held, plain_layer
+from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, plain_layer, widened
 from mlx_ft.export.layers import (
     EMBEDDING,
     HEAD,
@@ -35,8 +34,7 @@ class Unfit(Exception):
 def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
     """Return a model folder as a lane, with an adapter on it if one is given.
 
-    Its layers are used as they are stored, on a CPU expanded to float32, and are gone once rows
-    went through them. Raises Unfit.
+    Its layers are expanded to float32, and are gone once rows went through them. Raises Unfit.
     """
     model = StoredModel(folder).model
     if adapter is not None:
@@ -49,8 +47,7 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
     _hold_outside(model)
 
     def load(index: int) -> None:
-        if on_cpu():
-            _expand(model.model.layers[index], layer_prefix(index), weights)
+        _expand(model.model.layers[index], layer_prefix(index), weights)
 
     def unload(index: int) -> None:
         layer = model.model.layers[index]
@@ -58,8 +55,7 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
         mx.clear_cache()
 
     def rows(weight: Weight, first: int, end: int) -> mx.array:
-        wide = weight.rows(first, end)
-        return wide if on_cpu() else wide.astype(DTYPES[dtype])
+        return weight.rows(first, end)
 
     return _lane(model, weights, rows, load, unload)
 
@@ -78,7 +74,7 @@ def _expand(layer: nn.Module, prefix: str, weights: Mapping[str, Weight]) -> Non
             mx.eval(expanded.weight)
             plain.append((name, expanded))
     layer.update_modules(tree_unflatten(plain))
-    layer.update(tree_map(held, layer.parameters()))
+    layer.update(tree_map(widened, layer.parameters()))
     mx.eval(layer.parameters())
 
 
@@ -91,7 +87,7 @@ def lane_of_fused(fused: FusedModel) -> Lane:
     return _lane(
         fused.plain,
         fused.weights,
-        lambda weight, first, end: held(weight.half_rows(first, end)),
+        lambda weight, first, end: widened(weight.half_rows(first, end)),
         lambda index: fused.load(layer_prefix(index)),
         lambda index: fused.unload(layer_prefix(index)),
     )
@@ -149,8 +145,8 @@ def _is_small(name: str) -> bool:
 
 
 def _hold_outside(model: nn.Module) -> None:
-    """Have the few weights outside of the layers in the type that this machine computes with."""
-    small = [(name, held(a)) for name, a in tree_flatten(model.parameters()) if _is_small(name)]
+    """Have the few weights outside of the layers in float32."""
+    small = [(name, widened(a)) for name, a in tree_flatten(model.parameters()) if _is_small(name)]
     model.load_weights(small, strict=False)
 
 

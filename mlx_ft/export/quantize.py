@@ -148,7 +148,7 @@ def _compensate(
         if method.by_layers:
             lane = lane_of_fused(fused)
             return quantize_by_layers(lane, layers, method.calibration, how, put, told)
-        fused.load("")
+        fused.load("", wide=False)
         done = quantize_at_once(fused.plain, layers, method.calibration, how, put, told)
         fused.unload("")
         return done

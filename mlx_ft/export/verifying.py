@@ -153,7 +153,7 @@ def _compared_whole(
     def loading(source: _Source) -> Callable[[], nn.Module]:
         def load() -> nn.Module:
             if isinstance(source, FusedModel):
-                source.load("")
+                source.load("", wide=False)
                 return source.plain
             model, _, _ = load_weights(source[0])
             if source[1] is not None:

@@ -176,9 +176,8 @@ def rounded(fused: FusedModel, rounding: Rounding) -> FusedModel:
             wide = (scales.astype(mx.float32), biases.astype(mx.float32))
             return mx.dequantize(packed, *wide, rounding.group_size, bits)
 
-        # A CPU expands a quantized folder to float32 as well: the same numbers, to the bit.
-        dtype = mx.float32 if on_cpu() else weight.dtype
-        return replace(weight, base=rows, fuse=None, dtype=dtype)
+        # A quantized folder's lane is expanded to float32 as well: the same numbers, to the bit.
+        return replace(weight, base=rows, fuse=None, dtype=mx.float32)
 
     weights = {
         name: after(weight) if name in rounding.rounded else weight

@@ -32,7 +32,7 @@ from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.recipe import EvalRecipe, ExportRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
 from tests.export.jobs import PROMPTS, export_job, trained_adapter
-from tests.tiny import TINY_CONFIGS, write_random_weights, write_tiny_model
+from tests.tiny import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model
 
 ASKED = [[14, 15, 16, 17]]
 
@@ -155,6 +155,24 @@ def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
         model, tokenizer = mlx_lm.load(str(job.folder / name))
         assert tokenizer.has_chat_template
         assert model(mx.array([PROMPTS[0]])).shape == (1, 6, 320)
+
+
+def test_models_that_stay_in_16_bits_are_compared_and_rounded_in_float32_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the checks measure weights, and not what 16 bits lose on the way."""
+    base = write_stored(tmp_path / "base", "qwen3", mx.bfloat16, 4)
+    adapter = trained_adapter(base, "dora", tmp_path / "adapter")
+    widened = export_job(base, adapter, tmp_path / "widened", asked=ASKED)
+    expected = export_model(widened, Console(io.StringIO()))
+    stored = replace(widened, folder=tmp_path / "stored")
+    stored.folder.mkdir()
+    for module in ("mlx_ft.backend", "mlx_ft.inference", "mlx_ft.export.fuse"):
+        monkeypatch.setattr(f"{module}.on_cpu", lambda: False)
+    found = export_model(stored, Console(io.StringIO()))
+    assert found["checks"] == expected["checks"]
+    one, other = (mx.load(str(each.folder / "q5/model.safetensors")) for each in (widened, stored))
+    assert all(mx.array_equal(one[name], other[name]).item() for name in one)
 
 
 def test_exporting_twice_gives_the_same_weights(job: ExportJob, tmp_path: Path) -> None:

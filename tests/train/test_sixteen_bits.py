@@ -22,27 +22,11 @@ from mlx_ft.train.handover import TrainStage
 from mlx_ft.train.losses import frozen_head_loss
 from mlx_ft.train.prompts import Prompt
 from mlx_ft.train.stage import Around, run_train_stage
-from tests.tiny import TINY_CONFIGS, random_model, write_model_files, write_tiny_tokenizer
+from tests.tiny import write_stored
 from tests.train.test_supervisor import stage_in
 
 KINDS = ("llama", "qwen3", "gemma3_text")
 SIXTEEN_BITS = {"float16": mx.float16, "bfloat16": mx.bfloat16}
-
-
-def write_stored(
-    folder: Path, kind: str, dtype: mx.Dtype, bits: int | None = None, layers: int = 3
-) -> Path:
-    folder.mkdir()
-    write_tiny_tokenizer(folder)
-    config: dict[str, Any] = TINY_CONFIGS[kind] | {"num_hidden_layers": layers}
-    model = random_model(config)
-    if kind == "gemma3_text":
-        model.pop("lm_head")  # as its sanitize does for a folder without one
-    model.set_dtype(dtype)
-    if bits is not None:
-        nn.quantize(model, group_size=32, bits=bits)
-        config |= {"quantization": {"group_size": 32, "bits": bits}}
-    return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
 
 
 def stage_of(place: Path, base: Path, **train: Any) -> TrainStage:
