@@ -70,6 +70,7 @@ SCHEMA_KEYS: dict[str, str] = {
     "of positions where the most probable token differs). Else null.",
     "export.quantized": "The final model: `path` in export/, `bytes`, `bits`, `group_size`.",
     "export.quantized.method": "How it was quantized: `gptq` or `round`.",
+    "export.quantized.half_layers": "How many layers stay in 16 bits: too narrow for the groups.",
     "export.quantized.raised": "Layer -> its bits, where they are not `bits`.",
     "export.gguf": "The GGUF file, or null: `path` in export/, `bytes`, `kind` (f16, q8_0, q4_0).",
     "export.peak_memory_bytes": "Peak memory of the stage.",

@@ -80,7 +80,7 @@ def _not_a_number(iteration: int, loss: float) -> GateFailed:
             "or use its bfloat16 or float32 version if it is in float16"
         )
     else:
-        fix = "lower train.learning_rate or set train.max_grad_norm; the last checkpoint is intact"
+        fix = "lower train.learning_rate or set train.max_grad_norm"
     return GateFailed(
         Fault(f"training, iteration {iteration}", f"the validation loss is {loss}", fix)
     )

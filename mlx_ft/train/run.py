@@ -193,8 +193,7 @@ class Run:
                 f"the loss is {update.loss} and the gradient's norm {update.gradient_norm}, "
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row "
                 f"(train rows of lines {', '.join(map(str, lines))})",
-                "lower train.learning_rate or set train.max_grad_norm; the last checkpoint is "
-                "intact",
+                "lower train.learning_rate or set train.max_grad_norm",
             )
         )
 
