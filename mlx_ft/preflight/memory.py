@@ -75,7 +75,10 @@ def training_memory(
     group = max(longest, min(GROUP_TOKENS, tokens))
     frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
     logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, weights.logits_bytes)
-    forward = _activations(shape, train, tokens, longest) * weights.computed_bytes_each + logits
+    # Weights that are all trained are held in float32, and so is what they are multiplied with.
+    full = train.fine_tune_type == "full"
+    computed = FLOAT32_BYTES if full else weights.computed_bytes_each
+    forward = _activations(shape, train, tokens, longest) * computed + logits
     # When gradients are whole, activations are gone; an update then makes parameters and states.
     update = adapter * (2 + OPTIMIZER_STATES[train.optimizer])
     held = of_top + of_roots if len(adapted_layers(shape, train)) < len(shape.layers) else whole

@@ -94,6 +94,22 @@ def test_metal_holds_weights_as_stored_and_a_cpu_in_float32() -> None:
     assert weights_held(facts, shape, frugal) == Weights(stored)
 
 
+def test_full_training_computes_in_float32_on_metal_too() -> None:
+    """So that only what is stored saves anything there."""
+    full = TrainRecipe(num_layers=4, fine_tune_type="full")
+    lora = TrainRecipe(num_layers=4)
+
+    def saved(train: TrainRecipe) -> int:
+        wide, half = (
+            training_memory(small_shape(), train, Weights(2.0, each), 512, 4).steps_bytes
+            for each in (4, 2)
+        )
+        return wide - half
+
+    # Metal takes parts of logits whole, which is all that differs there.
+    assert saved(full) < 0 < saved(lora)
+
+
 def short_of_memory(facts: PreflightInput, share: float) -> PreflightInput:
     """Return the facts of a machine that has this share of what the training needs."""
     shape = small_shape()
