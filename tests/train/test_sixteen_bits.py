@@ -25,7 +25,6 @@ from mlx_ft.train.stage import Around, run_train_stage
 from tests.tiny import write_stored
 from tests.train.test_supervisor import stage_in
 
-KINDS = ("llama", "qwen3", "gemma3_text")
 SIXTEEN_BITS = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -62,8 +61,13 @@ def likeness(one: Path, other: Path) -> float:
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, dtype) for kind in ("llama", "qwen3") for dtype in SIXTEEN_BITS),
+        ("gemma3_text", "bfloat16"),  # what float16 cannot hold of a real one
+    ],
+)
 def test_weights_as_they_are_stored_train_like_expanded_ones(
     tmp_path: Path, kind: str, dtype: str, bits: int | None
 ) -> None:
