@@ -5,7 +5,7 @@ Does not: make an optimizer; MLX's own, which these are options of, are not impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ NUMBER, WHOLE, PAIR, SWITCH = "a number", "a whole number", "two numbers", "true
 
 @dataclass(frozen=True)
 class _Range:
-    """What an option's numbers must be, in words and as a test."""
+    """What an option's values must be, in words and as a test."""
 
     words: str
     holds: Callable[[float], bool]
@@ -24,11 +24,16 @@ class _Range:
 
 _SHARE = _Range("0 or more and less than 1", lambda value: 0 <= value < 1)
 _NOT_NEGATIVE = _Range("0 or more", lambda value: value >= 0)
+_NOT_BY_ITSELF = _Range(
+    "false: Adafactor would take a learning rate of its own instead of train.learning_rate",
+    lambda value: not value,
+)
 _RANGES: Mapping[str, _Range] = {
     **dict.fromkeys(("betas", "beta_1", "momentum"), _SHARE),
     **dict.fromkeys(("eps", "weight_decay", "dampening"), _NOT_NEGATIVE),
     "clip_threshold": _Range("more than 0", lambda value: value > 0),
     "ns_steps": _Range("1 or more", lambda value: value >= 1),
+    **dict.fromkeys(("relative_step", "warmup_init"), _NOT_BY_ITSELF),
 }
 _ADAM = {"betas": PAIR, "eps": NUMBER, "bias_correction": SWITCH}
 # The keyword arguments of mlx.optimizers besides the learning rate.
@@ -83,28 +88,11 @@ def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[
             faults.append((f"{name} is {value!r}", f"give {known[name]}, or leave it out"))
         elif not _in_range(name, value):
             faults.append((f"{name} is {value!r}", f"give {_RANGES[name].words}"))
-    return faults + [
-        (found, fix) for found, fix, holds in _useless_together(optimizer, options) if holds
-    ]
-
-
-def _useless_together(
-    optimizer: str, options: Mapping[str, Any]
-) -> Iterator[tuple[str, str, bool]]:
-    """Yield (what was found, what to do, whether it is so) for options that each fit by type."""
-    for name in ("relative_step", "warmup_init"):
-        yield (
-            f"{name} takes a learning rate of Adafactor's own instead of train.learning_rate",
-            f"remove {name}; warm-up is train.lr_schedule's",
-            options.get(name) is True,
-        )
-    yield (
-        "nesterov needs momentum, and no dampening",
-        "give momentum, remove dampening, or remove nesterov",
-        optimizer == "sgd"
-        and options.get("nesterov") is True
-        and (not options.get("momentum") or bool(options.get("dampening"))),
-    )
+    plain_momentum = options.get("momentum") and not options.get("dampening")
+    if optimizer == "sgd" and options.get("nesterov") is True and not plain_momentum:
+        fix = "give momentum, remove dampening, or remove nesterov"
+        faults.append(("nesterov needs momentum, and no dampening", fix))
+    return faults
 
 
 def _in_range(name: str, value: Any) -> bool:

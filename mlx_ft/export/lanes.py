@@ -54,10 +54,7 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
         layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
         mx.clear_cache()
 
-    def rows(weight: Weight, first: int, end: int) -> mx.array:
-        return weight.rows(first, end)
-
-    return _lane(model, weights, rows, load, unload)
+    return _lane(model, weights, Weight.rows, load, unload)
 
 
 def _expand(layer: nn.Module, prefix: str, weights: Mapping[str, Weight]) -> None:

@@ -107,7 +107,7 @@ def lora_keys(facts: PreflightInput) -> Finding:
     shape, train = model_shape(facts.model_config), facts.recipe.train
     if shape is None:
         return _not_computed(check, facts, limit)
-    modules = adapted_modules(shape, train)
+    modules = adapted_modules(shape, train).values()
     keys = train.lora_parameters.keys
     if train.fine_tune_type == "full":
         return passes(check, "no adapter: every weight of these layers is trained", limit)

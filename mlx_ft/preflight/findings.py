@@ -16,6 +16,7 @@ from mlx_ft.hardware import Machine
 from mlx_ft.recipe import Recipe
 
 SCHEMA = 1
+SHOWN = 4
 Level = Literal["ok", "warn", "fail"]
 
 
@@ -88,6 +89,12 @@ class Finding:
     measured: str
     limit: str
     fix: str
+
+
+def some_of(values: Sequence[str] | Sequence[int]) -> str:
+    """Return the first values in words, and how many more there are."""
+    more = len(values) - SHOWN
+    return ", ".join(map(str, values[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def passes(check: str, measured: str, limit: str) -> Finding:

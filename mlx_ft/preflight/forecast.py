@@ -39,22 +39,25 @@ def adapted_layers(shape: ModelShape, train: TrainRecipe) -> tuple[tuple[Module,
     return shape.layers if train.num_layers < 0 else shape.layers[-train.num_layers :]
 
 
-def adapted_modules(shape: ModelShape, train: TrainRecipe) -> tuple[Module, ...]:
-    """Return the modules that get an adapter, chosen as mlx-lm chooses them.
+def adapted_modules(shape: ModelShape, train: TrainRecipe) -> dict[str, Module]:
+    """Return the modules that get an adapter, chosen as mlx-lm chooses them, by their whole names.
 
     Without keys: every linear layer of the top `num_layers` layers. With keys: those of these
     names, and modules outside the layers (`lm_head`) that are named.
     """
-    top = [module for layer in adapted_layers(shape, train) for module in layer]
-    keys = train.lora_parameters.keys
-    if keys is None:
-        return tuple(top)
-    return tuple(module for module in (*top, *shape.roots) if module.name in keys)
+    layers, keys = adapted_layers(shape, train), train.lora_parameters.keys
+    found = {
+        f"model.layers.{index}.{module.name}": module
+        for index, layer in enumerate(layers, start=len(shape.layers) - len(layers))
+        for module in layer
+        if keys is None or module.name in keys
+    }
+    return found | {root.name: root for root in shape.roots if root.name in (keys or ())}
 
 
 def trainable_parameters(shape: ModelShape, train: TrainRecipe) -> int:
     """Return the adapter's parameters at the recipe's rank, or all of the layers' for full."""
-    modules = adapted_modules(shape, train)
+    modules = adapted_modules(shape, train).values()
     if train.fine_tune_type == "full":
         return sum(module.parameters for module in modules)
     magnitudes = train.fine_tune_type == "dora"

@@ -6,14 +6,11 @@ quantize.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from mlx_ft.preflight.findings import Finding, PreflightInput
+from mlx_ft.preflight.findings import Finding, PreflightInput, some_of
 from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
 
 CHECK = "q_group_size"
 GROUP_SIZES = (128, 64, 32)  # those that MLX has
-SHOWN = 4
 
 
 def q_group_size(facts: PreflightInput) -> Finding:
@@ -25,12 +22,14 @@ def q_group_size(facts: PreflightInput) -> Finding:
         name = facts.model_config.get("model_type", "unknown")
         measured = f"not computed: the layers of {name} models are not known here"
         return Finding(CHECK, "warn", measured, limit, "see what the export says")
-    modules, left = list(_modules(shape)), half_modules(shape, size)
+    modules, left = shape.modules, half_modules(shape, size)
     if not left:
         return Finding(CHECK, "ok", f"all {len(modules)} layers can be quantized", limit, "")
     fits = [each for each in GROUP_SIZES if not half_modules(shape, each)]
     fix = f"set export.q_group_size: {fits[0]}" if fits else "set export.q_group_size: 32"
-    kinds = f"{_named(module.name for module in left)} with rows of {_widths(left)}"
+    names = list(dict.fromkeys(module.name for module in left))
+    widths = sorted({module.row_width for module in left})
+    kinds = f"{some_of(names)} with rows of {some_of(widths)}"
     if len(left) == len(modules):
         return Finding(CHECK, "fail", f"no layer can be quantized ({kinds})", limit, fix)
     share = sum(m.parameters for m in left) / shape.parameters
@@ -40,25 +39,9 @@ def q_group_size(facts: PreflightInput) -> Finding:
 
 def half_modules(shape: ModelShape, group_size: int) -> tuple[Module, ...]:
     """Return the modules whose rows are not whole groups, once for each layer."""
-    return tuple(module for module in _modules(shape) if module.row_width % group_size)
+    return tuple(module for module in shape.modules if module.row_width % group_size)
 
 
 def half_parameters(shape: ModelShape, group_size: int) -> int:
     """Return the parameters that stay 16-bit."""
     return sum(module.parameters for module in half_modules(shape, group_size))
-
-
-def _modules(shape: ModelShape) -> Iterator[Module]:
-    yield from shape.roots
-    for layer in shape.layers:
-        yield from layer
-
-
-def _named(names: Iterable[str]) -> str:
-    each = list(dict.fromkeys(names))
-    more = len(each) - SHOWN
-    return ", ".join(each[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _widths(modules: Iterable[Module]) -> str:
-    return _named(str(width) for width in sorted({module.row_width for module in modules}))

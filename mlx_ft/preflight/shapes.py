@@ -66,7 +66,12 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Parameters of all matrices; norms and biases, far below one per cent, are left out."""
-        return sum(m.parameters for m in (*self.roots, *(m for x in self.layers for m in x)))
+        return sum(module.parameters for module in self.modules)
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """All of them, the roots first."""
+        return (*self.roots, *(module for layer in self.layers for module in layer))
 
     @property
     def layer_names(self) -> frozenset[str]:

@@ -7,17 +7,16 @@ read a weight, or know architectures that `shapes.py` does not: there rank and l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from mlx_ft.preflight.findings import Finding, PreflightInput
-from mlx_ft.preflight.forecast import adapted_layers
+from mlx_ft.preflight.findings import Finding, PreflightInput, some_of
+from mlx_ft.preflight.forecast import adapted_modules
 from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
 from mlx_ft.recipe import TrainRecipe
 
 CHECK = "resume_adapter_file"
 LIMIT = "the layers, modules and rank of the recipe's adapter"
 FIX = "name an adapter that was made with these settings, or set them as it was made"
-SHOWN = 4
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -37,19 +36,9 @@ def resume_adapter_file(facts: PreflightInput) -> Finding:
 
 def adapter_shapes(shape: ModelShape, train: TrainRecipe) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of a LoRA or DoRA adapter, as mlx-lm names them."""
-    rank, keys = train.lora_parameters.rank, train.lora_parameters.keys
-    layers = adapted_layers(shape, train)
-    first = len(shape.layers) - len(layers)
-    modules = [
-        (f"model.layers.{index}.{module.name}", module)
-        for index, layer in enumerate(layers, start=first)
-        for module in layer
-        if keys is None or module.name in keys
-    ]
-    modules += [(module.name, module) for module in shape.roots if module.name in (keys or ())]
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in modules:
-        one, other = _pair(module, rank)
+    for name, module in adapted_modules(shape, train).items():
+        one, other = _pair(module, train.lora_parameters.rank)
         shapes |= {f"{name}.lora_a": one, f"{name}.lora_b": other}
         if train.fine_tune_type == "dora":
             shapes[f"{name}.m"] = (module.rows,)
@@ -74,7 +63,7 @@ def _differences(found: Shapes, facts: PreflightInput) -> Iterator[str]:
     rank = train.lora_parameters.rank
     ranks = sorted(_ranks(found))
     if ranks and train.fine_tune_type != "full" and ranks != [rank]:
-        yield f"it has rank {_some(ranks)}, the recipe says {rank}"
+        yield f"it has rank {some_of(ranks)}, the recipe says {rank}"
     there, wanted = _layers(found), _wanted_layers(expected, facts)
     if wanted is not None and there != wanted:
         yield f"it has {_span(there)}, the recipe trains {_span(wanted)}"
@@ -82,9 +71,9 @@ def _differences(found: Shapes, facts: PreflightInput) -> Iterator[str]:
         return
     ours, theirs = _modules(expected), _modules(found)
     if ours - theirs:
-        yield f"it has no {_some(sorted(ours - theirs))}"
+        yield f"it has no {some_of(sorted(ours - theirs))}"
     if theirs - ours:
-        yield f"the recipe trains no {_some(sorted(theirs - ours))}"
+        yield f"the recipe trains no {some_of(sorted(theirs - ours))}"
     widths = [
         name
         for name in expected.keys() & found.keys()
@@ -145,10 +134,4 @@ def _span(layers: set[int]) -> str:
         return f"layer {min(layers)}"
     if max(layers) - min(layers) + 1 == len(layers):
         return f"layers {min(layers)} to {max(layers)}"
-    return f"layers {_some(sorted(layers))}"
-
-
-def _some(values: Sequence[int] | Sequence[str]) -> str:
-    more = len(values) - SHOWN
-    named = ", ".join(map(str, values[:SHOWN]))
-    return f"{named} and {more} more" if more > 0 else named
+    return f"layers {some_of(sorted(layers))}"

@@ -6,17 +6,15 @@ weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput
-from mlx_ft.preflight.forecast import adapted_layers
-from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.preflight.forecast import adapted_modules
+from mlx_ft.preflight.shapes import EMBEDDING, model_shape
 
 # mlx-lm's DoRALinear takes a packed row to hold 32 // bits numbers in each of its 32-bit words.
 WORD_BITS = 32
-EMBEDDING = "model.embed_tokens"
 
 
 def quantized_base(facts: PreflightInput) -> Finding:
@@ -44,7 +42,7 @@ def dora(facts: PreflightInput) -> Finding:
     shape = model_shape(facts.model_config)
     if shape is None:
         return _of_unknown_layers(check, facts, limit)
-    modules = dict(_adapted(shape, train))
+    modules = adapted_modules(shape, train)
     experts = [name for name, module in modules.items() if module.experts > 1]
     if experts:
         measured = f"{len(experts)} adapted modules are experts, such as {experts[0]}"
@@ -68,17 +66,6 @@ def dora(facts: PreflightInput) -> Finding:
 
 def _fix() -> str:
     return "use the model in 4, 8 or 16 bits, or fine_tune_type: lora"
-
-
-def _adapted(shape: ModelShape, train: TrainRecipe) -> Iterator[tuple[str, Module]]:
-    """Yield the adapted modules by the names that a config has for them."""
-    keys, layers = train.lora_parameters.keys, adapted_layers(shape, train)
-    first = len(shape.layers) - len(layers)
-    for index, layer in enumerate(layers, start=first):
-        for module in layer:
-            if keys is None or module.name in keys:
-                yield f"model.layers.{index}.{module.name}", module
-    yield from ((root.name, root) for root in shape.roots if keys is not None and root.name in keys)
 
 
 def _bits(config: Mapping[str, Any], name: str, inputs: int) -> int | None:

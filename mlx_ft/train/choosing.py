@@ -21,7 +21,7 @@ from mlx_ft.train.checkpoint_folder import CHECKPOINTS
 from mlx_ft.train.checkpoints import Position
 from mlx_ft.train.job import TrainingJob
 from mlx_ft.train.losses import cross_entropy_sum
-from mlx_ft.train.run import Run
+from mlx_ft.train.run import SMALLER_STEPS, Run
 
 
 def validation_loss(run: Run) -> tuple[float, int]:
@@ -80,7 +80,7 @@ def _not_a_number(iteration: int, loss: float) -> GateFailed:
             "or use its bfloat16 or float32 version if it is in float16"
         )
     else:
-        fix = "lower train.learning_rate or set train.max_grad_norm"
+        fix = SMALLER_STEPS
     return GateFailed(
         Fault(f"training, iteration {iteration}", f"the validation loss is {loss}", fix)
     )
@@ -92,7 +92,6 @@ def select(run: Run) -> bool:
     By the judge's score, ties by validation loss; without a judge by validation loss alone.
     """
     judge, place = run.job.judge, run.position
-    assert place.last_loss is not None, "weights are validated before they are compared"
     metric = {
         "kind": "selection",
         "iteration": place.iteration,
@@ -110,9 +109,8 @@ def select(run: Run) -> bool:
             )
         score = verdict.score
         metric |= vars(verdict)
-    better = place.chosen_iteration == 0 or _rank(score, place.last_loss) > _rank(
-        place.chosen_score, place.chosen_loss
-    )
+    now, best = (score, place.last_loss), (place.chosen_score, place.chosen_loss)
+    better = place.chosen_iteration == 0 or _rank(*now) > _rank(*best)
     if better:
         place = replace(
             place,
@@ -135,9 +133,9 @@ def select(run: Run) -> bool:
 
 
 def _rank(score: float | None, loss: float | None) -> tuple[float, float]:
-    """Return what orders weights, the best last; a loss that is not a number is the worst."""
-    low = -loss if loss is not None and math.isfinite(loss) else -math.inf
-    return (score or 0.0, low)
+    """Return what orders weights, the best last."""
+    assert loss is not None, "weights that are compared have been validated"
+    return (score or 0.0, -loss)
 
 
 def patience_is_over(job: TrainingJob, place: Position) -> bool:

@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlx_ft.errors import Fault, GateFailed, Interrupted
 from mlx_ft.train.choosing import patience_is_over, select, take_chosen, validate
 from mlx_ft.train.job import Listener, SegmentOver, TrainingJob, TrainingResult
-from mlx_ft.train.run import Run
+from mlx_ft.train.run import SMALLER_STEPS, Run
 
 
 def train(job: TrainingJob, listener: Listener) -> TrainingResult:
@@ -108,8 +108,7 @@ def _result(run: Run) -> TrainingResult:
             Fault(
                 f"training, iteration {place.iteration}",
                 f"none of {place.update} updates had a finite loss and gradient",
-                "lower train.learning_rate or set train.max_grad_norm, and look at the rows of the "
-                "skipped updates",
+                f"{SMALLER_STEPS}, and look at the rows of the skipped updates",
             )
         )
     first, final = run.metrics.first("validation"), run.metrics.last("validation")

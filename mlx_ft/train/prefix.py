@@ -23,6 +23,7 @@ from mlx_ft.train.prefix_store import (
     Store,
     find_on_disk,
     fits_on_disk,
+    remove_damaged,
 )
 from mlx_ft.train.shared_start import SharedStart
 
@@ -119,6 +120,7 @@ class PrefixCache:
 
     def _fill_file(self, place: Place, on_rows: Callable[[int, int], None]) -> bool:
         """Find or write the file, and return whether there is one now."""
+        remove_damaged(place)
         found = find_on_disk(place, self._row_tokens)
         if found is None:
             try:

@@ -119,16 +119,19 @@ class DiskStore:
         return array
 
 
-def find_on_disk(place: Place, tokens: npt.NDArray[np.int64]) -> DiskStore | None:
-    """Return the whole file of an earlier run, or None; its time of use becomes now.
+def remove_damaged(place: Place) -> None:
+    """Remove an earlier run's file whose content is not what its manifest says; all of it is read.
 
-    All of it is read once: training on a damaged one would look like training.
+    Training on such a file would look like training.
     """
+    if read_manifest(place.path) is not None and verify_files(place.path):
+        shutil.rmtree(place.path, ignore_errors=True)
+
+
+def find_on_disk(place: Place, tokens: npt.NDArray[np.int64]) -> DiskStore | None:
+    """Return the whole file of a run, or None; its time of use becomes now."""
     manifest = read_manifest(place.path)
     if manifest is None or manifest.inputs != place.key:
-        return None
-    if verify_files(place.path):
-        shutil.rmtree(place.path, ignore_errors=True)
         return None
     info: Mapping[str, Any] = manifest.info
     layout = Layout.of(tokens, info["hidden"], getattr(mx, info["dtype"]))

@@ -34,6 +34,7 @@ from mlx_ft.train.steps import GradientWindow, Update, build_optimizer, micro_ba
 SEEDS_PER_ITERATION = 1 << 12
 # Updates in a row whose loss or gradient is not finite: one may be a row's fault, more are not.
 MAX_SKIPPED_IN_A_ROW = 3
+SMALLER_STEPS = "lower train.learning_rate or set train.max_grad_norm"
 
 
 def prefix_caches(job: TrainingJob) -> tuple[PrefixCache, PrefixCache]:
@@ -78,7 +79,7 @@ class Run:
         """Begin to count the run's time; what came before was not training."""
         self._clock = time.perf_counter()
 
-    def count(self) -> None:
+    def take_stock(self) -> None:
         """Add the time since it was last counted, and what memory was needed, to the position."""
         now, place = time.perf_counter(), self.position
         self.position = replace(
@@ -137,7 +138,7 @@ class Run:
         if self.window_ends():
             self._update()
         self._report_seconds += time.perf_counter() - started
-        self.count()
+        self.take_stock()
 
     def _count(self, batch: Batch, loss: float) -> None:
         place = self.position
@@ -193,7 +194,7 @@ class Run:
                 f"the loss is {update.loss} and the gradient's norm {update.gradient_norm}, "
                 f"{MAX_SKIPPED_IN_A_ROW} updates in a row "
                 f"(train rows of lines {', '.join(map(str, lines))})",
-                "lower train.learning_rate or set train.max_grad_norm",
+                SMALLER_STEPS,
             )
         )
 
@@ -229,7 +230,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the position as it is, right after an update."""
         job = self.job
-        self.count()
+        self.take_stock()
         self.metrics.flush_to_disk()
         save_checkpoint(
             job.folder / CHECKPOINTS,

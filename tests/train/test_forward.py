@@ -36,7 +36,7 @@ from mlx_ft.train.loop import train
 from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.prefix import PrefixCache
 from tests import tiny
-from tests.tiny import write_tiny_model
+from tests.tiny import TINY_CONFIGS, write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
 LAYERS = 3
@@ -94,7 +94,7 @@ MORE_CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "smollm3": TINY | {"model_type": "smollm3", "no_rope_layer_interval": 2},
-    "gemma2": TINY | {"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma2": TINY_CONFIGS["gemma2"],
     **{name: TINY | {"model_type": name} for name in ("mistral", "qwen2", "phi3", "olmo2")},
 }
 
