@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.runs import flush_to_disk
+from mlx_ft.system.files import flush_to_disk
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json")
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.cache import cache_home
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.runs import file_sha256, flush_to_disk
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.files import file_sha256, flush_to_disk
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -107,8 +107,8 @@ def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path, miniature: bo
 
     So that a long run does not fail at its last stage. Nothing of it is kept.
     """
-    from mlx_ft.hardware import format_seconds
     from mlx_ft.pipeline import rehearse as rehearse_stages
+    from mlx_ft.text.quantities import format_seconds
 
     seconds = rehearse_stages(lambda more: open_job(recipe, (*sets, *more), runs_root), miniature)
     click.echo(f"{recipe}: every stage went through, in {format_seconds(seconds)}")
@@ -180,8 +180,9 @@ def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
 )
 def fit(memory: str | None, tokens: int, bits: str) -> None:
     """Print which models a Mac of so much memory can train, and with which settings."""
-    from mlx_ft.hardware import bytes_from_text, machine
     from mlx_ft.preflight import fit_lines
+    from mlx_ft.system.hardware import machine
+    from mlx_ft.text.quantities import bytes_from_text
 
     memory_bytes = bytes_from_text(memory) if memory else machine().memory_bytes
     for line in fit_lines(memory_bytes, tokens, int(bits)):
@@ -231,10 +232,10 @@ def data_show(
 
     What is trained is green, or stands between guillemets where there is no colour.
     """
-    from mlx_ft.console import colored
     from mlx_ft.data.show import row_text
     from mlx_ft.recipe_loading import load_recipe
     from mlx_ft.stages import show_rows
+    from mlx_ft.system.console import colored
 
     loaded, in_color = load_recipe(recipe, sets), colored(sys.stdout)
     for row in show_rows(loaded.recipe, console_for_people(), split, rows, lines):

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from mlx_ft.cli_options import RUNS, command_line, runs_option
-from mlx_ft.run_states import STATES
+from mlx_ft.runs.state import STATES
 
 FORMATS = ("text", "markdown", "csv", "json", "html")
 DEFAULT_DAYS = 7.0
@@ -61,7 +61,7 @@ def list_runs(
 ) -> None:
     """List runs, the newest first: state, when, loss, scores, disk."""
     from mlx_ft.report.run_table import next_line, runs_json, runs_text
-    from mlx_ft.run_list import list_runs as entries_of
+    from mlx_ft.runs.listing import list_runs as entries_of
 
     entries = entries_of(runs_root, states, names, newest)
     if as_json:
@@ -115,7 +115,7 @@ def clean(
     Without a kind everything is shown and nothing is removed. Never the best or a pinned
     checkpoint, and nothing of a run that is worked on.
     """
-    from mlx_ft.cleaning import KINDS, find_rubbish, listing, remove_all, sum_line
+    from mlx_ft.runs.clean import KINDS, find_rubbish, listing, remove_all, sum_line
 
     chosen = [kind for kind in KINDS if kinds[kind]]
     if yes and not chosen:

@@ -135,7 +135,7 @@ def _evaluate_recipe(
 
 def _evaluate_models(wanted: Wanted, as_json: bool) -> None:
     from mlx_ft.evaluation import evaluate_targets, evaluation_lines
-    from mlx_ft.report.summary import document_json
+    from mlx_ft.runs.document import document_json
 
     results, folder = evaluate_targets(wanted, console_for_people())
     if as_json:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mlx_ft.console import Console
     from mlx_ft.stages import Job
+    from mlx_ft.system.console import Console
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 COLUMN = click.option(
@@ -28,7 +28,7 @@ EXPORTED = ["quantized", "fused"]
 
 def console_for_people() -> Console:
     """Return the console that narration goes to."""
-    from mlx_ft.console import Console
+    from mlx_ft.system.console import Console
 
     return Console()
 
@@ -50,8 +50,8 @@ def open_job(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> Job:
 
 def show_result(run: Path) -> None:
     """Print a run's result."""
-    from mlx_ft.report.summary import run_document
     from mlx_ft.report.terminal import result_lines
+    from mlx_ft.runs.document import run_document
 
     click.echo(result_lines(run_document(run), run), nl=False)
 
@@ -70,7 +70,7 @@ def report(run: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON document.")
 def show(run: Path, as_json: bool) -> None:
     """Print a run's result."""
-    from mlx_ft.report.summary import document_json, run_document
+    from mlx_ft.runs.document import document_json, run_document
 
     if as_json:
         click.echo(document_json(run_document(run)))

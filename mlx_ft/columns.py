@@ -19,8 +19,8 @@ from mlx_ft.errors import Fault, InputError
 from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
 from mlx_ft.models import identity_of, resolve_model
 from mlx_ft.recipe import COLUMNS
-from mlx_ft.run_models import RunModels, column_folders, read_run
-from mlx_ft.runs import hash_of
+from mlx_ft.runs.models import RunModels, column_folders, read_run
+from mlx_ft.system.files import hash_of
 from mlx_ft.thinking_mode import thinking_mode_of
 
 if TYPE_CHECKING:  # importing it would load MLX

@@ -16,12 +16,12 @@ from typing import Any
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.stats_paired import Rows, compare_logs
 from mlx_ft.report.comparison_formats import FORMATS
-from mlx_ft.report.quantities import is_number
-from mlx_ft.report.reading import ArtifactReader
-from mlx_ft.report.summary import read_document
 from mlx_ft.report.tables import ASSUMED, flattened, setting
-from mlx_ft.report.verdict import is_report, ordered_columns
-from mlx_ft.run_list import disk_bytes, state_of
+from mlx_ft.runs.document import is_report, ordered_columns, read_document
+from mlx_ft.runs.listing import disk_bytes
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.runs.state import state_of
+from mlx_ft.text.quantities import is_number
 
 SCHEMA = 1
 # Names and places differ between any two runs and explain nothing.

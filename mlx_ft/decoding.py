@@ -19,8 +19,8 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlx_ft.backend import on_cpu
 from mlx_ft.cpu_math import fast_math
-from mlx_ft.degenerate import goes_in_circles
 from mlx_ft.prompt_starts import Start, shared_starts
+from mlx_ft.text.repetition import goes_in_circles
 
 # Tokens of one prompt that are read at a time, as mlx-lm has it, and of all prompts together.
 READ_TOKENS = 2048

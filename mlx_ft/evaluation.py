@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from mlx_ft.columns import DEFAULT_BATCH_SIZE, Target, read_targets
-from mlx_ft.console import Console, printable
 from mlx_ft.errors import Fault, InputError, Interrupted, RunError
-from mlx_ft.interrupts import interruptible
 from mlx_ft.lm_eval_tasks import Tasks, require_lm_eval, require_models, run_tasks, task_rows
 from mlx_ft.measuring import answers_folder, suite_progress
 from mlx_ft.recipe import ChatRecipe
-from mlx_ft.runs import disk_errors_explained, hash_of, run_folder
+from mlx_ft.runs.folder import run_folder
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import disk_errors_explained, hash_of
+from mlx_ft.system.signals import interruptible
+from mlx_ft.text.safe import printable
 
 if TYPE_CHECKING:
     from mlx_ft.evaluate.asking import Column

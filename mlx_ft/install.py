@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.hardware import format_bytes, free_disk_bytes
-from mlx_ft.run_models import ExportedModel, exported_model, require_unchanged
-from mlx_ft.runs import flush_to_disk, read_json, write_json
+from mlx_ft.runs.models import ExportedModel, exported_model, require_unchanged
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import flush_to_disk, read_json, write_json
+from mlx_ft.system.hardware import free_disk_bytes
+from mlx_ft.text.quantities import format_bytes
 
 PUBLISHER = "mlx-ft"
 # Says whose copy a folder is; LM Studio does not read it.

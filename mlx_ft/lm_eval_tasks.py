@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.columns import Target, open_loaded
-from mlx_ft.console import Console
 from mlx_ft.errors import DataError, Fault, InputError, MlxFtError, RunError
 from mlx_ft.evaluate.fingerprint import compare_template
-from mlx_ft.runs import hash_of, read_json, write_json
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import hash_of, read_json, write_json
 
 SCHEMA = 1
 INSTALL = "pip install 'mlx-ft[lm-eval]'"

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.cache import cache_home
 from mlx_ft.columns import (
     DEFAULT_BATCH_SIZE,
     ModelPlace,
@@ -21,14 +20,16 @@ from mlx_ft.columns import (
     local_column,
     open_loaded,
 )
-from mlx_ft.console import Console
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.models import resolve_model
 from mlx_ft.recipe import ChatRecipe
-from mlx_ft.runs import hash_of, read_json, seal, write_json, writing_stage
+from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, probe_file, say_finding
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import hash_of, read_json, write_json
+from mlx_ft.text.repetition import degenerate_reason
 
 if TYPE_CHECKING:
     from mlx_ft.evaluate.asking import Column
@@ -185,8 +186,8 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
 
     An empty line ends it. Raises RunError when the run has no such model yet.
     """
-    from mlx_ft.console import printable
     from mlx_ft.inference import generate
+    from mlx_ft.text.safe import printable
 
     messages: list[dict[str, str]] = []
     with open_loaded(column_place(job, column)) as loaded:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.card_text import cell, public_path, table_lines
 from mlx_ft.export_card import export_section, thinking_lines
 from mlx_ft.models import HUB_ID
-from mlx_ft.report import quantities as q
 from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
-from mlx_ft.report.text import one_line, without_credentials
-from mlx_ft.report.verdict import ordered_columns
+from mlx_ft.runs.document import ordered_columns
+from mlx_ft.text import quantities as q
+from mlx_ft.text.markdown import cell, public_path, table_lines
+from mlx_ft.text.safe import one_line, without_credentials
 
 UNKNOWN = "unknown"
 LICENSE_DETAILS = ("license_name", "license_link")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.builtin_models import BUILTIN_MODELS, ensure_builtin
-from mlx_ft.cache import cache_home
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.runs import file_sha256, hash_of, read_json
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.files import file_sha256, hash_of, read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Everything a model needs and nothing that could be executed.

@@ -16,13 +16,14 @@ from pathlib import Path
 from gguf import GGUFReader
 
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.console import Console, printable
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.install import require_name
 from mlx_ft.ollama_template import go_template, learn_turn_texts, without_first_token
-from mlx_ft.run_models import RunModels, column_folders, read_run, require_finished
-from mlx_ft.runs import file_sha256, replacing
+from mlx_ft.runs.models import RunModels, column_folders, read_run, require_finished
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import file_sha256, replacing
+from mlx_ft.text.repetition import degenerate_reason
+from mlx_ft.text.safe import printable
 
 MODELFILE = "Modelfile"
 ADD_BOS = "tokenizer.ggml.add_bos_token"

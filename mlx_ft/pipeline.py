@@ -18,27 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_ft import exporting, measuring, stages, training
-from mlx_ft.cleaning import drop_fused
-from mlx_ft.console import Console
-from mlx_ft.environment import environment
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
-from mlx_ft.hardware import format_seconds
-from mlx_ft.interrupts import interruptible
-from mlx_ft.liveness import working
 from mlx_ft.miniature import miniature_sets, write_miniature
 from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
 from mlx_ft.rehearsal import rehearsal_sets
-from mlx_ft.runs import (
-    complete_stage,
-    disk_errors_explained,
-    read_json,
-    read_manifest,
-    run_folder,
-    taken_over,
-    update_record,
-    write_json,
-)
+from mlx_ft.runs.clean import drop_fused
+from mlx_ft.runs.folder import complete_stage, read_manifest, run_folder, taken_over, update_record
+from mlx_ft.runs.lock import working
 from mlx_ft.stages import Job
+from mlx_ft.system.console import Console
+from mlx_ft.system.environment import environment
+from mlx_ft.system.files import disk_errors_explained, read_json, write_json
+from mlx_ft.system.signals import interruptible
+from mlx_ft.text.quantities import format_seconds
 from mlx_ft.tracker_processes import tracked
 
 LAST = "eval"

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.chat import ChatRenderer, RowRefused
-from mlx_ft.console import Console, printable
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.gguf_support import gguf_fault
-from mlx_ft.hardware import format_bytes
 from mlx_ft.models import ResolvedModel
 from mlx_ft.preflight.shapes import model_shape
-from mlx_ft.runs import write_json
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import write_json
+from mlx_ft.text.quantities import format_bytes
+from mlx_ft.text.repetition import degenerate_reason
+from mlx_ft.text.safe import printable
 
 if TYPE_CHECKING:
     from mlx_ft.inference import LoadedModel

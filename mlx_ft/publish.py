@@ -18,13 +18,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.repocard import metadata_load
 
 from mlx_ft import __version__
-from mlx_ft.console import printable
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.hardware import format_bytes
 from mlx_ft.model_card import CardFacts, model_card
 from mlx_ft.models import HUB_ID
-from mlx_ft.report.summary import run_document
-from mlx_ft.run_models import ExportedModel, exported_model, require_unchanged
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.models import ExportedModel, exported_model, require_unchanged
+from mlx_ft.text.quantities import format_bytes
+from mlx_ft.text.safe import printable
 
 # What the HTTP client under huggingface_hub raises, whichever it is.
 TransportError = errors.HTTPError  # type: ignore[attr-defined]  # not named among its exports

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_ft.cache import cache_home
-from mlx_ft.console import Console
 from mlx_ft.data.formats import FileRows
 from mlx_ft.data.replay import prompts_sha256, replay_prompts, replay_rows, rows_wanted
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.models import ResolvedModel
 from mlx_ft.recipe import ChatRecipe, Recipe
-from mlx_ft.runs import hash_of, read_json, write_json
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import hash_of, read_json, write_json
+from mlx_ft.text.repetition import degenerate_reason
 
 # Raised when the same prompts would be asked in another way; answers are then asked for again.
 REPLAY_VERSION = 1

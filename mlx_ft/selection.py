@@ -13,12 +13,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_ft.data.sketch import words_of
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Sample, Suite, load_suite
 from mlx_ft.recipe import Recipe, SelectRecipe
-from mlx_ft.runs import hash_of
+from mlx_ft.system.files import hash_of
+from mlx_ft.text.near_duplicates import words_of
 
 if TYPE_CHECKING:
     from mlx_ft.inference import LoadedModel

@@ -25,11 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, Interrupted, RunError
-from mlx_ft.hardware import format_seconds
-from mlx_ft.interrupts import interruptible
-from mlx_ft.run_models import RunModels, column_folders, read_run
+from mlx_ft.runs.models import RunModels, column_folders, read_run
+from mlx_ft.system.console import Console
+from mlx_ft.system.signals import interruptible
+from mlx_ft.text.quantities import format_seconds
 
 READY = "ready"
 POLL_SECONDS = 0.1

@@ -26,8 +26,8 @@ from mlx_ft.chat import ChatRenderer
 from mlx_ft.cpu_math import fast_math
 from mlx_ft.errors import MlxFtError
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.interrupts import interruptible
 from mlx_ft.serve import READY
+from mlx_ft.system.signals import interruptible
 
 PARENT_POLL_SECONDS = 1.0
 

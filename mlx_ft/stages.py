@@ -13,17 +13,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlx_ft.cache import cache_home
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, InputError, MlxFtError, ModelError, RunError
-from mlx_ft.hardware import format_bytes, free_disk_bytes, machine
 from mlx_ft.models import ResolvedModel, resolve_model
 from mlx_ft.recipe import Recipe
 from mlx_ft.recipe_loading import LoadedRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
-from mlx_ft.runs import hash_of, read_json, read_manifest, seal, write_json, writing_stage
+from mlx_ft.runs.folder import read_manifest, seal, writing_stage
 from mlx_ft.safetensors_headers import dequantized_shapes
 from mlx_ft.start_weights import start_sha256, start_shapes
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import hash_of, read_json, write_json
+from mlx_ft.system.hardware import free_disk_bytes, machine
+from mlx_ft.text.quantities import format_bytes
 from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:

@@ -17,15 +17,14 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError, RunError
 from mlx_ft.pipeline import CHECKED, is_done, run_pipeline
 from mlx_ft.report.choice import selected_by
-from mlx_ft.report.quantities import is_number, loss, score
-from mlx_ft.report.summary import run_document
-from mlx_ft.report.text import clean, one_line
-from mlx_ft.report.verdict import ordered_columns
+from mlx_ft.runs.document import ordered_columns, run_document
 from mlx_ft.stages import Job
+from mlx_ft.system.console import Console
+from mlx_ft.text.quantities import is_number, loss, score
+from mlx_ft.text.safe import clean, one_line
 
 GRID = "--grid"
 MOST_MEMBERS = 1000

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.runs import read_json, write_json
+from mlx_ft.system.files import read_json, write_json
 
 FILE = "generation_config.json"
 KEY = "default_chat_template_kwargs"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlx_ft.console import Console
+from mlx_ft.system.console import Console
 from mlx_ft.trackers import KINDS
 from mlx_ft.tracking import read_memory
 

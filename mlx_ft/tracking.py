@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.report.quantities import is_number
-from mlx_ft.report.reading import ArtifactReader
-from mlx_ft.report.summary import read_document
 from mlx_ft.report.tables import flattened, setting
-from mlx_ft.report.text import one_line, without_secrets
-from mlx_ft.runs import read_json, write_json
+from mlx_ft.runs.document import read_document
+from mlx_ft.runs.metrics import Metrics
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.system.files import read_json, write_json
+from mlx_ft.text.quantities import is_number
+from mlx_ft.text.safe import one_line, without_secrets
 from mlx_ft.trackers import KINDS, Session, Tracker, values_of
-from mlx_ft.watching import Metrics
 
 POLL_SECONDS = 1.0
 FOLDER = "trackers"

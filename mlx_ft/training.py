@@ -14,14 +14,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.cache import cache_home
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.evaluate.stats import wilson_interval
-from mlx_ft.hardware import format_seconds, machine
 from mlx_ft.recipe import Recipe
-from mlx_ft.runs import seal, writing_stage
+from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
+from mlx_ft.system.hardware import machine
+from mlx_ft.text.quantities import format_seconds
 
 if TYPE_CHECKING:
     from mlx_ft.train.handover import TrainStage

@@ -16,55 +16,16 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.text import Text
 
-from mlx_ft.console import printable
 from mlx_ft.report.live import answer_lines, metric_line, picture
-from mlx_ft.report.reading import ArtifactReader, metrics_place
-from mlx_ft.run_list import RunState, state_of
-from mlx_ft.runs import read_json_lines
+from mlx_ft.runs.metrics import Metrics, last_answers
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.runs.state import RunState, state_of
+from mlx_ft.text.safe import printable
 
 POLL_SECONDS = 1.0
 # How often a watcher without a terminal repeats what a run is at, when nothing is measured.
 SAID_SECONDS = 30.0
 SUCCESS = ("finished", "stopped")
-
-
-class Metrics:
-    """metrics.jsonl of a run, read again when it has changed.
-
-    A resumed run begins it anew with the lines up to its checkpoint. With several seeds it is that
-    of the one which is trained, `seed`; None where there is one training, or the best is chosen.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self._run = run
-        self._seen: tuple[Path, int, int] | None = None
-        self.lines: list[dict[str, Any]] = []
-        self.seed: int | None = None
-
-    def refresh(self) -> list[dict[str, Any]]:
-        """Return the lines as they are now."""
-        place = metrics_place(self._run, ("train.tmp", "train"))
-        if place is None:
-            return self.lines
-        path = self._run / place.folder / "metrics.jsonl"
-        try:
-            stat = path.stat()
-            if self._seen != (path, stat.st_mtime_ns, stat.st_size):
-                self.lines, self.seed = read_json_lines(path), place.seed
-                self._seen = (path, stat.st_mtime_ns, stat.st_size)
-        except OSError:  # a stage takes its final name in this instant
-            pass
-        return self.lines
-
-
-def last_answers(run: Path) -> list[dict[str, Any]]:
-    """Return the answers in the sample log that was written to last, none when there is none."""
-    logs = [
-        *run.glob("train*/samples.jsonl"),
-        *run.glob("eval*/*/*.jsonl"),
-    ]
-    times = {log: log.stat().st_mtime for log in logs if log.is_file()}
-    return read_json_lines(max(times, key=lambda log: times[log])) if times else []
 
 
 def watch(run: Path, stream: TextIO, sleep: Callable[[float], None] = time.sleep) -> int:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from mlx_ft import BLAS
-from mlx_ft.cache import CACHE_HOME_VARIABLE, cache_home
+from mlx_ft.system.cache import CACHE_HOME_VARIABLE, cache_home
 from tests.tiny import job_of, write_place
 
 # How long an example takes says how busy the machine is, not whether the code is right.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft import blas
-from mlx_ft.blas import BlasStatus, preload_openblas
-from mlx_ft.cache import CACHE_HOME_VARIABLE
+from mlx_ft.system import blas
+from mlx_ft.system.blas import BlasStatus, preload_openblas
+from mlx_ft.system.cache import CACHE_HOME_VARIABLE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for MLX's Linux CPU build")
 needs_wheel = pytest.mark.skipif(

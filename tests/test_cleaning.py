@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.cache import cache_home
-from mlx_ft.cleaning import KINDS, Rubbish, drop_fused, find_rubbish, listing, remove, remove_all
 from mlx_ft.errors import RunError
-from mlx_ft.liveness import working
-from mlx_ft.report.summary import run_document
-from mlx_ft.runs import read_manifest, seal, update_record, verify_files, write_json
+from mlx_ft.runs.clean import KINDS, Rubbish, drop_fused, find_rubbish, listing, remove, remove_all
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.folder import read_manifest, seal, update_record, verify_files
+from mlx_ft.runs.lock import working
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.files import write_json
 from tests.report.synthetic import write_run
 
 ALL = list(KINDS)

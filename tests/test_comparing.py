@@ -13,7 +13,7 @@ import pytest
 from mlx_ft.comparing import compare, form_of, write_comparison
 from mlx_ft.errors import RunError
 from mlx_ft.report.comparison_formats import FORMATS
-from mlx_ft.runs import write_json
+from mlx_ft.system.files import write_json
 from tests.report.runs import write_experiment
 from tests.report.synthetic import HOSTILE, TOKEN, metrics, survival, write_run
 

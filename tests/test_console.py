@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft import console
-from mlx_ft.console import BARS, Console, ProgressLine, printable, sparkline
+from mlx_ft.system import console
+from mlx_ft.system.console import Console, ProgressLine
+from mlx_ft.text.safe import printable
+from mlx_ft.text.sparklines import BARS, sparkline
 
 ESCAPE = "\x1b"
 # The escape sequences that set a colour; bold and cursor movement are not colours.
@@ -134,7 +136,7 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock: Clock) -> None
 
 SCRIPT = """
 import sys, time
-from mlx_ft.console import Console
+from mlx_ft.system.console import Console
 console = Console()
 console.heading("Training")
 console.say("careful", "red")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.degenerate import (
+from mlx_ft.text.repetition import (
     MAX_PERIOD_TOKENS,
     MIN_LOOP_COPIES,
     MIN_LOOP_TOKENS,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft import BLAS, __version__, environment
+from mlx_ft import BLAS, __version__
+from mlx_ft.system import environment
 
 SECRET = "hf_notARealTokenButItLooksLikeOne"
 
@@ -51,7 +52,7 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the package believe that its source lies in `tmp_path/source`."""
-    package = tmp_path / "source" / "mlx_ft"
+    package = tmp_path / "source" / "mlx_ft" / "system"
     package.mkdir(parents=True)
     (package / "environment.py").write_text("# the source")
     monkeypatch.setattr(environment, "__file__", str(package / "environment.py"))
@@ -66,7 +67,7 @@ def test_commit_and_changes_are_those_of_the_source(source: Path) -> None:
     assert facts["commit"] == git(source, "rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", facts["commit"])
     assert facts["dirty"] is False
-    (source / "mlx_ft" / "environment.py").write_text("# changed")
+    (source / "mlx_ft" / "system" / "environment.py").write_text("# changed")
     assert environment.environment()["dirty"] is True
 
 

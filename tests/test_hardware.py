@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.errors import RecipeError
-from mlx_ft.hardware import (
-    _cgroup_limit,
-    bytes_from_text,
-    device_description,
-    format_bytes,
-    format_seconds,
-    free_disk_bytes,
-    machine,
-)
+from mlx_ft.system.hardware import _cgroup_limit, device_description, free_disk_bytes, machine
+from mlx_ft.text.quantities import bytes_from_text, format_bytes, format_seconds
 
 
 def test_the_machines_facts_are_those_of_the_system() -> None:
@@ -31,7 +24,7 @@ def test_the_machines_facts_are_those_of_the_system() -> None:
 def test_asking_for_facts_does_not_import_mlx() -> None:
     code = "import sys; from mlx_ft import hardware; hardware.machine(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "mlx_ft.hardware" in done.stdout.split()
+    assert "mlx_ft.system.hardware" in done.stdout.split()
     assert "mlx.core" not in done.stdout.split()
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from mlx_lm import load as mlx_lm_load
 
-from mlx_ft.console import Console
 from mlx_ft.errors import RunError
 from mlx_ft.install import MARKER, PUBLISHER, install_lm_studio, lm_studio_models
-from mlx_ft.run_models import exported_model
-from mlx_ft.runs import file_sha256, update_record
+from mlx_ft.runs.folder import update_record
+from mlx_ft.runs.models import exported_model
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import file_sha256
 
 
 def install(
@@ -173,7 +174,7 @@ def test_the_command_says_what_it_did(finished_run: Path, tmp_path: Path) -> Non
 
 INSTALL_AND_DIE = """
 import os, pathlib, signal, sys
-from mlx_ft.console import Console
+from mlx_ft.system.console import Console
 from mlx_ft.install import install_lm_studio
 
 moment, target = int(sys.argv[3]), sys.argv[2]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_ft.interrupts import SIGNALS, deferred, interruptible
+from mlx_ft.system.signals import SIGNALS, deferred, interruptible
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)  # what ends work that was asked to stop already
 

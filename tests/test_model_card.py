@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.repocard import metadata_load
 
 from mlx_ft.model_card import CardFacts, model_card, public_value
-from mlx_ft.report.summary import run_document
+from mlx_ft.runs.document import run_document
 
 APACHE = {"license": "apache-2.0", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 

@@ -13,9 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 from mlx_ft.builtin_models import BUILTIN_MODELS
-from mlx_ft.cache import CACHE_HOME_VARIABLE
 from mlx_ft.errors import ModelError
 from mlx_ft.models import HUB_FILES, read_config, resolve_model
+from mlx_ft.system.cache import CACHE_HOME_VARIABLE
 from tests.conftest import REAL_CACHE_HOME
 from tests.tiny import write_tiny_model
 

@@ -18,7 +18,7 @@ from mlx_ft.ollama_template import (
     learn_turn_texts,
     without_first_token,
 )
-from mlx_ft.runs import read_json, write_json
+from mlx_ft.system.files import read_json, write_json
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
 
 TOKENIZERS = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"

@@ -19,16 +19,17 @@ from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
 from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
-from mlx_ft.hardware import machine
-from mlx_ft.liveness import worked_on, working
 from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_loading import load_recipe
 from mlx_ft.rehearsal import rehearsal_sets
-from mlx_ft.report.summary import run_document
-from mlx_ft.runs import read_json, verify_files, write_json
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.folder import verify_files
+from mlx_ft.runs.lock import worked_on, working
+from mlx_ft.system.files import read_json, write_json
+from mlx_ft.system.hardware import machine
 from mlx_ft.tokens import read_split
 from tests.tiny import job_of, write_place
 

@@ -8,12 +8,12 @@ import pytest
 
 from mlx_ft import inference
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
 from mlx_ft.measuring import probe
 from mlx_ft.models import resolve_model
 from mlx_ft.probe import QUESTIONS, Answer, Probe, chat_facts, model_facts, probe_lines, record
 from mlx_ft.stages import probe_file
+from mlx_ft.system.console import Console
 from tests.tiny import write_place, write_tiny_model
 
 

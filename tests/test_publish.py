@@ -18,9 +18,10 @@ import pytest
 
 from mlx_ft.errors import GateFailed, RunError
 from mlx_ft.publish import RemoteRepo, Upload, base_metadata, listing, plan_upload
-from mlx_ft.report.summary import run_document
-from mlx_ft.run_models import exported_model
-from mlx_ft.runs import read_json, update_record
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.folder import update_record
+from mlx_ft.runs.models import exported_model
+from mlx_ft.system.files import read_json
 
 REPO = "me/tiny-model"
 NOTHING = RemoteRepo(False, False, ())

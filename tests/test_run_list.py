@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.errors import RunError
-from mlx_ft.liveness import LOCK_FILE, worked_on, working
 from mlx_ft.report.run_table import next_line, runs_json, runs_text
-from mlx_ft.run_list import SILENT_SECONDS, disk_bytes, list_runs, run_folders, state_of
-from mlx_ft.runs import read_json, update_record, write_json
+from mlx_ft.runs.folder import update_record
+from mlx_ft.runs.listing import disk_bytes, list_runs, run_folders
+from mlx_ft.runs.lock import LOCK_FILE, worked_on, working
+from mlx_ft.runs.state import SILENT_SECONDS, state_of
+from mlx_ft.system.files import read_json, write_json
 from tests.report.synthetic import HOSTILE, TOKEN, metrics, write_lines, write_run, write_seeds
 
 HOLD = (
-    "import sys, time, pathlib; from mlx_ft.liveness import working\n"
+    "import sys, time, pathlib; from mlx_ft.runs.lock import working\n"
     "with working(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
 )
 

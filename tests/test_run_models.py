@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.errors import GateFailed, RunError
-from mlx_ft.run_models import (
+from mlx_ft.runs.folder import update_record
+from mlx_ft.runs.models import (
     column_folders,
     exported_model,
     read_run,
     require_finished,
     require_unchanged,
 )
-from mlx_ft.runs import read_json, update_record, write_json
+from mlx_ft.system.files import read_json, write_json
 
 
 def test_a_finished_run_gives_out_both_models(finished_run: Path) -> None:

@@ -16,26 +16,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft import runs
 from mlx_ft.errors import RunError
-from mlx_ft.runs import (
+from mlx_ft.runs import folder as runs_folder
+from mlx_ft.runs.folder import (
     MANIFEST,
     Manifest,
-    canonical_json,
     complete_stage,
-    hash_of,
-    read_json,
-    read_json_lines,
     read_manifest,
-    replacing,
-    require_free_bytes,
     run_folder,
     seal,
     taken_over,
     update_record,
     verify_files,
-    write_json,
     writing_stage,
+)
+from mlx_ft.system.files import (
+    canonical_json,
+    hash_of,
+    read_json,
+    read_json_lines,
+    replacing,
+    require_free_bytes,
+    write_json,
 )
 
 JSON = st.recursive(
@@ -79,7 +81,7 @@ DAMAGE = {
     "an empty manifest": lambda f: (f / MANIFEST).write_text(""),
     "a manifest that is no text": lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe"),
     "a manifest nested too deeply": lambda f: (f / MANIFEST).write_text("[" * 100_000),
-    "another schema": lambda f: change_manifest(f, schema=runs.SCHEMA + 1),
+    "another schema": lambda f: change_manifest(f, schema=runs_folder.SCHEMA + 1),
     "files as a list": lambda f: change_manifest(f, files=["rows.txt"]),
     "a file without facts": lambda f: change_manifest(f, files={"rows.txt": None}),
     "a file without size": lambda f: change_manifest(f, files={"rows.txt": {"sha256": "0"}}),
@@ -173,7 +175,7 @@ def test_a_stage_that_was_not_sealed_is_our_own_bug(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from mlx_ft.runs import seal, write_json, writing_stage
+from mlx_ft.runs.folder import seal, write_json, writing_stage
 run = Path(sys.argv[1])
 print("ready", flush=True)
 number = 0

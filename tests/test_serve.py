@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from mlx_ft import serve as module
-from mlx_ft.console import Console
 from mlx_ft.errors import RunError
 from mlx_ft.measuring import chat_turns
-from mlx_ft.run_models import read_run
+from mlx_ft.runs.models import read_run
 from mlx_ft.serve import base_url, curl_line, require_free_port, serve, server_command
+from mlx_ft.system.console import Console
 from tests.tiny import job_of
 
 QUESTION = "quick brown 1"

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft import sweep
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, GateFailed, RecipeError
-from mlx_ft.liveness import working
 from mlx_ft.pipeline import LAST
 from mlx_ft.recipe_loading import load_recipe, yaml_text
-from mlx_ft.report.summary import run_document
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.lock import working
+from mlx_ft.system.console import Console
 from tests.test_recipe_loading import MINIMAL
 from tests.tiny import job_of, write_place
 

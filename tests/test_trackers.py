@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.console import Console
 from mlx_ft.errors import InputError
 from mlx_ft.recipe_loading import load_recipe
-from mlx_ft.report.text import REDACTED, without_secrets
-from mlx_ft.runs import read_json, write_json
 from mlx_ft.stages import resolve
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import read_json, write_json
+from mlx_ft.text.safe import REDACTED, without_secrets
 from mlx_ft.tracker_processes import tracked
 from mlx_ft.trackers import KINDS, missing_packages, values_of
 from mlx_ft.tracking import read_memory
@@ -209,7 +209,7 @@ def test_a_whole_run_tells_its_trackers_and_outlives_one_that_fails(
 def test_a_tracker_ends_with_its_parent_however_that_ends(tmp_path: Path, told: Path) -> None:
     run = write_run(tmp_path / "runs")
     code = (
-        "import pathlib, sys, time\nfrom mlx_ft.console import Console\n"
+        "import pathlib, sys, time\nfrom mlx_ft.system.console import Console\n"
         "from mlx_ft.tracker_processes import tracked\n"
         "with tracked(pathlib.Path(sys.argv[1]), ['trackio'], None, Console()):\n"
         "    print('begun', flush=True)\n    time.sleep(60)"

@@ -19,8 +19,9 @@ from mlx_ft.errors import GateFailed, InputError, Interrupted
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe import DataRecipe, Recipe, SelectRecipe, TrainRecipe
-from mlx_ft.runs import read_json, read_json_lines, read_manifest
+from mlx_ft.runs.folder import read_manifest
 from mlx_ft.stages import Job
+from mlx_ft.system.files import read_json, read_json_lines
 from mlx_ft.train import supervisor
 from mlx_ft.training import seeds_info
 from tests.test_selection import write_suite

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.console import BARS, trend
 from mlx_ft.errors import RunError
-from mlx_ft.liveness import working
 from mlx_ft.report.live import picture
-from mlx_ft.runs import update_record
+from mlx_ft.runs.folder import update_record
+from mlx_ft.runs.lock import working
+from mlx_ft.text.sparklines import BARS, trend
 from mlx_ft.watching import watch
 from tests.report.synthetic import (
     HOSTILE,

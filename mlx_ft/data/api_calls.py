@@ -20,7 +20,7 @@ from typing import Any
 
 from mlx_ft.data.formats import Row
 from mlx_ft.data.tool_api import TYPES, Api, Function
-from mlx_ft.python_code import open_brackets, parse_python
+from mlx_ft.text.python_code import open_brackets, parse_python
 
 # Every fence is read, whatever its label: the end of one must not be taken for the start of
 # another.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_ft.data.formats import Row, texts_of
-from mlx_ft.data.sketch import word_runs, words_of
+from mlx_ft.text.near_duplicates import word_runs, words_of
 
 # Brown et al., arXiv 2005.14165, appendix C, call a test example dirty at 13 words in common.
 RUN_WORDS = 13

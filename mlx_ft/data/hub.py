@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.cache import cache_home
 from mlx_ft.data.files import without_nulls
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_data import HUB_PREFIX
-from mlx_ft.runs import hash_of, write_json
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.files import hash_of, write_json
 
 # Raised when the same dataset would be written differently; it is then fetched again.
 FETCH_VERSION = 1

@@ -17,7 +17,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from mlx_ft.data.formats import Row, calls_text, said, said_by_system, texts_of, thinks
-from mlx_ft.data.sketch import earlier_twins
+from mlx_ft.text.near_duplicates import earlier_twins
 
 Severity = Literal["warn", "fail"]
 LISTED_LINES = 20

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.chat import ChatRenderer
-from mlx_ft.console import sparkline
 from mlx_ft.data.api_calls import check_rows
 from mlx_ft.data.formats import FileRows, LeftOut
 from mlx_ft.data.lint import LISTED_LINES, hits_json, lint
@@ -24,7 +23,8 @@ from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.recipe import DataRecipe
-from mlx_ft.runs import write_json
+from mlx_ft.system.files import write_json
+from mlx_ft.text.sparklines import sparkline
 from mlx_ft.tokens import take_rows, write_split
 
 # (share done, from 0 to 1, what is being done)

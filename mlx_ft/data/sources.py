@@ -21,10 +21,10 @@ from mlx_ft.data.lint import without_hits
 from mlx_ft.data.problems import Problem
 from mlx_ft.data.replay import prompts_sha256
 from mlx_ft.data.row_keys import RowKeys
-from mlx_ft.data.sketch import earlier_twins
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe import DataRecipe
-from mlx_ft.runs import file_sha256
+from mlx_ft.system.files import file_sha256
+from mlx_ft.text.near_duplicates import earlier_twins
 
 SPLITS = ("train", "valid")
 # Raise the number whenever the same rows would be written differently: older runs are then redone.

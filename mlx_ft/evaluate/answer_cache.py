@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.runs import hash_of
+from mlx_ft.system.files import hash_of
 
 # Raised when the same model would answer the same prompt otherwise.
 ANSWER_VERSION = 1

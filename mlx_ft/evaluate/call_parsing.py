@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.python_code import open_brackets, parse_python
+from mlx_ft.text.python_code import open_brackets, parse_python
 
 MAX_CODE_CHARACTERS = 8_192
 MAX_OPEN_BRACKETS = 24

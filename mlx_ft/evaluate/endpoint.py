@@ -24,7 +24,7 @@ from typing import Any
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
 from mlx_ft.evaluate.signs import THINKING_TAGS
-from mlx_ft.runs import hash_of
+from mlx_ft.system.files import hash_of
 
 TIMEOUT_SECONDS = 600.0
 # Waits before the further attempts: half a minute in all.

@@ -27,7 +27,7 @@ from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
-from mlx_ft.runs import hash_of, write_json
+from mlx_ft.system.files import hash_of, write_json
 
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.

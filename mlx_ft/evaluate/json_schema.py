@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlx_ft.evaluate.safe_regex import TooSlow, pattern_fault, search
+from mlx_ft.text.timed_regex import TooSlow, pattern_fault, search
 
 MAX_DEPTH = 20
 MAX_FAULTS = 20

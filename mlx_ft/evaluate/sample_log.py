@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlx_ft.runs import replacing
+from mlx_ft.system.files import replacing
 
 Row = dict[str, Any]
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.evaluate.scorers_calls import ToolCall, WrappedCall
 from mlx_ft.evaluate.scorers_json import Json
 from mlx_ft.evaluate.scorers_rules import Instructions
@@ -28,6 +27,7 @@ from mlx_ft.evaluate.scorers_text import (
 )
 from mlx_ft.evaluate.scoring import MAX_TEXT_CHARACTERS, Given, Score, wrong
 from mlx_ft.evaluate.signs import THINKING_TAGS
+from mlx_ft.text.repetition import degenerate_reason
 
 NOTHING_MORE = Given()
 

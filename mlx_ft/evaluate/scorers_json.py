@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from mlx_ft.evaluate.json_schema import same_json, violations
 from mlx_ft.evaluate.scoring import Given, Score, right, wrong
-from mlx_ft.python_code import open_brackets
+from mlx_ft.text.python_code import open_brackets
 
 MAX_OPEN_BRACKETS = 64
 MAX_STARTS = 48

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mlx_ft.evaluate.language import language_of
 from mlx_ft.evaluate.scorers_text import has_word, plain
 from mlx_ft.evaluate.scoring import Given, Score, right, wrong
-from mlx_ft.python_code import open_brackets
+from mlx_ft.text.language import language_of
+from mlx_ft.text.python_code import open_brackets
 
 MAX_OPEN_BRACKETS = 64
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=\s|$|[\"')\]])")

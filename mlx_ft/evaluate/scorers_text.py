@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mlx_ft.evaluate.safe_regex import TooSlow, search
 from mlx_ft.evaluate.scoring import Given, Score, right, wrong
+from mlx_ft.text.timed_regex import TooSlow, search
 
 # Before a number no letter, digit or point; thousands in groups of three after a comma.
 _NUMBER = re.compile(

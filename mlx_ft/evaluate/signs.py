@@ -1,7 +1,7 @@
 """Signs that something is wrong with an answer, whatever was asked and however it is scored.
 
 Does: name them (`SIGNS`) and find them in one answer. Each errs towards silence. Does not: score,
-or say which of them a suite minds. The loop rules are those of `mlx_ft.degenerate`.
+or say which of them a suite minds. The loop rules are those of `mlx_ft.text.repetition`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mlx_ft.degenerate import degenerate_reason
-from mlx_ft.evaluate.language import NAMED_LANGUAGE, language_of
+from mlx_ft.text.language import NAMED_LANGUAGE, language_of
+from mlx_ft.text.repetition import degenerate_reason
 
 THINKING_TAGS = ("<think>", "</think>")
 SIGNS = ("empty", "loop", "cut", "leaked_token", "open_thinking", "wrong_language")

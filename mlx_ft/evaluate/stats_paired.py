@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, permutation_test
 
 from mlx_ft.evaluate.stats import CONFIDENCE
-from mlx_ft.runs import hash_of
+from mlx_ft.system.files import hash_of
 
 RESAMPLES = 10_000
 SEED = 20_250_101

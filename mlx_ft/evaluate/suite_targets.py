@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from mlx_ft.evaluate.language import LANGUAGES
-from mlx_ft.evaluate.safe_regex import pattern_fault
 from mlx_ft.evaluate.suite_keys import Filled
 from mlx_ft.recipe_values import Section
+from mlx_ft.text.language import LANGUAGES
+from mlx_ft.text.timed_regex import pattern_fault
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Constant = str | bool | int | float

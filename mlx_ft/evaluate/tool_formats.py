@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.evaluate.call_parsing import json_values, named_calls
-from mlx_ft.python_code import open_brackets
+from mlx_ft.text.python_code import open_brackets
 
 PACKAGE = "_mlx_lm_tool_parsers"
 AUTO, JSON = "auto", "json"

@@ -21,7 +21,7 @@ from mlx_ft.errors import Fault, GateFailed, ModelError
 from mlx_ft.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
 from mlx_ft.gguf_support import GgufKind, ModelShape, model_shape
 from mlx_ft.models import read_config
-from mlx_ft.runs import replacing
+from mlx_ft.system.files import replacing
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_ft.console import Console
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.calibration import Layers
 from mlx_ft.export.folders import begin_folder
@@ -30,6 +29,7 @@ from mlx_ft.export.writing import (
     write_weights,
 )
 from mlx_ft.recipe import ExportRecipe
+from mlx_ft.system.console import Console
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Survival:
 
 
 def survival_json(found: Survival, recipe: ExportRecipe, dtype: str) -> dict[str, Any]:
-    """Return what survival.json holds; its keys are documented in `report/summary.py`."""
+    """Return what survival.json holds; its keys are documented in `runs/document.py`."""
     return {
         "schema": SCHEMA,
         "bits": found.bits.usual,

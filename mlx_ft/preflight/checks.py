@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mlx_ft.gguf_support import gguf_fault
-from mlx_ft.hardware import format_bytes
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted, passes
 from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
 from mlx_ft.preflight.forecast import (
@@ -39,6 +38,7 @@ from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
 from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.text.quantities import format_bytes
 
 # A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of
 # an 8B model, with 568 rows, is about six times this.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_ft.report import quantities as q
-from mlx_ft.report.samples import written
 from mlx_ft.report.tables import Cell, Row, Table, table
-from mlx_ft.report.text import one_line
+from mlx_ft.text import quantities as q
+from mlx_ft.text.quantities import written
+from mlx_ft.text.safe import one_line
 
 PASSED, FAILED, WARNED, NOT_DONE = "pass", "fail", "look", "not done"
 TONES = {PASSED: "ok", FAILED: "fail", WARNED: "warn", NOT_DONE: "warn"}

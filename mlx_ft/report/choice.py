@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_ft.report import quantities as q
 from mlx_ft.report.tables import Cell, Table, table
-from mlx_ft.report.text import one_line
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import one_line
 
 
 def selected_by(document: Mapping[str, Any]) -> str | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_ft.report import quantities as q
 from mlx_ft.report.evidence import TONES, said
 from mlx_ft.report.survival import kept_text, way_name, ways_of
 from mlx_ft.report.tables import Cell, Row, Table, setting_text, table
-from mlx_ft.report.text import one_line
-from mlx_ft.report.verdict import ordered_columns
+from mlx_ft.runs.document import ordered_columns
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import one_line
 
 # What a reader wants to see first of what differs, beside the losses.
 TELLING = (

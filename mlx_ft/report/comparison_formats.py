@@ -14,13 +14,13 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mlx_ft.report import quantities as q
 from mlx_ft.report.comparison import comparison_tables, notes
 from mlx_ft.report.html import environment
-from mlx_ft.report.summary import document_json
 from mlx_ft.report.tables import Cell, Table, setting_text
 from mlx_ft.report.terminal import PLAIN
-from mlx_ft.report.text import clean, one_line
+from mlx_ft.runs.document import document_json
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import clean, one_line
 
 # What Markdown would read as something else than the letter it is.
 MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~$&!])")

@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mlx_ft.report.quantities import compact, is_number
-from mlx_ft.report.text import one_line
-from mlx_ft.report.verdict import is_report, ordered_columns
+from mlx_ft.runs.document import is_report, ordered_columns
+from mlx_ft.text.quantities import compact, is_number
+from mlx_ft.text.safe import one_line
 
 WIDTH = 420  # px at full size; the page may show a chart smaller
 POINTS_AN_INCH = 72

@@ -11,10 +11,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mlx_ft.report import quantities as q
 from mlx_ft.report.tables import Cell, Row, Table, table
-from mlx_ft.report.text import one_line
-from mlx_ft.report.verdict import ordered_columns
+from mlx_ft.runs.document import ordered_columns
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import one_line
 
 SIGNS = {
     "any": "degenerate in any way",

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_ft.report import quantities as q
-from mlx_ft.report.samples import Answer, Sample, SuiteSamples, written
+from mlx_ft.report.samples import Answer, Sample, SuiteSamples
 from mlx_ft.report.tables import Cell, Row, Table, table
-from mlx_ft.report.text import one_line
+from mlx_ft.text import quantities as q
+from mlx_ft.text.quantities import written
+from mlx_ft.text.safe import one_line
 
 RIGHT, PARTLY = "right", "partly right"
 SHOWN_LINES = 8

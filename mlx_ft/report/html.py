@@ -16,16 +16,17 @@ from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.report import choice, curves, evidence, survival, tables
-from mlx_ft.report import quantities as q
 from mlx_ft.report.checklist import checklist_table
 from mlx_ft.report.differences import marked
 from mlx_ft.report.failures import confusion_table, lint_table
-from mlx_ft.report.reading import ArtifactReader
-from mlx_ft.report.samples import conversation, read_suite_samples, written
-from mlx_ft.report.summary import read_document
-from mlx_ft.report.text import clean, excerpt
+from mlx_ft.report.samples import conversation, read_suite_samples
 from mlx_ft.report.verdict import absence, expectations, verdict
-from mlx_ft.runs import replacing
+from mlx_ft.runs.document import read_document
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.system.files import replacing
+from mlx_ft.text import quantities as q
+from mlx_ft.text.quantities import written
+from mlx_ft.text.safe import clean, excerpt
 
 REPORT = "report.html"
 TEXT_LIMIT = 1500  # characters of one output that are shown

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_ft.console import trend
-from mlx_ft.report import quantities as q
-from mlx_ft.report.text import one_line
-from mlx_ft.report.verdict import is_report
+from mlx_ft.runs.document import is_report
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import one_line
+from mlx_ft.text.sparklines import trend
 
 
 def rate_text(value: Any) -> str:

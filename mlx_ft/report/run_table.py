@@ -9,9 +9,9 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mlx_ft.report import quantities as q
 from mlx_ft.report.terminal import PLAIN
-from mlx_ft.report.text import clean, one_line
+from mlx_ft.text import quantities as q
+from mlx_ft.text.safe import clean, one_line
 
 SCHEMA = 1
 # States whose words say more than their name.

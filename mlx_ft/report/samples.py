@@ -6,14 +6,13 @@ what a reader should see first. Does not: score.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.report.quantities import is_number
-from mlx_ft.report.reading import ArtifactReader
-from mlx_ft.report.verdict import ordered_columns
+from mlx_ft.runs.document import ordered_columns
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.text.quantities import is_number, written
 
 SHOWN = 12
 PASSED = 1.0
@@ -157,10 +156,3 @@ def conversation(messages: Any) -> tuple[tuple[str, str], ...]:
         else ("", written(message))
         for message in messages
     )
-
-
-def written(value: Any) -> str:
-    """Return a text as it is, nothing for None, and any other JSON value as compact JSON."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_ft.report import quantities as q
-from mlx_ft.report.samples import written
 from mlx_ft.report.tables import Cell, Row, Table, table
+from mlx_ft.text import quantities as q
+from mlx_ft.text.quantities import written
 
 # The ways by their names in survival.json, in the order in which they are shown.
 WAYS = ("fused", "quantized", "round-4", "round-5", "round-6", "round-8")

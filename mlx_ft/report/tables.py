@@ -14,9 +14,9 @@ from typing import Any
 
 from mlx_ft.mlx_lm_keys import MLX_LM_DEFAULT
 from mlx_ft.recipe_loading import DEFAULT, DERIVED, SET
-from mlx_ft.report import quantities as q
-from mlx_ft.report.samples import written
-from mlx_ft.report.verdict import is_report, ordered_columns
+from mlx_ft.runs.document import is_report, ordered_columns
+from mlx_ft.text import quantities as q
+from mlx_ft.text.quantities import written
 
 ASSUMED = (DEFAULT, DERIVED, MLX_LM_DEFAULT)
 TONES = {"ok": "ok", "warn": "warn", "fail": "fail", True: "ok", False: "fail"}

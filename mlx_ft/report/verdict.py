@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.recipe import COLUMNS
-from mlx_ft.report.quantities import loss, plural, score
-from mlx_ft.report.text import one_line
+from mlx_ft.runs.document import is_report, ordered_columns
+from mlx_ft.text.quantities import loss, plural, score
+from mlx_ft.text.safe import one_line
 
 TITLES = {
     "done": ("Done", "ok"),
@@ -68,12 +68,6 @@ def absence(document: Mapping[str, Any], what: str) -> str:
     return f"No {what}: {ABSENCE.get(str(document['status']), 'not in this folder')}."
 
 
-def ordered_columns(columns: Mapping[str, Any]) -> list[str]:
-    """Return the names of measured columns, the known ones first and in their order."""
-    known = [name for name in COLUMNS if name in columns]
-    return known + sorted(set(columns) - set(known))
-
-
 def score_changes(document: Mapping[str, Any]) -> str:
     """Return "suite first -> last" for every suite, or "" when nothing was measured."""
     sentences: dict[str, list[str]] = {}
@@ -104,11 +98,6 @@ def progress(document: Mapping[str, Any]) -> str:
         f"{last.get('iteration')} of {last.get('iterations')}, loss {loss(last.get('loss'))}"
     )
     return f"{done}; {reached}" if seed else reached
-
-
-def is_report(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line of the metrics reports training (and not validation)."""
-    return line.get("kind") == "train"
 
 
 def next_step(document: Mapping[str, Any], folder: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlx_ft.runs import read_manifest
+from mlx_ft.runs.folder import read_manifest
 
 CHECKPOINTS = "checkpoints"
 

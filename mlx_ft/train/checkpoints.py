@@ -16,7 +16,8 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_ft.runs import flush_to_disk, read_json, seal, write_json
+from mlx_ft.runs.folder import seal
+from mlx_ft.system.files import flush_to_disk, read_json, write_json
 from mlx_ft.train.adapters import (
     ADAPTER_FILE,
     load_adapter_weights,

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from mlx_ft.console import Console
 from mlx_ft.errors import MlxFtError
-from mlx_ft.runs import disk_errors_explained, write_json
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import disk_errors_explained, write_json
 from mlx_ft.train.handover import (
     LOCK_FILE,
     RESULT_FILE,

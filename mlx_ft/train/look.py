@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.degenerate import degenerate_reason
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.inference import LoadedModel, generate
+from mlx_ft.text.repetition import degenerate_reason
 from mlx_ft.train.prompts import Prompt
 
 MAX_TOKENS = 64

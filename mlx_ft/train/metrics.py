@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from mlx_ft.runs import flush_to_disk, read_json_lines, replacing
+from mlx_ft.system.files import flush_to_disk, read_json_lines, replacing
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
-from mlx_ft.runs import hash_of
+from mlx_ft.system.files import hash_of
 from mlx_ft.tokens import TokenizedSplit, group_rows, pad_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.losses import Batch

@@ -20,7 +20,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlx_ft.runs import flush_to_disk, read_manifest, seal, verify_files
+from mlx_ft.runs.folder import read_manifest, seal, verify_files
+from mlx_ft.system.files import flush_to_disk
 
 STATES_FILE = "states.bin"
 # Kept for later runs, all together; the file of the run itself comes on top.

@@ -15,7 +15,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.runs import verify_files
+from mlx_ft.runs.folder import verify_files
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.batches import MiniBatch, total_updates
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints

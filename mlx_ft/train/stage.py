@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
-from mlx_ft.hardware import format_bytes, format_seconds
 from mlx_ft.inference import release
-from mlx_ft.interrupts import deferred
 from mlx_ft.recipe import TrainRecipe
-from mlx_ft.runs import seal, writing_stage
+from mlx_ft.runs.folder import seal, writing_stage
+from mlx_ft.system.console import Console
+from mlx_ft.system.signals import deferred
+from mlx_ft.text.quantities import format_bytes, format_seconds
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
 from mlx_ft.train.batches import total_updates
 from mlx_ft.train.choosing import whole_model

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.console import Console, printable
 from mlx_ft.errors import Fault, Interrupted, RunError
-from mlx_ft.runs import read_json
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import read_json
+from mlx_ft.text.safe import printable
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.child import SEGMENT_OVER
 from mlx_ft.train.handover import (

@@ -25,8 +25,8 @@ import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
 from tests.bench.shapes import LLAMA_3B, write_random_quantized
 
 if TYPE_CHECKING:
-    from mlx_ft.console import Console
     from mlx_ft.export.stage import ExportJob
+    from mlx_ft.system.console import Console
 
 PARAMETERS = 3_213_000_000
 ADAPTED_LAYERS, RANK, SCALE = 12, 8, 8.0
@@ -67,9 +67,9 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
     """Export in this process; return its seconds and peaks."""
     import numpy as np
 
-    from mlx_ft.console import Console
     from mlx_ft.export import stage
     from mlx_ft.exporting import CALIBRATION_TOKENS
+    from mlx_ft.system.console import Console
     from tests.export.jobs import export_job
 
     generator = np.random.default_rng(0)

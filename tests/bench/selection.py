@@ -20,18 +20,18 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mlx_ft.cache import cache_home
 from mlx_ft.columns import loaded_column
-from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
 from mlx_ft.evaluate.harness import evaluate_column
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Suite, load_suite
 from mlx_ft.pipeline import open_run, run_pipeline
 from mlx_ft.recipe_loading import load_recipe
-from mlx_ft.runs import read_json_lines
 from mlx_ft.selection import chooser
 from mlx_ft.stages import Job
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import read_json_lines
 
 RECIPE = Path("recipes/quickstart.yaml")
 UNSEEN = Path("evals/code_mode_wild.yaml")

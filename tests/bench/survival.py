@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.columns import ModelPlace, local_column
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.harness import evaluate_column
 from mlx_ft.evaluate.suites import Suite
@@ -24,9 +23,11 @@ from mlx_ft.exporting import export_job
 from mlx_ft.measuring import suite_progress
 from mlx_ft.recipe import Q_BITS
 from mlx_ft.recipe_loading import load_recipe
-from mlx_ft.report.quantities import interval, score
-from mlx_ft.runs import complete_stage, hash_of, read_json, write_json
+from mlx_ft.runs.folder import complete_stage
 from mlx_ft.stages import Job, resolve
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import hash_of, read_json, write_json
+from mlx_ft.text.quantities import interval, score
 
 
 @dataclass(frozen=True)

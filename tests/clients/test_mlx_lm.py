@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.runs import read_json_lines
+from mlx_ft.system.files import read_json_lines
 
 pytestmark = pytest.mark.clients
 

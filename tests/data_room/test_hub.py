@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.cache import cache_home
 from mlx_ft.data import data_inputs
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError
 from mlx_ft.recipe import DataRecipe
 from mlx_ft.recipe_data import HubRows
+from mlx_ft.system.cache import cache_home
 from tests.data_room.rows import TOOL_ROW, chat
 
 pytest.importorskip("datasets")

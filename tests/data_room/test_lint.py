@@ -18,8 +18,8 @@ from mlx_ft.data.lint import (
     hits_json,
     lint,
 )
-from mlx_ft.data.sketch import bands_of, shingles_of, similarity
 from mlx_ft.recipe_data import LintRule
+from mlx_ft.text.near_duplicates import bands_of, shingles_of, similarity
 from tests.data_room.rows import answer_of, good, row, sentence
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "data" / "code_mode"

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from mlx_ft.data import sketch
-from mlx_ft.data.sketch import MOST_COMPARED, earlier_twins
+from mlx_ft.text import near_duplicates
+from mlx_ft.text.near_duplicates import MOST_COMPARED, earlier_twins
 
 TEMPLATE = [f"shared{number}" for number in range(120)]
 
@@ -20,18 +20,18 @@ def test_rows_of_one_template_are_compared_with_few_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pairs: list[int] = []
-    monkeypatch.setattr(sketch, "similarity", lambda one, other: pairs.append(1) or 0.0)
+    monkeypatch.setattr(near_duplicates, "similarity", lambda one, other: pairs.append(1) or 0.0)
     texts = [templated(seed) for seed in range(600)]
     earlier_twins(texts, [""] * len(texts))
     assert 0 < len(pairs) <= MOST_COMPARED * len(texts)
 
 
-@pytest.mark.parametrize("filed", [8, sketch.MOST_FILED])
+@pytest.mark.parametrize("filed", [8, near_duplicates.MOST_FILED])
 def test_twins_among_rows_of_one_template_are_found(
     filed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few texts a band is looked up among: the words of their own are in other bands."""
-    monkeypatch.setattr(sketch, "MOST_FILED", filed)
+    monkeypatch.setattr(near_duplicates, "MOST_FILED", filed)
     texts = [templated(seed) for seed in range(500)]
     twins = earlier_twins([*texts, *(f"{text} boat moon" for text in texts)], [""] * 1000)
     assert twins[:500] == [None] * 500

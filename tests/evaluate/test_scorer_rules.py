@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.evaluate.json_schema import schema_faults, violations
-from mlx_ft.evaluate.language import language_of
-from mlx_ft.evaluate.safe_regex import TooSlow, search
 from mlx_ft.evaluate.scorers import AllOf, AnyOf, Scorer, ideal_answer, reference_of, score
 from mlx_ft.evaluate.scorers_calls import ToolCall
 from mlx_ft.evaluate.scorers_json import Json
@@ -31,6 +29,8 @@ from mlx_ft.evaluate.suite_scorers import SCORERS
 from mlx_ft.evaluate.suite_targets import Rules
 from mlx_ft.evaluate.suites import Suite, load_suites
 from mlx_ft.evaluate.tool_formats import tool_formats
+from mlx_ft.text.language import language_of
+from mlx_ft.text.timed_regex import TooSlow, search
 
 SUITES = load_suites(sorted((Path(__file__).resolve().parents[2] / "evals").rglob("*.yaml")))
 TOOLS = [

@@ -15,7 +15,6 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
 from mlx_ft import export_card
-from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed, ModelError, RunError
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.compare import differences, prompt_logits
@@ -31,6 +30,7 @@ from mlx_ft.export.verify import (
 from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.recipe import EvalRecipe, ExportRecipe
 from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.system.console import Console
 from tests.export.jobs import PROMPTS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_ft.runs import read_manifest
+from mlx_ft.runs.folder import read_manifest
 from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import base_of
 
@@ -21,10 +21,10 @@ import sys
 from pathlib import Path
 
 import mlx_ft
-from mlx_ft.console import Console
+from mlx_ft.system.console import Console
 from mlx_ft.export.stage import export_model
-from mlx_ft.runs import seal, writing_stage
-from mlx_ft.runs import read_manifest
+from mlx_ft.runs.folder import seal, writing_stage
+from mlx_ft.runs.folder import read_manifest
 from tests.export.test_kinds import job_of
 
 run, base, adapter = (Path(name) for name in sys.argv[1:4])

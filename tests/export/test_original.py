@@ -7,10 +7,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_ft.console import Console
 from mlx_ft.errors import ModelError
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.export.stage import export_model
+from mlx_ft.system.console import Console
 from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import base_of, job_of, plainly_fused
 from tests.tiny import TINY_CONFIGS, write_random_weights

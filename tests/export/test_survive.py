@@ -15,7 +15,6 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from mlx_ft.console import Console
 from mlx_ft.errors import GateFailed
 from mlx_ft.export.bits import Bits, described_quantization
 from mlx_ft.export.stage import ExportJob, export_model
@@ -31,7 +30,8 @@ from mlx_ft.export.survive import (
 from mlx_ft.export.verify import layer_bits
 from mlx_ft.inference import load_weights
 from mlx_ft.recipe import ExportRecipe
-from mlx_ft.runs import read_json
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import read_json
 from tests.export.jobs import export_job, trained_adapter
 from tests.tiny import write_tiny_model
 

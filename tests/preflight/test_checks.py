@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from mlx_ft.errors import RecipeError
-from mlx_ft.hardware import Machine
 from mlx_ft.preflight import (
     CHECKS,
     Finding,
@@ -27,6 +26,7 @@ from mlx_ft.preflight.forecast import (
 )
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe import ExportRecipe, Recipe, TrainRecipe
+from mlx_ft.system.hardware import Machine
 
 SMOLLM2_135M = {
     "model_type": "llama",

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.runs import read_manifest, seal, write_json
+from mlx_ft.runs.folder import read_manifest, seal
+from mlx_ft.system.files import write_json
 
 from .synthetic import write_run
 
@@ -55,7 +56,7 @@ def reseal(stage: Path, **info: Any) -> None:
 
 
 def read_loose(stage: Path) -> Any:
-    from mlx_ft.runs import Manifest
+    from mlx_ft.runs.folder import Manifest
 
     value = json.loads((stage / "manifest.json").read_text())
     return Manifest(value["stage"], value["inputs"], value["files"], value["info"])

@@ -13,7 +13,8 @@ from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.gate_terms import Gate
 from mlx_ft.recipe import Q_BITS
-from mlx_ft.runs import seal, write_json
+from mlx_ft.runs.folder import seal
+from mlx_ft.system.files import write_json
 
 CATEGORIES = ("check", "navigate", "read", "refactor", "search", "multi_step")
 COLUMNS = ("base", "adapter", "fused", "quantized")

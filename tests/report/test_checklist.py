@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_ft.report.checklist import FAILED, NOT_DONE, PASSED, TONES, WARNED, checklist_table
-from mlx_ft.report.summary import run_document
+from mlx_ft.runs.document import run_document
 
 MakeRun = Callable[..., Path]
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.report import curves
-from mlx_ft.report.summary import run_document
-from mlx_ft.report.text import clean
+from mlx_ft.runs.document import run_document
+from mlx_ft.text.safe import clean
 
 from .synthetic import HOSTILE, metrics
 

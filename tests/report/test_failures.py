@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_ft.report.failures import confusion_table, lint_table
-from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import SuiteSamples, read_suite_samples
+from mlx_ft.runs.reader import ArtifactReader
 
 
 def suites(run: Path) -> dict[str, SuiteSamples]:

@@ -16,8 +16,8 @@ import pytest
 
 from mlx_ft.errors import RunError
 from mlx_ft.report.html import report_html, write_report
-from mlx_ft.report.text import clean
-from mlx_ft.runs import update_record
+from mlx_ft.runs.folder import update_record
+from mlx_ft.text.safe import clean
 
 from .synthetic import COLUMNS, HOSTILE, TOKEN, write_mismatch
 

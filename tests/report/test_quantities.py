@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.report import quantities as q
+from mlx_ft.text import quantities as q
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_ft.report.reading import ArtifactReader
 from mlx_ft.report.samples import SHOWN, read_suite_samples
+from mlx_ft.runs.reader import ArtifactReader
 
 from .synthetic import CATEGORIES, COLUMNS, write_lines
 

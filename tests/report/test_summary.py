@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mlx_ft.errors import RunError
-from mlx_ft.report.summary import SCHEMA_KEYS, document_json, run_document
 from mlx_ft.report.verdict import verdict
+from mlx_ft.runs.document import SCHEMA_KEYS, document_json, run_document
 
 from .synthetic import HOSTILE, TOKEN, metrics, write_seeds
 

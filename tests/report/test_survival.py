@@ -9,9 +9,9 @@ import pytest
 
 from mlx_ft.report import curves, survival
 from mlx_ft.report.html import report_html
-from mlx_ft.report.summary import run_document
 from mlx_ft.report.terminal import result_lines
-from mlx_ft.runs import read_json, write_json
+from mlx_ft.runs.document import run_document
+from mlx_ft.system.files import read_json, write_json
 
 from .synthetic import survival as audit
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.report.summary import run_document
 from mlx_ft.report.terminal import result_lines
-from mlx_ft.runs import update_record
+from mlx_ft.runs.document import run_document
+from mlx_ft.runs.folder import update_record
 
 from .synthetic import HOSTILE, TOKEN, write_mismatch
 

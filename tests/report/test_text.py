@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.report.text import REDACTED, clean, excerpt, one_line, without_credentials
+from mlx_ft.text.safe import REDACTED, clean, excerpt, one_line, without_credentials
 
 from .synthetic import HOSTILE, TOKEN
 

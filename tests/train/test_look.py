@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import GateFailed
 from mlx_ft.inference import LoadedModel, load_model
-from mlx_ft.runs import read_json_lines
+from mlx_ft.system.files import read_json_lines
 from mlx_ft.train.look import (
     MAX_TOKENS,
     LookSample,

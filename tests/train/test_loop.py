@@ -12,7 +12,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
-from mlx_ft.runs import read_json, read_json_lines, seal, write_json
+from mlx_ft.runs.folder import seal
+from mlx_ft.system.files import read_json, read_json_lines, write_json
 from mlx_ft.train import metrics as metrics_room
 from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_folder import complete_checkpoints

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.console import Console
 from mlx_ft.recipe import LoraParameters
-from mlx_ft.runs import read_manifest
+from mlx_ft.runs.folder import read_manifest
+from mlx_ft.system.console import Console
 from mlx_ft.train import choosing, ground
 from mlx_ft.train.handover import TrainStage, seed_folder
 from mlx_ft.train.prompts import Prompt

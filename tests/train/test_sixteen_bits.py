@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_ft.console import Console
 from mlx_ft.inference import load_weights
 from mlx_ft.recipe import TrainRecipe
+from mlx_ft.system.console import Console
 from mlx_ft.train.adapters import ADAPTER_FILE
 from mlx_ft.train.forward import PlainForward
 from mlx_ft.train.handover import TrainStage

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from mlx_ft.console import Console
 from mlx_ft.errors import Fault, GateFailed, Interrupted, ModelError, RunError
 from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
-from mlx_ft.runs import read_json_lines
+from mlx_ft.system.console import Console
+from mlx_ft.system.files import read_json_lines
 from mlx_ft.tokens import write_split
 from mlx_ft.train import supervisor
 from mlx_ft.train.handover import (
@@ -203,9 +203,9 @@ def test_segments_have_the_bits_of_one_process(
 SUPERVISE = """
 import sys
 from pathlib import Path
-from mlx_ft.console import Console
+from mlx_ft.system.console import Console
 from mlx_ft.errors import MlxFtError
-from mlx_ft.interrupts import interruptible
+from mlx_ft.system.signals import interruptible
 from mlx_ft.train.handover import read_stage
 from mlx_ft.train.supervisor import supervise
 place = Path(sys.argv[1])

@@ -8,10 +8,6 @@ Does not: know what is inside a stage, or what the stages are.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -20,19 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.system.files import file_sha256, flush_to_disk, read_json, write_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
-# What a full, read-only or forbidden disk says.
-DISK_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-)
 
 
 @dataclass(frozen=True)
@@ -47,79 +34,6 @@ class Manifest:
     inputs: str
     files: Mapping[str, Mapping[str, Any]]
     info: Mapping[str, Any]
-
-
-def canonical_json(value: Any) -> str:
-    """Return one text for equal values, so that it can be hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def hash_of(value: Any) -> str:
-    """Return the sha256 of a JSON value, as 64 hex digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def flush_to_disk(path: Path) -> None:
-    """Make a file's or folder's content survive a power cut, as far as the system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a file to write; it is flushed and becomes `path`, unless something is
-    raised, then it goes. A reader of `path` sees the old or the new file whole.
-
-    `partial` is that name where the next attempt should write over what a killed one left.
-    """
-    fresh = partial or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield fresh
-        flush_to_disk(fresh)
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, so that a reader sees the old or the new file whole."""
-    with replacing(path) as fresh, fresh.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
-        stream.write("\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`; OSError and ValueError are the caller's."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSONL file; a torn last line (a crash) is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    # Only a newline ends a line: a text may hold U+2028, where str.splitlines would cut. Bytes,
-    # because a torn line may end inside a character.
-    for line in path.read_bytes().split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
 
 
 def seal(folder: Path, stage: str, inputs: str, info: Mapping[str, Any]) -> Manifest:
@@ -261,19 +175,6 @@ def run_folder(runs_root: Path, recipe_name: str, identity: str) -> Path:
     return folder
 
 
-def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Raise RunError unless the disk under `folder` has `needed_bytes` free."""
-    free_bytes = shutil.disk_usage(folder).free
-    if free_bytes < needed_bytes:
-        raise RunError(
-            Fault(
-                str(folder),
-                f"{purpose} needs {needed_bytes / 1e9:.2f} GB, {free_bytes / 1e9:.2f} GB are free",
-                "free some space or choose --runs FOLDER on another disk",
-            )
-        )
-
-
 def update_record(run: Path, **changes: Any) -> dict[str, Any]:
     """Merge `changes` into `run.json` and return it; `stages` is merged one level deeper."""
     path = run / "run.json"
@@ -285,24 +186,3 @@ def update_record(run: Path, **changes: Any) -> dict[str, Any]:
     record.update(changes, stages=stages, updated=time.time())
     write_json(path, record)
     return dict(record)
-
-
-@contextlib.contextmanager
-def disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a message; every other error passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        raise _disk_error(folder, error.strerror or str(error)) from error
-    except RuntimeError as error:
-        # MLX's writer has no type of its own for a full disk.
-        if "[write]" not in str(error) and "Failed to open" not in str(error):
-            raise
-        raise _disk_error(folder, str(error)) from error
-
-
-def _disk_error(folder: Path, reason: str) -> RunError:
-    fix = "free some space or choose --runs FOLDER; what was finished is kept"
-    return RunError(Fault(str(folder), f"cannot be written ({reason})", fix))

@@ -1,30 +1,26 @@
-"""The runs in a folder, and what each is doing now: running, dead, interrupted, finished, failed.
-
-Does: find run folders, tell a running one from one whose process is gone, add up scores and disk.
-Does not: change anything, or judge how good a run is.
-"""
+"""Tell whether a run is running, dead, interrupted, finished or failed."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from mlx_ft.errors import Fault, RunError
-from mlx_ft.hardware import format_seconds
-from mlx_ft.liveness import worked_on
-from mlx_ft.report.reading import ArtifactReader, metrics_place
-from mlx_ft.report.summary import read_document
-from mlx_ft.report.text import one_line
-from mlx_ft.report.verdict import is_report, ordered_columns
-from mlx_ft.run_states import State
-from mlx_ft.runs import MANIFEST, read_json
+from mlx_ft.runs.document import is_report
+from mlx_ft.runs.folder import MANIFEST
+from mlx_ft.runs.lock import worked_on
+from mlx_ft.runs.metrics import metrics_place
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.system.files import read_json
+from mlx_ft.text.quantities import format_seconds
+from mlx_ft.text.safe import one_line
 
-SCHEMA = 1
+State = Literal[
+    "running", "dead", "interrupted", "stopped", "finished", "gate_failed", "failed", "unknown"
+]
+STATES: tuple[State, ...] = get_args(State)
 # Without a lock to ask: silence after which a run that says it is running is taken for dead.
 SILENT_SECONDS = 1800.0
 RECORDED: Mapping[str, State] = {
@@ -55,25 +51,12 @@ class RunState:
     seconds_left: float | None = None
 
 
-def run_folders(root: Path) -> list[Path]:
-    """Return the run folders in `root`, the newest first; RunError when there is no such folder."""
-    if not root.is_dir():
-        raise RunError(Fault(str(root), "no such folder", "name the folder with --runs FOLDER"))
-    found = [path for path in root.iterdir() if path.is_dir() and is_run(path)]
-    return sorted(found, key=lambda path: (-_created(path), path.name))
-
-
 def is_run(folder: Path) -> bool:
     """Return whether a folder is a run's: it has a record or a resolved recipe."""
     return any((folder / name).is_file() for name in ("run.json", "recipe.json"))
 
 
-def _created(run: Path) -> float:
-    created = _record(run).get("created")
-    return float(created) if isinstance(created, (int, float)) else 0.0
-
-
-def _record(run: Path) -> Mapping[str, Any]:
+def record_of(run: Path) -> Mapping[str, Any]:
     try:
         record = read_json(run / "run.json")
     except (OSError, ValueError, RecursionError):
@@ -83,7 +66,7 @@ def _record(run: Path) -> Mapping[str, Any]:
 
 def state_of(run: Path, now: float | None = None) -> RunState:
     """Return what a run is doing at `now` (seconds since 1970; the present when left out)."""
-    record = _record(run)
+    record = record_of(run)
     status, reason = str(record.get("status")), record.get("exit_reason")
     if status != "running":
         name = RECORDED.get(status, "unknown")
@@ -134,7 +117,7 @@ def unfinished_stage(run: Path) -> str:
     for stage in ("eval", "export", "train", "data"):
         if (run / f"{stage}.tmp").is_dir() and not (stage == "eval" and _base_only(run)):
             return stage
-    recorded = _record(run).get("stages") or {}
+    recorded = record_of(run).get("stages") or {}
     return (
         "preflight" if "preflight" not in recorded else "base" if _base_only(run) else "its start"
     )
@@ -143,66 +126,3 @@ def unfinished_stage(run: Path) -> str:
 def _base_only(run: Path) -> bool:
     """Return whether only the base model was asked so far, as it is before training."""
     return not (run / "export" / MANIFEST).exists()
-
-
-def disk_bytes(folder: Path) -> int:
-    """Return the bytes of all files of a folder; links count for nothing, and what goes while it is
-    counted is left out.
-    """
-    total = 0
-    for root, _, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(root, name)
-            try:
-                total += 0 if os.path.islink(path) else os.path.getsize(path)
-            except OSError:
-                continue
-    return total
-
-
-def run_entry(run: Path) -> dict[str, Any]:
-    """Return what a list says of a run, as plain JSON; what cannot be read is null."""
-    document = read_document(ArtifactReader(run))
-    state = state_of(run)
-    timings = document["timings"]
-    scores = {}
-    for suite, columns in (document["eval"] or {}).items():
-        names = ordered_columns(columns)
-        if names:
-            scores[suite] = {
-                "first": {"column": names[0], "mean": columns[names[0]].get("mean")},
-                "last": {"column": names[-1], "mean": columns[names[-1]].get("mean")},
-            }
-    info = (document["train"] or {}).get("info") or {}
-    return {
-        "run": str(document["run"]),
-        "folder": str(run),
-        "state": state.name,
-        "words": state.words,
-        "seconds_left": state.seconds_left,
-        "created": timings["created"],
-        "updated": timings["updated"],
-        "seconds": timings["total_seconds"],
-        "model": (document["model"] or {}).get("name"),
-        "validation_loss": info.get("final_validation_loss"),
-        "scores": scores,
-        "disk_bytes": disk_bytes(run),
-    }
-
-
-def list_runs(
-    root: Path, states: Sequence[str] = (), names: Sequence[str] = (), newest: int | None = None
-) -> list[dict[str, Any]]:
-    """Return the runs in `root`, the newest first: those in one of `states` whose name has one of
-    the patterns `names` (as a shell has them, or a part of the name); all, when none is given.
-    """
-    found = []
-    for run in run_folders(root):
-        if names and not any(fnmatchcase(run.name, f"*{pattern}*") for pattern in names):
-            continue
-        if states and state_of(run).name not in states:
-            continue
-        found.append(run_entry(run))
-        if newest is not None and len(found) == newest:
-            break
-    return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from mlx_ft.report.text import one_line
+from mlx_ft.text.safe import one_line
 
 
 def public_path(text: str) -> str:

@@ -7,14 +7,11 @@ stage from a changed or unfinished one. Does not: interpret, and does not write.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.runs import MANIFEST, read_manifest
+from mlx_ft.runs.folder import MANIFEST, read_manifest
 
 STAGES = ("data", "preflight", "train", "export", "eval")
 COMPLETE, CHANGED, UNFINISHED = "complete", "changed", "unfinished"
@@ -25,67 +22,12 @@ MARKS_OF_A_RUN = (
     "preflight.json",
     *(f"{stage}/{MANIFEST}" for stage in STAGES),
 )
-OF_A_SEED = re.compile(r"seed-(?P<seed>\d+)(?P<unfinished>\.tmp)?")
 
 
 def no_run(folder: Path) -> Fault:
     """Return the fault of a folder that is named as a run and is none."""
     found = "holds nothing of a run" if folder.is_dir() else "no such folder"
     return Fault(str(folder), found, "name a run folder, as `mlx-ft runs` lists them")
-
-
-@dataclass(frozen=True)
-class MetricsPlace:
-    """The `folder` in a run, relative to it, that its training measures into.
-
-    With several seeds of which none is chosen yet it is that of one `seed`, the unfinished one or
-    else the last that was `finished`; `complete` counts those that are.
-    """
-
-    folder: str
-    seed: int | None = None
-    finished: bool = False
-    complete: int = 0
-
-
-def metrics_place(run: Path, names: Sequence[str] = ("train", "train.tmp")) -> MetricsPlace | None:
-    """Return where a run's training measures into, None when it has not begun; of two folders the
-    one that `names` has first.
-    """
-    folders = [name for name in names if (run / name).is_dir()]
-    if not folders:
-        return None
-    seeds = _seeds(run / folders[0])
-    measured = [each for each in seeds if each.measured is not None]
-    if (run / folders[0] / "metrics.jsonl").is_file() or not measured:
-        return MetricsPlace(folders[0])
-    last = max(measured, key=lambda each: (not each.finished, each.measured))
-    complete = sum(each.finished for each in seeds)
-    return MetricsPlace(f"{folders[0]}/{last.name}", last.seed, last.finished, complete)
-
-
-@dataclass(frozen=True)
-class _Seed:
-    """The folder of one seed: its `name`, and when it `measured` last, in seconds since 1970."""
-
-    name: str
-    seed: int
-    finished: bool
-    measured: float | None
-
-
-def _seeds(folder: Path) -> list[_Seed]:
-    found = []
-    for path in folder.glob("seed-*"):
-        parts = OF_A_SEED.fullmatch(path.name)
-        if parts is None:
-            continue
-        try:
-            measured = (path / "metrics.jsonl").stat().st_mtime
-        except OSError:  # not begun, or it takes its final name in this instant
-            measured = None
-        found.append(_Seed(path.name, int(parts["seed"]), parts["unfinished"] is None, measured))
-    return found
 
 
 def _not_finite(_: str) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
-from mlx_ft.runs import Manifest, file_sha256, read_json, read_manifest
+from mlx_ft.runs.folder import Manifest, read_manifest
+from mlx_ft.system.files import file_sha256, read_json
 
 FINISH = "run the recipe again, it goes on where it was"
 KEPT_STAGES = ("data", "train", "export", "eval")

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.cache import cache_home
-from mlx_ft.console import printable
 from mlx_ft.errors import MlxFtError, RunError
-from mlx_ft.hardware import format_bytes
-from mlx_ft.liveness import working
-from mlx_ft.report.reading import no_run
-from mlx_ft.run_list import disk_bytes, is_run, last_sign, run_folders, state_of
-from mlx_ft.runs import MANIFEST, forget_files, read_json, read_manifest
+from mlx_ft.runs.folder import MANIFEST, forget_files, read_manifest
+from mlx_ft.runs.listing import disk_bytes, run_folders
+from mlx_ft.runs.lock import working
+from mlx_ft.runs.reader import no_run
+from mlx_ft.runs.state import is_run, last_sign, state_of
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.files import read_json
+from mlx_ft.text.quantities import format_bytes
+from mlx_ft.text.safe import printable
 
 DAY_SECONDS = 86400.0
 # Stages that go on from what an interruption left; the others begin anew.

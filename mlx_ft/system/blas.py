@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
 
-from mlx_ft.cache import cache_home
+from mlx_ft.system.cache import cache_home
 
 
 @dataclass(frozen=True)

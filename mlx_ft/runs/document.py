@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.report.reading import CHANGED, COMPLETE, STAGES, ArtifactReader, metrics_place
-from mlx_ft.report.text import without_credentials
+from mlx_ft.recipe import COLUMNS
+from mlx_ft.runs.metrics import metrics_place
+from mlx_ft.runs.reader import CHANGED, COMPLETE, STAGES, ArtifactReader
+from mlx_ft.text.safe import without_credentials
 
 SCHEMA = 1
-
 # Key -> meaning. `<...>` stands for a name, `[]` for each entry of a list. A key is null, and a
 # list empty, when the run has no such artifact (yet).
 SCHEMA_KEYS: dict[str, str] = {
@@ -294,3 +296,14 @@ def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
         "total_seconds": sum(seconds) if seconds else None,
         "stages": stages,
     }
+
+
+def ordered_columns(columns: Mapping[str, Any]) -> list[str]:
+    """Return the names of measured columns, the known ones first and in their order."""
+    known = [name for name in COLUMNS if name in columns]
+    return known + sorted(set(columns) - set(known))
+
+
+def is_report(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line of the metrics reports training (and not validation)."""
+    return line.get("kind") == "train"

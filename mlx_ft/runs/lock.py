@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.runs import disk_errors_explained
+from mlx_ft.system.files import disk_errors_explained
 
 LOCK_FILE = ".working"
 # Somebody who only asks holds the lock for an instant.

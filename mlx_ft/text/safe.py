@@ -7,8 +7,21 @@ credential. Does not: escape HTML (the template engine does) or JSON.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+STEERING = ("Cc", "Cf", "Cs")  # Unicode categories: control, format, surrogate
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Return text that cannot steer a terminal: no control or direction-override characters."""
+    kept = "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in STEERING else REPLACEMENT for c in text
+    )
+    return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
+
 
 # ECMA-48 (ISO/IEC 6429): CSI sequences, then strings (OSC, DCS, SOS, PM, APC) with their
 # terminator, then the two-character escapes; 7-bit and 8-bit forms.

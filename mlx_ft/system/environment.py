@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft import BLAS, __version__
-from mlx_ft.hardware import machine
+from mlx_ft.system.hardware import machine
 
 PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy", "huggingface_hub")
 
@@ -23,7 +23,7 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Return git's answer about this package's own source, or None where it is not a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

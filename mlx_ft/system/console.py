@@ -9,57 +9,22 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
 import sys
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import pairwise
 from typing import TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from mlx_ft.hardware import format_seconds
+from mlx_ft.text.quantities import format_seconds
+from mlx_ft.text.safe import printable
 
 LOG_EVERY_SECONDS = 15.0
-STEERING = ("Cc", "Cf", "Cs")  # Unicode categories: control, format, surrogate
-BARS = " ▁▂▃▄▅▆▇█"
 # What a pipe (`| head`) and a terminal that was closed say to those who write.
 READER_GONE = (errno.EPIPE, errno.EIO)
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-def printable(text: str, limit: int | None = None) -> str:
-    """Return text that cannot steer a terminal: no control or direction-override characters."""
-    kept = "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in STEERING else REPLACEMENT for c in text
-    )
-    return kept if limit is None or len(kept) <= limit else kept[: limit - 1] + "…"
-
-
-def sparkline(counts: Sequence[int]) -> str:
-    """Return counts as a row of bars, the highest as high as a line; only 0 has no bar."""
-    highest = max(counts, default=0) or 1
-    return "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in counts)
-
-
-def trend(values: Sequence[float], width: int) -> str:
-    """Return numbers as a row of at most `width` bars, the lowest as the smallest bar; neighbours
-    are averaged where there are more. What is not finite is left out.
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or width < 1:
-        return ""
-    count = min(width, len(finite))
-    edges = [len(finite) * part // count for part in range(count + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
-    steps = len(BARS) - 2
-    levels = [1 + round(steps * (mean - low) / (high - low or 1.0)) for mean in means]
-    return "".join(BARS[level] for level in levels)
 
 
 def colored(stream: TextIO) -> bool:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-from mlx_ft.errors import Fault, RecipeError
 
 CGROUP_MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # version 2
@@ -113,33 +110,3 @@ def device_description() -> str:
     from mlx_ft import BLAS
 
     return f"{_processor()}, CPU with {BLAS.name}"
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes in decimal units, as disks and macOS count: `1.23 GB`."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size * 0.9995:
-            value = count / size
-            return f"{value:.2f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def bytes_from_text(text: str) -> int:
-    """Return the bytes that `16GB` or `800 MB` spells, in decimal units. Raises RecipeError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(T|G|M|k)i?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise RecipeError(Fault("memory", f"{text!r} is not a size", "write it as 16GB"))
-    return round(float(match[1]) * {"t": 1e12, "g": 1e9, "m": 1e6, "k": 1e3}[match[2].lower()])
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration: `0.42 s`, `59 s`, `2 min 05 s`, `3 h 07 min`."""
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(whole / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,96 @@
+"""The runs in a folder, and what each is doing now: running, dead, interrupted, finished, failed.
+
+Does: find run folders, tell a running one from one whose process is gone, add up scores and disk.
+Does not: change anything, or judge how good a run is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault, RunError
+from mlx_ft.runs.document import ordered_columns, read_document
+from mlx_ft.runs.reader import ArtifactReader
+from mlx_ft.runs.state import is_run, record_of, state_of
+
+SCHEMA = 1
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Return the run folders in `root`, the newest first; RunError when there is no such folder."""
+    if not root.is_dir():
+        raise RunError(Fault(str(root), "no such folder", "name the folder with --runs FOLDER"))
+    found = [path for path in root.iterdir() if path.is_dir() and is_run(path)]
+    return sorted(found, key=lambda path: (-_created(path), path.name))
+
+
+def _created(run: Path) -> float:
+    created = record_of(run).get("created")
+    return float(created) if isinstance(created, (int, float)) else 0.0
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the bytes of all files of a folder; links count for nothing, and what goes while it is
+    counted is left out.
+    """
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            path = os.path.join(root, name)
+            try:
+                total += 0 if os.path.islink(path) else os.path.getsize(path)
+            except OSError:
+                continue
+    return total
+
+
+def run_entry(run: Path) -> dict[str, Any]:
+    """Return what a list says of a run, as plain JSON; what cannot be read is null."""
+    document = read_document(ArtifactReader(run))
+    state = state_of(run)
+    timings = document["timings"]
+    scores = {}
+    for suite, columns in (document["eval"] or {}).items():
+        names = ordered_columns(columns)
+        if names:
+            scores[suite] = {
+                "first": {"column": names[0], "mean": columns[names[0]].get("mean")},
+                "last": {"column": names[-1], "mean": columns[names[-1]].get("mean")},
+            }
+    info = (document["train"] or {}).get("info") or {}
+    return {
+        "run": str(document["run"]),
+        "folder": str(run),
+        "state": state.name,
+        "words": state.words,
+        "seconds_left": state.seconds_left,
+        "created": timings["created"],
+        "updated": timings["updated"],
+        "seconds": timings["total_seconds"],
+        "model": (document["model"] or {}).get("name"),
+        "validation_loss": info.get("final_validation_loss"),
+        "scores": scores,
+        "disk_bytes": disk_bytes(run),
+    }
+
+
+def list_runs(
+    root: Path, states: Sequence[str] = (), names: Sequence[str] = (), newest: int | None = None
+) -> list[dict[str, Any]]:
+    """Return the runs in `root`, the newest first: those in one of `states` whose name has one of
+    the patterns `names` (as a shell has them, or a part of the name); all, when none is given.
+    """
+    found = []
+    for run in run_folders(root):
+        if names and not any(fnmatchcase(run.name, f"*{pattern}*") for pattern in names):
+            continue
+        if states and state_of(run).name not in states:
+            continue
+        found.append(run_entry(run))
+        if newest is not None and len(found) == newest:
+            break
+    return found

@@ -1,0 +1,110 @@
+"""Read the artifacts of a run folder, whatever its state, and collect what cannot be read.
+
+Does: tell a missing file (normal: an unfinished run) from a broken one (a fault), and a complete
+stage from a changed or unfinished one. Does not: interpret, and does not write.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.system.files import read_json_lines
+
+OF_A_SEED = re.compile(r"seed-(?P<seed>\d+)(?P<unfinished>\.tmp)?")
+
+
+@dataclass(frozen=True)
+class MetricsPlace:
+    """The `folder` in a run, relative to it, that its training measures into.
+
+    With several seeds of which none is chosen yet it is that of one `seed`, the unfinished one or
+    else the last that was `finished`; `complete` counts those that are.
+    """
+
+    folder: str
+    seed: int | None = None
+    finished: bool = False
+    complete: int = 0
+
+
+def metrics_place(run: Path, names: Sequence[str] = ("train", "train.tmp")) -> MetricsPlace | None:
+    """Return where a run's training measures into, None when it has not begun; of two folders the
+    one that `names` has first.
+    """
+    folders = [name for name in names if (run / name).is_dir()]
+    if not folders:
+        return None
+    seeds = _seeds(run / folders[0])
+    measured = [each for each in seeds if each.measured is not None]
+    if (run / folders[0] / "metrics.jsonl").is_file() or not measured:
+        return MetricsPlace(folders[0])
+    last = max(measured, key=lambda each: (not each.finished, each.measured))
+    complete = sum(each.finished for each in seeds)
+    return MetricsPlace(f"{folders[0]}/{last.name}", last.seed, last.finished, complete)
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """The folder of one seed: its `name`, and when it `measured` last, in seconds since 1970."""
+
+    name: str
+    seed: int
+    finished: bool
+    measured: float | None
+
+
+def _seeds(folder: Path) -> list[_Seed]:
+    found = []
+    for path in folder.glob("seed-*"):
+        parts = OF_A_SEED.fullmatch(path.name)
+        if parts is None:
+            continue
+        try:
+            measured = (path / "metrics.jsonl").stat().st_mtime
+        except OSError:  # not begun, or it takes its final name in this instant
+            measured = None
+        found.append(_Seed(path.name, int(parts["seed"]), parts["unfinished"] is None, measured))
+    return found
+
+
+class Metrics:
+    """metrics.jsonl of a run, read again when it has changed.
+
+    A resumed run begins it anew with the lines up to its checkpoint. With several seeds it is that
+    of the one which is trained, `seed`; None where there is one training, or the best is chosen.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._seen: tuple[Path, int, int] | None = None
+        self.lines: list[dict[str, Any]] = []
+        self.seed: int | None = None
+
+    def refresh(self) -> list[dict[str, Any]]:
+        """Return the lines as they are now."""
+        place = metrics_place(self._run, ("train.tmp", "train"))
+        if place is None:
+            return self.lines
+        path = self._run / place.folder / "metrics.jsonl"
+        try:
+            stat = path.stat()
+            if self._seen != (path, stat.st_mtime_ns, stat.st_size):
+                self.lines, self.seed = read_json_lines(path), place.seed
+                self._seen = (path, stat.st_mtime_ns, stat.st_size)
+        except OSError:  # a stage takes its final name in this instant
+            pass
+        return self.lines
+
+
+def last_answers(run: Path) -> list[dict[str, Any]]:
+    """Return the answers in the sample log that was written to last, none when there is none."""
+    logs = [
+        *run.glob("train*/samples.jsonl"),
+        *run.glob("eval*/*/*.jsonl"),
+    ]
+    times = {log: log.stat().st_mtime for log in logs if log.is_file()}
+    return read_json_lines(max(times, key=lambda log: times[log])) if times else []

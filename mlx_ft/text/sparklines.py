@@ -1,0 +1,36 @@
+"""What a person sees while something runs: narration on stderr, with time left on what takes long.
+
+Does: plain lines, a live bar on a terminal, and in a log file a line now and then instead; strips
+control characters from text that a model wrote; goes on when nobody reads any more. Does not: print
+results (those go to stdout).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(counts: Sequence[int]) -> str:
+    """Return counts as a row of bars, the highest as high as a line; only 0 has no bar."""
+    highest = max(counts, default=0) or 1
+    return "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in counts)
+
+
+def trend(values: Sequence[float], width: int) -> str:
+    """Return numbers as a row of at most `width` bars, the lowest as the smallest bar; neighbours
+    are averaged where there are more. What is not finite is left out.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or width < 1:
+        return ""
+    count = min(width, len(finite))
+    edges = [len(finite) * part // count for part in range(count + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    steps = len(BARS) - 2
+    levels = [1 + round(steps * (mean - low) / (high - low or 1.0)) for mean in means]
+    return "".join(BARS[level] for level in levels)
