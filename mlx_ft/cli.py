@@ -233,7 +233,7 @@ def data_show(
     What is trained is green, or stands between guillemets where there is no colour.
     """
     from mlx_ft.data.show import row_text
-    from mlx_ft.recipe_loading import load_recipe
+    from mlx_ft.recipe.load import load_recipe
     from mlx_ft.stages import show_rows
     from mlx_ft.system.console import colored
 
@@ -252,7 +252,8 @@ def recipe_group() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 def upgrade(file: Path) -> None:
     """Print an mlx-lm LoRA file as a recipe."""
-    from mlx_ft.recipe_loading import load_recipe, upgrade_text
+    from mlx_ft.recipe.load import load_recipe
+    from mlx_ft.recipe.write import upgrade_text
 
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 

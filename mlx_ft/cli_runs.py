@@ -35,7 +35,7 @@ def console_for_people() -> Console:
 
 def open_job(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> Job:
     """Load a recipe (or the one inside a run folder) and find its run."""
-    from mlx_ft.recipe_loading import load_recipe
+    from mlx_ft.recipe.load import load_recipe
 
     if recipe.is_dir() and (recipe / "recipe.yaml").exists():
         runs_root, recipe = recipe.resolve().parent, recipe / "recipe.yaml"

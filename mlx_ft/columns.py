@@ -18,7 +18,7 @@ from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import Fault, InputError
 from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
 from mlx_ft.models import identity_of, resolve_model
-from mlx_ft.recipe import COLUMNS
+from mlx_ft.recipe.schema import COLUMNS
 from mlx_ft.runs.models import RunModels, column_folders, read_run
 from mlx_ft.system.files import hash_of
 from mlx_ft.thinking_mode import thinking_mode_of

@@ -15,8 +15,9 @@ from typing import Any
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.stats_paired import Rows, compare_logs
+from mlx_ft.recipe.keys import flattened, setting
 from mlx_ft.report.comparison_formats import FORMATS
-from mlx_ft.report.tables import ASSUMED, flattened, setting
+from mlx_ft.report.tables import ASSUMED
 from mlx_ft.runs.document import is_report, ordered_columns, read_document
 from mlx_ft.runs.listing import disk_bytes
 from mlx_ft.runs.reader import ArtifactReader

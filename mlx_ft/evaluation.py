@@ -18,7 +18,7 @@ from mlx_ft.columns import DEFAULT_BATCH_SIZE, Target, read_targets
 from mlx_ft.errors import Fault, InputError, Interrupted, RunError
 from mlx_ft.lm_eval_tasks import Tasks, require_lm_eval, require_models, run_tasks, task_rows
 from mlx_ft.measuring import answers_folder, suite_progress
-from mlx_ft.recipe import ChatRecipe
+from mlx_ft.recipe.schema import ChatRecipe
 from mlx_ft.runs.folder import run_folder
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import disk_errors_explained, hash_of

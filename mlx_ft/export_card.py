@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlx_ft.recipe import ExportRecipe
+from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.report.survival import bits_name, kept_text, nats, way_name, ways_of
 from mlx_ft.text import quantities as q
 from mlx_ft.text.markdown import cell, public_path, table_lines

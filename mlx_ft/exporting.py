@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.export_card import export_section, thinking_lines
-from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, renderer
 from mlx_ft.system.files import read_json

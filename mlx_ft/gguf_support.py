@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
-
-GgufKind = Literal["f16", "q8_0", "q4_0"]
+from typing import Any
 
 # config.json's model_type -> general.architecture of llama.cpp (gguf-py, MODEL_ARCH_NAMES).
 ARCHITECTURES: Mapping[str, str] = MappingProxyType(

@@ -23,7 +23,7 @@ from mlx_ft.columns import (
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.models import resolve_model
-from mlx_ft.recipe import ChatRecipe
+from mlx_ft.recipe.schema import ChatRecipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, probe_file, say_finding
 from mlx_ft.system.cache import cache_home

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.models import ResolvedModel
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe.schema import Recipe
 
 LAYERS = 2
 # Small, and divisible by every group size of a quantization. Keys as in the configs of mlx-lm.

@@ -20,7 +20,8 @@ from pathlib import Path
 from mlx_ft import exporting, measuring, stages, training
 from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
 from mlx_ft.miniature import miniature_sets, write_miniature
-from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved
+from mlx_ft.recipe.load import LoadedRecipe
+from mlx_ft.recipe.write import dump_resolved
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.runs.clean import drop_fused
 from mlx_ft.runs.folder import complete_stage, read_manifest, run_folder, taken_over, update_record

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.recipe_keys import dotted, section_of, value_keys
-from mlx_ft.strict_yaml import read_mapping, shown
+from mlx_ft.recipe.keys import dotted, section_of, value_keys
+from mlx_ft.recipe.strict_yaml import read_mapping, shown
 
 BLOCK = re.compile(
     r"(?P<open><!-- generated:(?P<name>[a-z-]+) -->\n)(?P<body>.*?)(?P<close><!-- /generated -->)",
@@ -211,7 +211,7 @@ def scorers() -> str:
 
 def gates() -> str:
     """Return the table of the metrics that a gate may be on."""
-    from mlx_ft.gate_terms import METRICS
+    from mlx_ft.recipe.gates import METRICS
 
     return table(["metric", "meaning"], [[f"`{name}`", text] for name, text in METRICS.items()])
 

@@ -5,7 +5,7 @@ Does: say which values a rehearsal changes, and how. Does not: run it, or judge 
 
 from __future__ import annotations
 
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe.schema import Recipe
 
 SUFFIX = "-rehearsal"
 LEAST_ROWS = 8

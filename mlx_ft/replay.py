@@ -13,7 +13,7 @@ from pathlib import Path
 from mlx_ft.data.formats import FileRows
 from mlx_ft.data.replay import prompts_sha256, replay_prompts, replay_rows, rows_wanted
 from mlx_ft.models import ResolvedModel
-from mlx_ft.recipe import ChatRecipe, Recipe
+from mlx_ft.recipe.schema import ChatRecipe, Recipe
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of, read_json, write_json

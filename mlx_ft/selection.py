@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Sample, Suite, load_suite
-from mlx_ft.recipe import Recipe, SelectRecipe
+from mlx_ft.recipe.schema import Recipe, SelectRecipe
 from mlx_ft.system.files import hash_of
 from mlx_ft.text.near_duplicates import words_of
 

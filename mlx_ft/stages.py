@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_ft.errors import Fault, InputError, MlxFtError, ModelError, RunError
 from mlx_ft.models import ResolvedModel, resolve_model
-from mlx_ft.recipe import Recipe
-from mlx_ft.recipe_loading import LoadedRecipe
-from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.recipe.export import fused_copy_needed_by
+from mlx_ft.recipe.load import LoadedRecipe
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import read_manifest, seal, writing_stage
 from mlx_ft.safetensors_headers import dequantized_shapes
 from mlx_ft.start_weights import start_sha256, start_shapes

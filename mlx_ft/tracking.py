@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.report.tables import flattened, setting
+from mlx_ft.recipe.keys import flattened, setting
 from mlx_ft.runs.document import read_document
 from mlx_ft.runs.metrics import Metrics
 from mlx_ft.runs.reader import ArtifactReader

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.evaluate.stats import wilson_interval
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job
 from mlx_ft.system.cache import cache_home

@@ -169,7 +169,7 @@ def test_recipe_upgrade_prints_a_recipe_that_loads(tmp_path: Path) -> None:
     (tmp_path / "lora.yaml").write_text(FLAT)
     done = mlx_ft("recipe", "upgrade", "lora.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    from mlx_ft.recipe_loading import load_recipe
+    from mlx_ft.recipe.load import load_recipe
 
     (tmp_path / "new.yaml").write_text(done.stdout)
     loaded = load_recipe(tmp_path / "new.yaml", ())

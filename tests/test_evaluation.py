@@ -17,7 +17,7 @@ from mlx_ft.cli import cli
 from mlx_ft.columns import DEFAULT_BATCH_SIZE
 from mlx_ft.errors import InputError, ModelError
 from mlx_ft.evaluation import Wanted, evaluate_targets, evaluation_lines
-from mlx_ft.recipe_outcome import EvalRecipe
+from mlx_ft.recipe.evaluation import EvalRecipe
 from mlx_ft.system.console import Console
 from tests.tiny import write_place, write_tiny_model
 

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import RecipeError
-from mlx_ft.mlx_lm_config import from_mlx_lm, is_mlx_lm_form
-from mlx_ft.mlx_lm_keys import (
+from mlx_ft.recipe.keys import dotted, value_keys
+from mlx_ft.recipe.load import LoadedRecipe, load_recipe
+from mlx_ft.recipe.mlx_lm import from_mlx_lm, is_mlx_lm_form
+from mlx_ft.recipe.mlx_lm_keys import (
     DEFAULT_ADAPTER_PATH,
     FLAT_KEYS,
     LORA_DEFAULTS,
@@ -22,9 +24,8 @@ from mlx_ft.mlx_lm_keys import (
     RESTRICTED,
     SAME_MEANING,
 )
-from mlx_ft.recipe import TrainRecipe
-from mlx_ft.recipe_keys import dotted, value_keys
-from mlx_ft.recipe_loading import LoadedRecipe, dump_resolved, load_recipe, upgrade_text
+from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.recipe.write import dump_resolved, upgrade_text
 from mlx_ft.train.schedules import learning_rate_at
 
 ROOT = Path(__file__).parent.parent

@@ -22,8 +22,8 @@ from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
 from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.preflight.shapes import model_shape
-from mlx_ft.recipe import DataRecipe
-from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.rehearsal import rehearsal_sets
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import verify_files

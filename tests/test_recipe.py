@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlx_ft.recipe import LoraParameters, LrSchedule, Recipe, TrainRecipe
-from mlx_ft.recipe_keys import (
+from mlx_ft.recipe.fields import number_from_text, optimizer_updates
+from mlx_ft.recipe.keys import (
     SYNONYMS,
     dotted,
     meant_keys,
@@ -21,8 +21,8 @@ from mlx_ft.recipe_keys import (
     value_at,
     value_keys,
 )
-from mlx_ft.recipe_optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
-from mlx_ft.recipe_values import number_from_text, optimizer_updates
+from mlx_ft.recipe.optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
+from mlx_ft.recipe.schema import LoraParameters, LrSchedule, Recipe, TrainRecipe
 
 SMALLEST: dict[str, Any] = {"name": "x", "model": "m", "data": {"path": "d"}}
 

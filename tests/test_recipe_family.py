@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import RecipeError
-from mlx_ft.recipe_family import MOST_PARENTS
-from mlx_ft.recipe_keys import dotted, value_keys
-from mlx_ft.recipe_loading import dump_resolved, load_recipe, yaml_text
+from mlx_ft.recipe.extends import MOST_PARENTS
+from mlx_ft.recipe.keys import dotted, value_keys
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.write import dump_resolved, yaml_text
 from tests.test_recipe_loading import MINIMAL
 
 PARENT = MINIMAL + (

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.recipe import Recipe
-from mlx_ft.recipe_loading import dump_resolved, load_recipe
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.schema import Recipe
+from mlx_ft.recipe.write import dump_resolved
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))

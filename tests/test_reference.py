@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from mlx_ft.recipe_keys import dotted, value_keys
+from mlx_ft.recipe.keys import dotted, value_keys
 from mlx_ft.reference import cli_reference, main, recipe_keys, rewritten, suites, table
 
 ROOT = Path(__file__).parent.parent

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import DataError
 from mlx_ft.evaluate.suites import load_suite
-from mlx_ft.recipe import SelectRecipe
+from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.selection import FEWEST_LEFT, chooser, evaluated, selection_finding
 
 REPO = Path(__file__).resolve().parent.parent

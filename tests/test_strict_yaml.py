@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.strict_yaml import header_of, read_mapping, read_text, read_yaml
+from mlx_ft.recipe.strict_yaml import header_of, read_mapping, read_text, read_yaml
 
 # The characters that YAML and JSON spell differently inside quotes are left out.
 PLAIN_TEXT = st.text(

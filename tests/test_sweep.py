@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mlx_ft import sweep
 from mlx_ft.errors import Fault, GateFailed, RecipeError
 from mlx_ft.pipeline import LAST
-from mlx_ft.recipe_loading import load_recipe, yaml_text
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.write import yaml_text
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.lock import working
 from mlx_ft.system.console import Console

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from mlx_ft.errors import InputError
-from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.recipe.load import load_recipe
 from mlx_ft.stages import resolve
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, write_json

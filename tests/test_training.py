@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mlx_ft.errors import GateFailed, InputError, Interrupted
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.pipeline import run_pipeline
-from mlx_ft.recipe import DataRecipe, Recipe, SelectRecipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, Recipe, SelectRecipe, TrainRecipe
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.stages import Job
 from mlx_ft.system.files import read_json, read_json_lines

@@ -433,7 +433,7 @@ def write_place(folder: Path) -> None:
 def job_of(place: Path, *sets: str) -> "Job":
     """Return the job of the recipe in `place`, whose runs are kept there too."""
     from mlx_ft.pipeline import open_run
-    from mlx_ft.recipe_loading import load_recipe
+    from mlx_ft.recipe.load import load_recipe
     from mlx_ft.system.console import Console
 
     return open_run(load_recipe(place / "r.yaml", sets), place / "runs", Console())

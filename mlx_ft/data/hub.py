@@ -16,8 +16,8 @@ from typing import Any
 
 from mlx_ft.data.files import without_nulls
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.recipe import DataRecipe
-from mlx_ft.recipe_data import HUB_PREFIX
+from mlx_ft.recipe.data import HUB_PREFIX
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.files import hash_of, write_json
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlx_ft.data.formats import Row
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 
 
 def training_order(rows: Sequence[Row], lengths: Sequence[int], data: DataRecipe) -> list[int]:

@@ -22,7 +22,7 @@ from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_spli
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.files import write_json
 from mlx_ft.text.sparklines import sparkline
 from mlx_ft.tokens import take_rows, write_split

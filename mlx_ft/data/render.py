@@ -16,7 +16,7 @@ from mlx_ft.chat import ChatRenderer, RenderedRow, RowRefused
 from mlx_ft.data.formats import Row
 from mlx_ft.data.problems import Problem
 from mlx_ft.data.weighting import token_weights, weighs_anything
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 
 # Tokenized together, so that the tokenizer can use all cores.

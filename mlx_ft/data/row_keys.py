@@ -12,8 +12,8 @@ from typing import Any
 
 from mlx_ft.data.messages import Complaint
 from mlx_ft.data.problems import shown
-from mlx_ft.recipe import DataRecipe, RowFilter
-from mlx_ft.recipe_values import is_number, number_from_text
+from mlx_ft.recipe.fields import is_number, number_from_text
+from mlx_ft.recipe.schema import DataRecipe, RowFilter
 
 LARGEST_WEIGHT = 1e6
 

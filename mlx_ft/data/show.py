@@ -15,7 +15,7 @@ from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.text.safe import printable
 from mlx_ft.tokens import Flags, Ids
 

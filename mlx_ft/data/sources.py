@@ -22,7 +22,7 @@ from mlx_ft.data.problems import Problem
 from mlx_ft.data.replay import prompts_sha256
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.files import file_sha256
 from mlx_ft.text.near_duplicates import earlier_twins
 

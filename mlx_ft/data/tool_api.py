@@ -16,7 +16,7 @@ from typing import Any
 from mlx_ft.data.messages import refuse_constant, text_complaints
 from mlx_ft.data.problems import shown
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.strict_yaml import label_of, read_text, read_yaml
+from mlx_ft.recipe.strict_yaml import label_of, read_text, read_yaml
 
 # JSON schema's types and what they are in Python; bool is an int there, and must not pass as one.
 TYPES: Mapping[str, tuple[type, ...]] = {

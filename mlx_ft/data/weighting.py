@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.data.formats import Row
-from mlx_ft.recipe import DataRecipe, LossWeight
+from mlx_ft.recipe.schema import DataRecipe, LossWeight
 from mlx_ft.tokens import Weights
 
 Spans = Sequence[tuple[int, int]]

@@ -19,8 +19,8 @@ from typing import Any
 
 from mlx_ft.errors import Fault
 from mlx_ft.evaluate.suites import Suite
-from mlx_ft.gate_terms import AGAINST_BASE, COLUMN_NAMES, METRICS, Gate
-from mlx_ft.recipe_keys import did_you_mean
+from mlx_ft.recipe.gates import AGAINST_BASE, COLUMN_NAMES, METRICS, Gate
+from mlx_ft.recipe.keys import did_you_mean
 
 SHOWN_SAMPLES = 5
 MARGIN = "margin"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from mlx_ft.evaluate.signs import THINKING_TAGS
-from mlx_ft.recipe_values import Section
+from mlx_ft.recipe.fields import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 Filled = Annotated[str, StringConstraints(min_length=1)]

@@ -32,8 +32,8 @@ from mlx_ft.evaluate.suite_targets import (
     WrappedCallTarget,
 )
 from mlx_ft.evaluate.tool_formats import format_names
-from mlx_ft.recipe_values import Section
-from mlx_ft.strict_yaml import key_path
+from mlx_ft.recipe.fields import Section
+from mlx_ft.recipe.strict_yaml import key_path
 
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -214,8 +214,6 @@ ScorerKeys = Annotated[
     | AllOfKeys,
     Field(discriminator="name"),
 ]
-
-
 SCORERS: dict[str, tuple[type[Any], type[Section], type[Any]]] = {
     "wrapped_call": (WrappedCallKeys, WrappedCallTarget, WrappedCall),
     "tool_call": (ToolCallKeys, ToolCallTarget, ToolCall),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from mlx_ft.evaluate.suite_keys import Filled
-from mlx_ft.recipe_values import Section
+from mlx_ft.recipe.fields import Section
 from mlx_ft.text.language import LANGUAGES
 from mlx_ft.text.timed_regex import pattern_fault
 

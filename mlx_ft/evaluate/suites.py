@@ -22,8 +22,8 @@ from mlx_ft.evaluate.scoring import Given
 from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
 from mlx_ft.evaluate.suite_scorers import SCORERS, ScorerKeys, target_fault
 from mlx_ft.evaluate.suite_targets import Rules, WantedCall, WantedToolCall
-from mlx_ft.recipe_values import Section
-from mlx_ft.strict_yaml import Reading, key_path, label_of, read_mapping, read_text, shown
+from mlx_ft.recipe.fields import Section
+from mlx_ft.recipe.strict_yaml import Reading, key_path, label_of, read_mapping, read_text, shown
 from mlx_ft.system.files import file_sha256, hash_of
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -24,7 +24,7 @@ from mlx_ft.export.layers import Lane, layer_prefix
 from mlx_ft.export.stream import flat_rows
 from mlx_ft.export.survival import Floats, LayerAudit, Rows, audit_layer
 from mlx_ft.export.writing import Rounding, rounded
-from mlx_ft.recipe import Q_BITS
+from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.tokens import group_rows, pad_rows
 
 FUSED, QUANTIZED = "fused", "quantized"

@@ -28,7 +28,7 @@ from mlx_ft.export.writing import (
     quantized_layouts,
     write_weights,
 )
-from mlx_ft.recipe import ExportRecipe
+from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 
 

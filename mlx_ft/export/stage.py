@@ -47,8 +47,8 @@ from mlx_ft.export.verifying import BASE, Compared, Steps, compare_models
 from mlx_ft.export.writing import Observer, half_layouts
 from mlx_ft.inference import release
 from mlx_ft.models import read_config
-from mlx_ft.recipe import ExportRecipe
-from mlx_ft.recipe_outcome import FOR_GGUF
+from mlx_ft.recipe.export import FOR_GGUF
+from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.safetensors_headers import dequantized_shapes
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import require_free_bytes, write_json

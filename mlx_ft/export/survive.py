@@ -14,7 +14,7 @@ from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.export.audit import FUSED, QUANTIZED, rounded_name
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.survival import Change, Divergence, Kept, LayerAudit, model_survival
-from mlx_ft.recipe import Q_BITS, ExportRecipe
+from mlx_ft.recipe.schema import Q_BITS, ExportRecipe
 
 SURVIVAL_FILE = "survival.json"
 SCHEMA = 1

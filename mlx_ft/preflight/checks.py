@@ -37,7 +37,7 @@ from mlx_ft.preflight.rows import (
 from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
-from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.text.quantities import format_bytes
 
 # A rule of thumb from a run that collapsed into one repeated word: rank 64 on all seven modules of

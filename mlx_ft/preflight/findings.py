@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, RecipeError
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.system.hardware import Machine
 
 SCHEMA = 1

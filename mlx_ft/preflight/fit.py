@@ -16,7 +16,7 @@ from mlx_ft.preflight.forecast import FLOAT32_BYTES, HALF_BYTES, quantized_bytes
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import MemoryForecast, Weights, training_memory
 from mlx_ft.preflight.shapes import ModelShape, model_shape
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.text.quantities import format_bytes
 
 # What one process may hold of a Mac's memory: the rest is the system's and the display's.

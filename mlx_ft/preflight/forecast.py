@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_ft.preflight.shapes import ModelShape, Module
-from mlx_ft.recipe import ExportRecipe, TrainRecipe
-from mlx_ft.recipe_values import optimizer_updates
+from mlx_ft.recipe.fields import optimizer_updates
+from mlx_ft.recipe.schema import ExportRecipe, TrainRecipe
 
 FLOAT32_BYTES = 4
 HALF_BYTES = 2

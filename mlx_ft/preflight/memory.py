@@ -15,7 +15,7 @@ from mlx_ft.preflight.forecast import (
     trainable_parameters,
 )
 from mlx_ft.preflight.shapes import ModelShape, Module
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
 
 # Frozen layers take rows in groups of so many padded tokens (train/prefix.py).
 GROUP_TOKENS = 1024

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from mlx_ft.preflight.findings import Finding, PreflightInput, some_of
 from mlx_ft.preflight.forecast import adapted_modules
 from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
 
 CHECK = "resume_adapter_file"
 LIMIT = "the layers, modules and rank of the recipe's adapter"

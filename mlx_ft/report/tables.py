@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.mlx_lm_keys import MLX_LM_DEFAULT
-from mlx_ft.recipe_loading import DEFAULT, DERIVED, SET
+from mlx_ft.recipe.keys import flattened, setting
+from mlx_ft.recipe.load import DEFAULT, DERIVED, SET
+from mlx_ft.recipe.mlx_lm_keys import MLX_LM_DEFAULT
 from mlx_ft.runs.document import is_report, ordered_columns
 from mlx_ft.text import quantities as q
 from mlx_ft.text.quantities import written
@@ -97,26 +98,6 @@ def failure_table(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> Table
     head = [Cell("kind"), *(Cell(name, key=name) for name in names)]
     caption = f"{suite}: what the wrong outputs were, in samples"
     return table(caption, head, rows, range(1, 1 + len(names)))
-
-
-def flattened(values: Mapping[str, Any], origins: Mapping[str, Any], at: str = "") -> list[str]:
-    """Return the dotted keys of a recipe; a mapping that has an origin of its own is one key."""
-    keys = []
-    for name, value in values.items():
-        key = f"{at}{name}"
-        if isinstance(value, Mapping) and value and key not in origins:
-            keys += flattened(value, origins, f"{key}.")
-        else:
-            keys.append(key)
-    return keys
-
-
-def setting(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key."""
-    value: Any = values
-    for name in key.split("."):
-        value = value[name]
-    return value
 
 
 def recipe_tables(recipe: Mapping[str, Any]) -> tuple[Table, Table]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.recipe import COLUMNS
+from mlx_ft.recipe.schema import COLUMNS
 from mlx_ft.runs.metrics import metrics_place
 from mlx_ft.runs.reader import CHANGED, COMPLETE, STAGES, ArtifactReader
 from mlx_ft.text.safe import without_credentials

@@ -19,7 +19,7 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
 from mlx_ft.inference import adapter_faults, make_trainable_layers
-from mlx_ft.recipe import Recipe, TrainRecipe
+from mlx_ft.recipe.schema import Recipe, TrainRecipe
 
 ADAPTER_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"

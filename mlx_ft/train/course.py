@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mlx_ft.recipe import SelectRecipe
+from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.train.batches import MiniBatch, plan_run, plan_validation
 from mlx_ft.train.job import TrainingJob
 

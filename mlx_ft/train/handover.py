@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlx_ft import errors
 from mlx_ft.errors import Fault, MlxFtError
-from mlx_ft.recipe import Recipe
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import Manifest, complete_stage
 from mlx_ft.system.files import hash_of, read_json, write_json
 from mlx_ft.train.prompts import Prompt

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_ft.inference import LoadedModel
-from mlx_ft.recipe import Recipe, TrainRecipe
+from mlx_ft.recipe.schema import Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.forward import Forward

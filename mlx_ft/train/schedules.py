@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from mlx_ft.recipe import LrSchedule
+from mlx_ft.recipe.schema import LrSchedule
 
 
 def learning_rate_at(

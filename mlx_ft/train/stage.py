@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_ft.errors import GateFailed
 from mlx_ft.inference import release
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.system.console import Console
 from mlx_ft.system.signals import deferred

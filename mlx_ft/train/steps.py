@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.inference import scalar
-from mlx_ft.recipe import TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.tokens import Offsets, TokenizedSplit
 from mlx_ft.train.losses import Batch, make_batch
 from mlx_ft.train.packing import packed_groups

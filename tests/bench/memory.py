@@ -20,7 +20,7 @@ import yaml
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
 from mlx_ft.preflight.memory import Weights, training_memory
 from mlx_ft.preflight.shapes import model_shape
-from mlx_ft.recipe import LoraParameters, TrainRecipe
+from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from tests.bench.training import write_float32_model
 from tests.tiny import write_random_model
 

@@ -26,7 +26,7 @@ from mlx_ft.evaluate.harness import evaluate_column
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Suite, load_suite
 from mlx_ft.pipeline import open_run, run_pipeline
-from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.recipe.load import load_recipe
 from mlx_ft.selection import chooser
 from mlx_ft.stages import Job
 from mlx_ft.system.cache import cache_home

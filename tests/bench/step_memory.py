@@ -56,7 +56,7 @@ def theirs(folder: Path, layers: int, tokens: int, checkpoint: bool) -> None:
 
 def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -> None:
     """One iteration of mlx-ft's loop, from load to result."""
-    from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+    from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
     from mlx_ft.system.console import Console
     from mlx_ft.tokens import pack_rows, write_split
     from mlx_ft.train.ground import Ground

@@ -21,8 +21,8 @@ from mlx_ft.evaluate.harness import evaluate_column
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.exporting import export_job
 from mlx_ft.measuring import suite_progress
-from mlx_ft.recipe import Q_BITS
-from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import complete_stage
 from mlx_ft.stages import Job, resolve
 from mlx_ft.system.console import Console

@@ -21,7 +21,7 @@ from mlx_ft.data.render import render_split
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.rows import GOOD_ROWS, TOOL_ROW, chat
 
 PAIRS = [

@@ -8,8 +8,8 @@ import pytest
 from mlx_ft.data import data_inputs
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError
-from mlx_ft.recipe import DataRecipe
-from mlx_ft.recipe_data import HubRows
+from mlx_ft.recipe.data import HubRows
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.cache import cache_home
 from tests.data_room.rows import TOOL_ROW, chat
 

@@ -18,7 +18,7 @@ from mlx_ft.data.lint import (
     hits_json,
     lint,
 )
-from mlx_ft.recipe_data import LintRule
+from mlx_ft.recipe.data import LintRule
 from mlx_ft.text.near_duplicates import bands_of, shingles_of, similarity
 from tests.data_room.rows import answer_of, good, row, sentence
 

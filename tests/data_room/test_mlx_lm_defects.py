@@ -20,7 +20,7 @@ from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import render_split
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from tests.tiny import CHATML_TEMPLATE, write_tiny_model
 
 CONFIG = SimpleNamespace(mask_prompt=True)

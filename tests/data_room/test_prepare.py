@@ -15,7 +15,7 @@ from mlx_ft.data import data_inputs, prepare, prepare_data
 from mlx_ft.data.lint import RULES
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError, RunError
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.tokens import read_split
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, hostile_lines

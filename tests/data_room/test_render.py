@@ -10,7 +10,7 @@ import pytest
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import RenderedSplit, render_split
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import TOOL_ROW, chat
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer

@@ -16,7 +16,7 @@ from mlx_ft.data.order import spread, training_order
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError
-from mlx_ft.recipe import DataRecipe, RowFilter
+from mlx_ft.recipe.schema import DataRecipe, RowFilter
 from mlx_ft.tokens import read_split
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, sentence

@@ -17,7 +17,7 @@ from mlx_ft.data.statistics import (
     overlap,
     split_statistics,
 )
-from mlx_ft.recipe import DataRecipe
+from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat
 

@@ -17,7 +17,7 @@ from mlx_ft.data.render import render_split
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.weighting import span_weights
 from mlx_ft.errors import DataError
-from mlx_ft.recipe import DataRecipe, LossWeight
+from mlx_ft.recipe.schema import DataRecipe, LossWeight
 from mlx_ft.tokens import read_split
 from tests.tiny import write_tiny_tokenizer
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_ft.evaluate.gates import described, gate_faults_of, judge, judgements_json
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.stats_paired import compare_columns
-from mlx_ft.gate_terms import METRICS, Gate, GateRefused, parse_gate
+from mlx_ft.recipe.gates import METRICS, Gate, GateRefused, parse_gate
 
 
 def rows(scores: list[float], flags: tuple[str, ...] = ()) -> list[dict[str, Any]]:

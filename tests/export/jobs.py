@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.export.stage import ExportJob
 from mlx_ft.inference import load_weights
-from mlx_ft.recipe import DataRecipe, ExportRecipe, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, ExportRecipe, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]

@@ -28,8 +28,8 @@ from mlx_ft.export.verify import (
     layer_bits,
 )
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import EvalRecipe, ExportRecipe
-from mlx_ft.recipe_outcome import fused_copy_needed_by
+from mlx_ft.recipe.export import fused_copy_needed_by
+from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
 from tests.export.jobs import PROMPTS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model

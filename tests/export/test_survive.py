@@ -29,7 +29,7 @@ from mlx_ft.export.survive import (
 )
 from mlx_ft.export.verify import layer_bits
 from mlx_ft.inference import load_weights
-from mlx_ft.recipe import ExportRecipe
+from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
 from tests.export.jobs import export_job, trained_adapter

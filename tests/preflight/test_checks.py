@@ -25,7 +25,7 @@ from mlx_ft.preflight.forecast import (
     trainable_parameters,
 )
 from mlx_ft.preflight.shapes import model_shape
-from mlx_ft.recipe import ExportRecipe, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import ExportRecipe, Recipe, TrainRecipe
 from mlx_ft.system.hardware import Machine
 
 SMOLLM2_135M = {

@@ -11,7 +11,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.preflight.forecast import adapted_modules, trainable_parameters
 from mlx_ft.preflight.shapes import DENSE_TYPES, EXPERT_TYPES, model_shape
-from mlx_ft.recipe import LoraParameters, TrainRecipe
+from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 32,

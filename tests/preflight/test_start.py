@@ -9,7 +9,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_ft.preflight import Finding, PreflightInput
 from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.preflight.start import adapter_shapes
-from mlx_ft.recipe import LoraParameters, TrainRecipe
+from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from tests.preflight.test_checks import finding_of, quickstart, with_recipe
 from tests.preflight.test_shapes import ALL, config_of, model_of
 

@@ -11,8 +11,8 @@ from typing import Any
 from mlx_ft.evaluate.gates import judge, judgements_json
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.stats_paired import compare_columns
-from mlx_ft.gate_terms import Gate
-from mlx_ft.recipe import Q_BITS
+from mlx_ft.recipe.gates import Gate
+from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import seal
 from mlx_ft.system.files import write_json
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlx_ft.inference import load_weights
-from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.forward import choose_forward

@@ -20,7 +20,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.errors import GateFailed, ModelError, RecipeError
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import (
     ADAPTER_FILE,
     CONFIG_FILE,

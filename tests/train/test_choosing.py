@@ -11,7 +11,7 @@ import pytest
 from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import Interrupted
 from mlx_ft.inference import LoadedModel, generate, load_model
-from mlx_ft.recipe import SelectRecipe
+from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.job import Judge, Judgement, TrainingJob

@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_ft.errors import GateFailed, ModelError, RecipeError
 from mlx_ft.export.fuse import FusedModel, fuse
 from mlx_ft.inference import attach_adapter, load_weights
-from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 from mlx_ft.train.forward import SplitForward, choose_forward
 from mlx_ft.train.losses import cross_entropy_sum, make_batch

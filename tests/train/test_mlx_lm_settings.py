@@ -24,8 +24,8 @@ from pydantic import ValidationError
 
 from mlx_ft.errors import Interrupted, RecipeError
 from mlx_ft.inference import load_weights
-from mlx_ft.recipe import LoraParameters, TrainRecipe
-from mlx_ft.recipe_loading import load_recipe
+from mlx_ft.recipe.load import load_recipe
+from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.adapters import put_adapter
 from mlx_ft.train.batches import plan_epoch
 from mlx_ft.train.loop import train

@@ -10,7 +10,7 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_ft.inference import make_trainable_layers
-from mlx_ft.recipe import LoraParameters, TrainRecipe
+from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.forward import SplitForward, choose_forward
 from mlx_ft.train.recomputing import cheap_inputs_again
 from tests.tiny import TINY_CONFIGS, random_model

@@ -5,7 +5,7 @@ import math
 import mlx.optimizers as optimizers
 import pytest
 
-from mlx_ft.recipe import LrSchedule
+from mlx_ft.recipe.schema import LrSchedule
 from mlx_ft.train.schedules import learning_rate_at
 
 

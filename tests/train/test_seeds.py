@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.recipe import LoraParameters
+from mlx_ft.recipe.schema import LoraParameters
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.console import Console
 from mlx_ft.train import choosing, ground

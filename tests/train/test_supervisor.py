@@ -22,7 +22,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mlx_ft.errors import Fault, GateFailed, Interrupted, ModelError, RunError
-from mlx_ft.recipe import DataRecipe, LoraParameters, Recipe, TrainRecipe
+from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json_lines
 from mlx_ft.tokens import write_split

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,30 +17,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, RecipeError
-from mlx_ft.mlx_lm_config import from_mlx_lm, is_mlx_lm_form
-from mlx_ft.mlx_lm_keys import FLAT_KEYS, MLX_LM_DEFAULT
-from mlx_ft.recipe import DataRecipe, Recipe
-from mlx_ft.recipe_checks import check
-from mlx_ft.recipe_family import changed_keys, inherited
-from mlx_ft.recipe_keys import (
+from mlx_ft.recipe.extends import changed_keys, inherited
+from mlx_ft.recipe.keys import (
     KeyPath,
     did_you_mean,
     dotted,
     meant_keys,
     section_of,
-    value_at,
     value_keys,
 )
-from mlx_ft.recipe_values import Section
-from mlx_ft.strict_yaml import (
+from mlx_ft.recipe.mlx_lm import from_mlx_lm, is_mlx_lm_form
+from mlx_ft.recipe.mlx_lm_keys import FLAT_KEYS, MLX_LM_DEFAULT
+from mlx_ft.recipe.schema import Recipe
+from mlx_ft.recipe.strict_yaml import (
     Source,
     header_of,
     label_of,
     read_mapping,
     read_text,
     read_yaml,
-    shown,
 )
+from mlx_ft.recipe.validate import check
 
 SET = "--set"
 DEFAULT = "default"
@@ -268,80 +264,3 @@ def load_recipe(path: Path, sets: Sequence[str] = ()) -> LoadedRecipe:
     origins |= {dotted(key): _origin(draft, key) for key in gates}
     form: Literal["recipe", "mlx-lm"] = "mlx-lm" if flat else "recipe"
     return LoadedRecipe(recipe, origins, path, notes, form, header_of(text), adapter_path)
-
-
-PLAIN = re.compile(r"[A-Za-z_./~][A-Za-z0-9_./@+~-]*")
-BREAKS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-
-
-def yaml_text(value: Any) -> str:
-    """Return a value of a recipe as YAML on one line that reads back as the same value."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(yaml_text, value))}]"
-    if isinstance(value, Section):
-        value = value.model_dump()
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{yaml_text(k)}: {yaml_text(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, float):
-        # YAML 1.1 readers take 1e-05 for text.
-        mantissa, exponent, power = repr(value).partition("e")
-        return f"{mantissa}{'.0' if exponent and '.' not in mantissa else ''}{exponent}{power}"
-    if value is None or isinstance(value, bool):
-        return shown(value)
-    if isinstance(value, int):
-        return str(value)
-    text = str(value)
-    if PLAIN.fullmatch(text) and read_yaml(text, "").value == text:
-        return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    return BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
-
-
-def _written(recipe: Recipe, comments: Mapping[KeyPath, str]) -> str:
-    """Return the values that have a comment, as YAML lines under their sections."""
-    lines: list[tuple[str, str]] = []
-    opened: set[KeyPath] = set()
-    for key in value_keys():
-        if key not in comments:
-            continue
-        for depth in range(1, len(key)):
-            if key[:depth] not in opened:
-                opened.add(key[:depth])
-                lines.append((f"{'  ' * (depth - 1)}{key[depth - 1]}:", ""))
-        value = yaml_text(value_at(recipe, key))
-        lines.append((f"{'  ' * (len(key) - 1)}{key[-1]}: {value}", comments[key]))
-    width = min(48, max(len(line) for line, _ in lines))
-    return "".join(
-        f"{line:<{width}}  # {comment}\n" if comment else f"{line}\n" for line, comment in lines
-    )
-
-
-def dump_resolved(loaded: LoadedRecipe) -> str:
-    """Return recipe.yaml: every value with its origin; loading it gives an equal recipe."""
-    title = "# Resolved recipe: every value, and where it came from.\n"
-    comments = {key: loaded.origins[dotted(key)] for key in value_keys()}
-    return title + _written(loaded.recipe, comments)
-
-
-def upgrade_text(loaded: LoadedRecipe) -> str:
-    """Return a recipe with the values that were given or that differ from a recipe's defaults.
-
-    Loading it gives an equal recipe, whatever form it was loaded from.
-    """
-    recipe = loaded.recipe
-    plain = Recipe(name=recipe.name, model=recipe.model, data=DataRecipe(path=recipe.data.path))
-    comments = {}
-    for key in value_keys():
-        origin = loaded.origins[dotted(key)]
-        value = value_at(recipe, key)
-        given = origin not in (DEFAULT, DERIVED, MLX_LM_DEFAULT) and value is not None
-        if given or value != value_at(plain, key) or dotted(key) in ("name", "model", "data.path"):
-            comments[key] = origin
-    # These two defaults are only there when the other key of the pair is not.
-    for instead, default in ((ITERS, EPOCHS), (ALPHA, SCALE)):
-        if value_at(recipe, instead) is not None:
-            comments.pop(default, None)
-    title = f"# Written by `mlx-ft recipe upgrade` from {label_of(loaded.file)}.\n"
-    if loaded.adapter_path is not None:
-        title += f"# The adapter goes into the run's folder, no longer to {loaded.adapter_path}.\n"
-    return title + _written(recipe, comments)

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_ft.recipe_keys import SYNONYMS, squeezed
+from mlx_ft.recipe.keys import SYNONYMS, squeezed
 
 MLX_LM_DEFAULT = "mlx-lm default"
 

@@ -2,9 +2,9 @@
 
 Does: declare the recipe's keys with their types, limits, defaults and meaning (the reference in the
 README is generated from here). Its sections, with the checks between their keys, are declared in
-`recipe_data.py`, `recipe_preflight.py`, `recipe_train.py` and `recipe_outcome.py`, and are had from
+`data.py`, `preflight.py`, `train.py` and `export.py`, and are had from
 here.
-Does not: read files (`recipe_loading.py`), translate mlx-lm's flat form (`mlx_lm_config.py`), or
+Does not: read files (`load.py`), translate mlx-lm's flat form (`mlx_lm.py`), or
 look at data, models or the machine.
 """
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from mlx_ft.recipe_data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe_outcome import COLUMNS, Q_BITS, Column, EvalRecipe, ExportRecipe
-from mlx_ft.recipe_preflight import PreflightRecipe
-from mlx_ft.recipe_train import (
+from mlx_ft.recipe.data import ChatRecipe, DataRecipe, LossWeight, RowFilter
+from mlx_ft.recipe.evaluation import COLUMNS, Column, EvalRecipe
+from mlx_ft.recipe.export import Q_BITS, ExportRecipe
+from mlx_ft.recipe.fields import Section, Text
+from mlx_ft.recipe.preflight import PreflightRecipe
+from mlx_ft.recipe.train import (
     DEFAULT_EPOCHS,
     DEFAULT_SCALE,
     LoraParameters,
@@ -23,7 +25,6 @@ from mlx_ft.recipe_train import (
     SelectRecipe,
     TrainRecipe,
 )
-from mlx_ft.recipe_values import Section, Text
 
 __all__ = [
     "COLUMNS",

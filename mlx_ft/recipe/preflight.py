@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlx_ft.recipe_values import Section, Text
+from mlx_ft.recipe.fields import Section, Text
 
 # Of the checks in preflight/, those that a run can survive.
 AcceptableCheck = Literal[

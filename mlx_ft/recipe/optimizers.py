@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.recipe_values import is_number, number_from_text
+from mlx_ft.recipe.fields import is_number, number_from_text
 
 NUMBER, WHOLE, PAIR, SWITCH = "a number", "a whole number", "two numbers", "true or false"
 

@@ -10,11 +10,10 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
-from mlx_ft.recipe import Recipe
-from mlx_ft.recipe_values import Section
+from mlx_ft.recipe.fields import Section
+from mlx_ft.recipe.schema import Recipe
 
 KeyPath = tuple[str, ...]
-
 # What other tools call it -> what a recipe calls it. Compared in lower case, without - and _.
 SYNONYMS: Mapping[str, str] = {
     "lr": "train.learning_rate",
@@ -173,3 +172,23 @@ def meant_keys(unknown: KeyPath) -> list[str]:
 def did_you_mean(candidates: Sequence[str], otherwise: str) -> str:
     """Return the fix for an unknown name: the candidates as a question, or `otherwise`."""
     return f"did you mean {' or '.join(candidates)}?" if candidates else otherwise
+
+
+def flattened(values: Mapping[str, Any], origins: Mapping[str, Any], at: str = "") -> list[str]:
+    """Return the dotted keys of a recipe; a mapping that has an origin of its own is one key."""
+    keys = []
+    for name, value in values.items():
+        key = f"{at}{name}"
+        if isinstance(value, Mapping) and value and key not in origins:
+            keys += flattened(value, origins, f"{key}.")
+        else:
+            keys.append(key)
+    return keys
+
+
+def setting(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key."""
+    value: Any = values
+    for name in key.split("."):
+        value = value[name]
+    return value

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault
-from mlx_ft.mlx_lm_keys import (
+from mlx_ft.recipe.data import HUB_PREFIX
+from mlx_ft.recipe.fields import number_from_text, optimizer_updates
+from mlx_ft.recipe.keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
+from mlx_ft.recipe.mlx_lm_keys import (
     DEFAULT_ADAPTER_PATH,
     FEATURES,
     FLAT_KEYS,
@@ -30,10 +33,7 @@ from mlx_ft.mlx_lm_keys import (
     is_mlx_lm_form,
     near_flat_keys,
 )
-from mlx_ft.recipe_data import HUB_PREFIX
-from mlx_ft.recipe_keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
-from mlx_ft.recipe_values import number_from_text, optimizer_updates
-from mlx_ft.strict_yaml import Source, shown
+from mlx_ft.recipe.strict_yaml import Source, shown
 
 __all__ = ["Translation", "from_mlx_lm", "is_mlx_lm_form"]
 

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mlx_ft.errors import Fault
-from mlx_ft.recipe import Recipe
-from mlx_ft.recipe_keys import KeyPath, did_you_mean, dotted, meant_keys, section_of
-from mlx_ft.recipe_values import Conflict
-from mlx_ft.strict_yaml import Source, key_path, shown
+from mlx_ft.recipe.fields import Conflict
+from mlx_ft.recipe.keys import KeyPath, did_you_mean, dotted, meant_keys, section_of
+from mlx_ft.recipe.schema import Recipe
+from mlx_ft.recipe.strict_yaml import Source, key_path, shown
 
 Said = tuple[str, str]
 LAST = 10**9

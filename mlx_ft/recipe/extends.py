@@ -2,7 +2,7 @@
 
 Does: read the parents of a recipe, lay its values over theirs, and keep where each was written. A
 section is merged key by key, any other value replaces the parent's whole. Does not: judge values,
-or apply `--set` (`recipe_loading.py`).
+or apply `--set` (`load.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault
-from mlx_ft.mlx_lm_keys import is_mlx_lm_form
-from mlx_ft.recipe_keys import KeyPath, did_you_mean, dotted, section_of
-from mlx_ft.strict_yaml import Source, label_of, read_mapping, read_text, shown
+from mlx_ft.recipe.keys import KeyPath, did_you_mean, dotted, section_of
+from mlx_ft.recipe.mlx_lm_keys import is_mlx_lm_form
+from mlx_ft.recipe.strict_yaml import Source, label_of, read_mapping, read_text, shown
 
 EXTENDS = "extends"
 MOST_PARENTS = 8

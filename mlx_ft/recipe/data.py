@@ -1,6 +1,6 @@
 """What a user can ask for about rows and their rendering: the recipe's `data` and `chat`.
 
-The other sections are in `recipe.py`, which is where all of them are imported from.
+The other sections are in `schema.py`, which is where all of them are imported from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlx_ft.recipe_values import Conflict, Day, Real, Section, Text, Whole
+from mlx_ft.recipe.fields import Conflict, Day, Real, Section, Text, Whole
 
 HUB_PREFIX = "hf:"
 # The rules of data/lint.py, which says what each looks for.
@@ -28,8 +28,6 @@ LintRule = Literal[
     "mojibake",
     "refusals",
 ]
-
-
 # What a row can hold, by the names that its forms have for it (data/formats.py).
 RowKey = Literal[
     "messages",

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mlx_ft.recipe_optimizers import optimizer_option_faults, plain_options
-from mlx_ft.recipe_values import Conflict, Real, Section, Text, Whole, optimizer_updates
+from mlx_ft.recipe.fields import Conflict, Real, Section, Text, Whole, optimizer_updates
+from mlx_ft.recipe.optimizers import optimizer_option_faults, plain_options
 
 TrackerName = Literal["trackio", "wandb", "tensorboard", "mlflow", "swanlab"]
 DEFAULT_EPOCHS = 2
