@@ -14,17 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import Fault, InputError
 from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
-from mlx_ft.models import identity_of, resolve_model
+from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.resolve import identity_of, resolve_model
+from mlx_ft.model.thinking_mode import thinking_mode_of
 from mlx_ft.recipe.schema import COLUMNS
 from mlx_ft.runs.models import RunModels, column_folders, read_run
 from mlx_ft.system.files import hash_of
-from mlx_ft.thinking_mode import thinking_mode_of
 
 if TYPE_CHECKING:  # importing it would load MLX
-    from mlx_ft.inference import Generation, LoadedModel
+    from mlx_ft.engine.generate import Generation
+    from mlx_ft.engine.load import LoadedModel
 
 DEFAULT_COLUMN = "quantized"
 # As mlx_lm.batch_generate has it; on a CPU, a prompt then costs two thirds of what it does with 16.
@@ -50,7 +51,7 @@ class LocalModel:
 
     def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
         """Answer questions that this model's renderer has rendered."""
-        from mlx_ft.inference import generate
+        from mlx_ft.engine.generate import generate
 
         losses = self._reference_losses(questions)
         renderer = self.loaded.renderer
@@ -70,7 +71,7 @@ class LocalModel:
 
     def _reference_losses(self, questions: Sequence[Question]) -> dict[int, float]:
         """Return the loss of each reference, by the number of its question."""
-        from mlx_ft.likelihood import likelihoods
+        from mlx_ft.engine.likelihood import likelihoods
 
         wanted = [(i, each) for i, each in enumerate(questions) if each.reference is not None]
         found = likelihoods(
@@ -90,7 +91,7 @@ def _ids(question: Question) -> tuple[int, ...]:
 @contextmanager
 def open_loaded(place: ModelPlace) -> Iterator[LoadedModel]:
     """Load a model for a while."""
-    from mlx_ft.inference import load_model, release
+    from mlx_ft.engine.load import load_model, release
 
     loaded = load_model(
         place.folder,

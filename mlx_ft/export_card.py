@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlx_ft.model.thinking_mode import FILE, KEY
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.report.survival import bits_name, kept_text, nats, way_name, ways_of
 from mlx_ft.text import quantities as q
 from mlx_ft.text.markdown import cell, public_path, table_lines
-from mlx_ft.thinking_mode import FILE, KEY
 
 # Where the recipe sets no limit, what it would be is still worth a warning.
 LEAST_SURVIVAL = ExportRecipe().min_survival or 0.0

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.export_card import export_section, thinking_lines
+from mlx_ft.model.thinking_mode import write_thinking_mode
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, renderer
 from mlx_ft.system.files import read_json
-from mlx_ft.thinking_mode import write_thinking_mode
 
 if TYPE_CHECKING:  # importing it would load MLX
     from mlx_ft.export.stage import ExportJob

@@ -11,10 +11,11 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.likelihood import likelihoods
+from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.harness import cut_at_stop
-from mlx_ft.inference import LoadedModel, generate
-from mlx_ft.likelihood import likelihoods
 
 DEFAULT_MAX_TOKENS = 256
 NO_TEMPLATE = Fault(

@@ -22,7 +22,7 @@ from mlx_ft.columns import (
 )
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.evaluate.sample_log import recover as read_rows
-from mlx_ft.models import resolve_model
+from mlx_ft.model.resolve import resolve_model
 from mlx_ft.recipe.schema import ChatRecipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.stages import Job, manifest_info, probe_file, say_finding
@@ -186,7 +186,7 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
 
     An empty line ends it. Raises RunError when the run has no such model yet.
     """
-    from mlx_ft.inference import generate
+    from mlx_ft.engine.generate import generate
     from mlx_ft.text.safe import printable
 
     messages: list[dict[str, str]] = []

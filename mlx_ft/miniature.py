@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.models import ResolvedModel
+from mlx_ft.model.resolve import ResolvedModel
 from mlx_ft.recipe.schema import Recipe
 
 LAYERS = 2

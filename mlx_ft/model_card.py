@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_ft.export_card import export_section, thinking_lines
-from mlx_ft.models import HUB_ID
+from mlx_ft.model.resolve import HUB_ID
 from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
 from mlx_ft.runs.document import ordered_columns
 from mlx_ft.text import quantities as q

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.install import require_name
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.ollama_template import go_template, learn_turn_texts, without_first_token
 from mlx_ft.runs.models import RunModels, column_folders, read_run, require_finished
 from mlx_ft.system.console import Console

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mlx_ft.chat import Message, RowRefused
+from mlx_ft.model.chat import Message, RowRefused
 
 Render = Callable[[Sequence[Message]], str]
 

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.gguf_support import gguf_fault
-from mlx_ft.models import ResolvedModel
-from mlx_ft.preflight.shapes import model_shape
+from mlx_ft.model.chat import ChatRenderer, RowRefused
+from mlx_ft.model.gguf_support import gguf_fault
+from mlx_ft.model.resolve import ResolvedModel
+from mlx_ft.model.shapes import model_shape
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import write_json
 from mlx_ft.text.quantities import format_bytes
@@ -25,7 +25,7 @@ from mlx_ft.text.repetition import degenerate_reason
 from mlx_ft.text.safe import printable
 
 if TYPE_CHECKING:
-    from mlx_ft.inference import LoadedModel
+    from mlx_ft.engine.load import LoadedModel
 
 SCHEMA = 1
 QUESTIONS = (
@@ -141,7 +141,7 @@ def chat_facts(renderer: ChatRenderer, other_mode: ChatRenderer) -> dict[str, An
 
 
 def _answers(loaded: LoadedModel) -> tuple[Answer, ...]:
-    from mlx_ft.inference import generate
+    from mlx_ft.engine.generate import generate
 
     prompts = [
         loaded.renderer.prompt_ids([{"role": "user", "content": text}]) for text in QUESTIONS

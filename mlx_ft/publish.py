@@ -19,8 +19,8 @@ from huggingface_hub.repocard import metadata_load
 
 from mlx_ft import __version__
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.model.resolve import HUB_ID
 from mlx_ft.model_card import CardFacts, model_card
-from mlx_ft.models import HUB_ID
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.models import ExportedModel, exported_model, require_unchanged
 from mlx_ft.text.quantities import format_bytes

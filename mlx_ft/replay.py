@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlx_ft.data.formats import FileRows
 from mlx_ft.data.replay import prompts_sha256, replay_prompts, replay_rows, rows_wanted
-from mlx_ft.models import ResolvedModel
+from mlx_ft.model.resolve import ResolvedModel
 from mlx_ft.recipe.schema import ChatRecipe, Recipe
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
@@ -67,7 +67,8 @@ def _ask(
     """Add answers to the prompts that have none yet until enough are good, a few at a time, and
     keep them in `file`.
     """
-    from mlx_ft.inference import Generation, generate, load_model, release
+    from mlx_ft.engine.generate import Generation, generate
+    from mlx_ft.engine.load import load_model, release
 
     def kept(generation: Generation) -> str | None:
         ended = generation.finish_reason == "stop"

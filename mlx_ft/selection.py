@@ -21,7 +21,7 @@ from mlx_ft.system.files import hash_of
 from mlx_ft.text.near_duplicates import words_of
 
 if TYPE_CHECKING:
-    from mlx_ft.inference import LoadedModel
+    from mlx_ft.engine.load import LoadedModel
     from mlx_ft.preflight import Finding
     from mlx_ft.train.job import Judge, Judgement
 

@@ -22,10 +22,11 @@ from typing import Any
 from mlx_lm import server
 from mlx_lm.utils import load_tokenizer
 
-from mlx_ft.chat import ChatRenderer
-from mlx_ft.cpu_math import fast_math
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import MlxFtError
-from mlx_ft.inference import attach_adapter, load_weights
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.serve import READY
 from mlx_ft.system.signals import interruptible
 

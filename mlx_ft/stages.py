@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlx_ft.errors import Fault, InputError, MlxFtError, ModelError, RunError
-from mlx_ft.models import ResolvedModel, resolve_model
+from mlx_ft.model.adapter_file import start_sha256, start_shapes
+from mlx_ft.model.resolve import ResolvedModel, resolve_model
+from mlx_ft.model.safetensors_headers import dequantized_shapes
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.load import LoadedRecipe
 from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import read_manifest, seal, writing_stage
-from mlx_ft.safetensors_headers import dequantized_shapes
-from mlx_ft.start_weights import start_sha256, start_shapes
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of, read_json, write_json
@@ -29,10 +29,10 @@ from mlx_ft.text.quantities import format_bytes
 from mlx_ft.trackers import missing_packages
 
 if TYPE_CHECKING:
-    from mlx_ft.chat import ChatRenderer
     from mlx_ft.data.formats import FileRows
     from mlx_ft.data.show import ShownRow
     from mlx_ft.evaluate.suites import Suite
+    from mlx_ft.model.chat import ChatRenderer
     from mlx_ft.preflight import Finding, OriginalFacts, PreflightInput
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
@@ -191,7 +191,7 @@ def renderer(job: Job) -> ChatRenderer:
 
 
 def _renderer_of(recipe: Recipe, model: ResolvedModel) -> ChatRenderer:
-    from mlx_ft.chat import ChatRenderer
+    from mlx_ft.model.chat import ChatRenderer
 
     chat = recipe.chat
     return ChatRenderer.from_folder(

@@ -32,7 +32,7 @@ def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def builtin_model() -> Path:
-    from mlx_ft.builtin_models import ensure_builtin
+    from mlx_ft.model.builtin import ensure_builtin
 
     return ensure_builtin("smollm2-135m-instruct", REAL_CACHE_HOME, print)
 

@@ -25,10 +25,10 @@ WALLS = {
     "pydantic": ("mlx_ft.recipe", "mlx_ft.evaluate.suite"),
     "pydantic_core": ("mlx_ft.recipe", "mlx_ft.evaluate.suite"),
     "yaml": ("mlx_ft.recipe",),
-    "jinja2": ("mlx_ft.report", "mlx_ft.chat"),
+    "jinja2": ("mlx_ft.report", "mlx_ft.model.chat"),
     "matplotlib": ("mlx_ft.report",),
-    "transformers": ("mlx_ft.models", "mlx_ft.chat"),
-    "tokenizers": ("mlx_ft.builtin_models",),
+    "transformers": ("mlx_ft.model",),
+    "tokenizers": ("mlx_ft.model.builtin",),
     "datasets": ("mlx_ft.data.hub",),
     "pyarrow": ("mlx_ft.data.files",),
     "gguf": ("mlx_ft.export.gguf", "mlx_ft.ollama"),
@@ -39,8 +39,7 @@ WALLS = {
 }
 # These run anywhere: not even indirectly may they need MLX.
 WITHOUT_MLX = ("data", "preflight", "report", "evaluate")
-ALSO_WITHOUT_MLX = ("text", "system", "recipe", "runs", "models", "chat", "pipeline")
-ALSO_WITHOUT_MLX += ("gguf_support",)
+ALSO_WITHOUT_MLX = ("text", "system", "recipe", "runs", "model", "pipeline")
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}
 
 

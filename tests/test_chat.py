@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from mlx_ft.chat import ChatRenderer, Message, RenderedRow, RowRefused
-from mlx_ft.chat_files import pin_date
 from mlx_ft.errors import ModelError
+from mlx_ft.model.chat import ChatRenderer, Message, RenderedRow, RowRefused
+from mlx_ft.model.tokenizer_files import pin_date
 from tests.tiny import CHATML_TEMPLATE, SPECIAL_TOKENS, write_tiny_tokenizer
 
 TOKENIZERS = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from mlx_lm.models import activations, base, llama
 
-from mlx_ft.cpu_math import (
+from mlx_ft.engine.cpu_kernels import (
     BLOCK_QUERIES,
     attention,
     exp_by_polynomial,
@@ -21,7 +21,7 @@ from mlx_ft.cpu_math import (
     sigmoid_by_polynomial,
     swiglu,
 )
-from mlx_ft.inference import load_weights
+from mlx_ft.engine.load import load_weights
 from tests.tiny import write_tiny_model
 
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlx_ft import decoding
-from mlx_ft.decoding import Reader, answer_prompts
-from mlx_ft.inference import LoadedModel, generate, load_model
-from mlx_ft.likelihood import likelihoods
+from mlx_ft.engine import decoding
+from mlx_ft.engine.decoding import Reader, answer_prompts
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.likelihood import likelihoods
+from mlx_ft.engine.load import LoadedModel, load_model
 from tests.tiny import write_tiny_model
 
 VOCABULARY = 300
@@ -240,8 +241,8 @@ def test_what_a_model_says_is_its_greedy_answer(tiny: LoadedModel) -> None:
 
 def test_the_built_in_model_reads_its_system_prompt_once(builtin_model: Path) -> None:
     """Every prompt of its template begins with the same 24 tokens."""
-    from mlx_ft.chat import ChatRenderer
-    from mlx_ft.prompt_starts import shared_starts
+    from mlx_ft.engine.shared_prompts import shared_starts
+    from mlx_ft.model.chat import ChatRenderer
 
     renderer = ChatRenderer.from_folder(builtin_model, enable_thinking=False, date="2025-01-01")
     questions = ("Hello", "What is 2 + 2?", "Name a colour.", "Who are you?")

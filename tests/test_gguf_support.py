@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from mlx_lm.utils import _get_classes
 
-from mlx_ft.gguf_support import ARCHITECTURES, MLX_LM_DEFAULTS, gguf_fault, model_shape
+from mlx_ft.model.gguf_support import ARCHITECTURES, MLX_LM_DEFAULTS, gguf_fault, model_shape
 from tests.tiny import TINY_CONFIGS
 
 LLAMA, GEMMA = TINY_CONFIGS["llama"], TINY_CONFIGS["gemma3_text"]

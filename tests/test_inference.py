@@ -9,15 +9,11 @@ from mlx.utils import tree_flatten
 from mlx_lm import generate as mlx_lm_generate
 from mlx_lm import load as mlx_lm_load
 
-from mlx_ft.backend import on_cpu
+from mlx_ft.engine.adapters import adapter_faults
+from mlx_ft.engine.device import on_cpu
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.load import LoadedModel, load_model, load_weights
 from mlx_ft.errors import ModelError
-from mlx_ft.inference import (
-    LoadedModel,
-    adapter_faults,
-    generate,
-    load_model,
-    load_weights,
-)
 from tests.tiny import write_tiny_model
 
 QUESTIONS = ("hello", "what is the capital of France?", "talk about files, tests and tools", "x")

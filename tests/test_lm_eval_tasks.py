@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from mlx_ft.columns import read_targets
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.likelihood import likelihoods
+from mlx_ft.engine.load import load_model
 from mlx_ft.errors import DataError, InputError, RunError
-from mlx_ft.inference import generate, load_model
-from mlx_ft.likelihood import likelihoods
 from mlx_ft.lm_eval_tasks import Tasks, require_lm_eval, require_models, run_tasks, task_rows
 from mlx_ft.system.console import Console
 from tests.tiny import write_tiny_model

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from mlx_ft.builtin_models import BUILTIN_MODELS
 from mlx_ft.errors import ModelError
-from mlx_ft.models import HUB_FILES, read_config, resolve_model
+from mlx_ft.model.builtin import BUILTIN_MODELS
+from mlx_ft.model.resolve import HUB_FILES, read_config, resolve_model
 from mlx_ft.system.cache import CACHE_HOME_VARIABLE
 from tests.conftest import REAL_CACHE_HOME
 from tests.tiny import write_tiny_model
@@ -201,7 +201,7 @@ def resolve_offline(hub_home: Path, name: str, revision: str | None) -> "subproc
     code = (
         "import sys\n"
         "from mlx_ft.errors import ModelError\n"
-        "from mlx_ft.models import resolve_model\n"
+        "from mlx_ft.model.resolve import resolve_model\n"
         "try:\n"
         "    model = resolve_model(sys.argv[1], sys.argv[2] or None, print)\n"
         "    print(model.source, model.revision, model.path)\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from mlx_ft.chat import ChatRenderer, Message
+from mlx_ft.model.chat import ChatRenderer, Message
 from mlx_ft.ollama_template import (
     TurnTexts,
     compose,

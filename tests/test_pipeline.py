@@ -14,14 +14,15 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_ft import inference, stages
-from mlx_ft.chat import ChatRenderer
+from mlx_ft import stages
 from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
+from mlx_ft.engine import generate, load
 from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
+from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.shapes import model_shape
 from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
 from mlx_ft.preflight.fit import forecast
-from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.rehearsal import rehearsal_sets
@@ -106,13 +107,13 @@ def test_the_bases_answers_are_not_asked_for_twice(
     job = job_of(finished)
     shutil.rmtree(job.run / "eval")
     asked: list[int] = []
-    plain = inference.generate
+    plain = generate.generate
 
     def counted(loaded: Any, prompts: Any, **options: Any) -> Any:
         asked.append(len(prompts))
         return plain(loaded, prompts, **options)
 
-    monkeypatch.setattr(inference, "generate", counted)
+    monkeypatch.setattr(generate, "generate", counted)
     run_pipeline(job)
     assert sum(asked) == 12 and run_document(job.run)["status"] == "done"
 
@@ -222,7 +223,7 @@ def test_the_base_model_is_asked_once_for_rows_that_are_replayed(
     def loads(*_: object, **__: object) -> None:
         pytest.fail("the base model was loaded again")
 
-    monkeypatch.setattr(inference, "load_model", loads)
+    monkeypatch.setattr(load, "load_model", loads)
     assert job_of(finished, *sets).rows["train"].rows == rows
 
 
@@ -470,7 +471,7 @@ def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(
     def never(*arguments: object, **named: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("mlx_ft.inference.load_model", never)
+    monkeypatch.setattr("mlx_ft.engine.load.load_model", never)
     (suite,) = read_json(next((finished / "runs").iterdir()) / "eval" / "results.json")["suites"]
     run = job_of(finished).run
     failing = job_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')

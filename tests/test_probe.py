@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mlx_ft import inference
-from mlx_ft.chat import ChatRenderer
+from mlx_ft.engine import load
 from mlx_ft.errors import GateFailed
 from mlx_ft.measuring import probe
-from mlx_ft.models import resolve_model
+from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.resolve import resolve_model
 from mlx_ft.probe import QUESTIONS, Answer, Probe, chat_facts, model_facts, probe_lines, record
 from mlx_ft.stages import probe_file
 from mlx_ft.system.console import Console
@@ -66,13 +66,13 @@ def test_the_suites_are_asked_of_the_model_that_was_looked_at(
     """Its weights are read once, and its random answers let pass so that the suite is asked."""
     write_place(tiny.parent)
     read: list[Path] = []
-    plain = inference.load_weights
+    plain = load.load_weights
 
     def counted(folder: Path, low_memory: bool = False) -> Any:
         read.append(folder)
         return plain(folder, low_memory)
 
-    monkeypatch.setattr(inference, "load_weights", counted)
+    monkeypatch.setattr(load, "load_weights", counted)
     monkeypatch.setattr("mlx_ft.probe.TOO_MANY_DEGENERATE", len(QUESTIONS) + 1)
     probe(str(tiny), None, False, [tiny.parent / "suite.yaml"], Console())
     assert len(read) == 1

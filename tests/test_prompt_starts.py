@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.prompt_starts import MIN_SAVED_TOKENS, shared_starts
+from mlx_ft.engine.shared_prompts import MIN_SAVED_TOKENS, shared_starts
 
 TOKENS = st.integers(0, 2)
 PROMPTS = st.lists(

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mlx_ft.errors import ModelError
-from mlx_ft.start_weights import start_sha256, start_shapes
+from mlx_ft.model.adapter_file import start_sha256, start_shapes
 
 
 def weights_file(path: Path, value: float = 0.0) -> Path:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.api_calls import check_rows
 from mlx_ft.data.formats import FileRows, LeftOut
 from mlx_ft.data.lint import LISTED_LINES, hits_json, lint
@@ -22,6 +21,7 @@ from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_spli
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
 from mlx_ft.data.tool_api import read_api
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.files import write_json
 from mlx_ft.text.sparklines import sparkline

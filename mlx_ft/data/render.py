@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_ft.chat import ChatRenderer, RenderedRow, RowRefused
 from mlx_ft.data.formats import Row
 from mlx_ft.data.problems import Problem
 from mlx_ft.data.weighting import token_weights, weighs_anything
+from mlx_ft.model.chat import ChatRenderer, RenderedRow, RowRefused
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 

@@ -1,6 +1,6 @@
 """What each token of a row weighs in the loss: by its place, by its text, by its row.
 
-Does not: decide which tokens are trained (`chat.py`), or use the weights.
+Does not: decide which tokens are trained (`model/chat.py`), or use the weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.data.formats import Row
+from mlx_ft.model.chat import ChatRenderer, RowRefused
 from mlx_ft.recipe.schema import DataRecipe, LossWeight
 from mlx_ft.tokens import Weights
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mlx_ft.chat import ChatRenderer
+from mlx_ft.model.chat import ChatRenderer
 
 Message = Mapping[str, Any]
 

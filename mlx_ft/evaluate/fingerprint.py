@@ -1,7 +1,7 @@
 """Is the chat format of this model the one that was trained with?
 
 Does: compare fingerprints, name each difference, and say in words where it could not be compared
-or was let pass. Does not: make fingerprints (`chat.py`).
+or was let pass. Does not: make fingerprints (`model/chat.py`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlx_ft.chat import ChatRenderer, RowRefused
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
@@ -27,6 +26,7 @@ from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
+from mlx_ft.model.chat import ChatRenderer, RowRefused
 from mlx_ft.system.files import hash_of, write_json
 
 SCHEMA = 1

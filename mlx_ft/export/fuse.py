@@ -20,11 +20,11 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-from mlx_ft.backend import configure_backend, on_cpu
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.device import configure_backend, on_cpu
 from mlx_ft.errors import Fault, GateFailed, ModelError
 from mlx_ft.export.stored import StoredModel
 from mlx_ft.export.stream import array_bytes, flat_rows, row_ranges
-from mlx_ft.inference import attach_adapter
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from mlx_ft.errors import Fault, GateFailed, ModelError
 from mlx_ft.export.gguf_tokenizer import GgufTokenizer, read_tokenizer
-from mlx_ft.gguf_support import ModelShape, model_shape
-from mlx_ft.models import read_config
+from mlx_ft.model.gguf_support import ModelShape, model_shape
+from mlx_ft.model.resolve import read_config
 from mlx_ft.recipe.export import GgufKind
 from mlx_ft.system.files import replacing
 

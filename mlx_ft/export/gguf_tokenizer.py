@@ -18,8 +18,8 @@ from typing import Any
 
 from gguf import TokenType
 
-from mlx_ft.chat import CANONICAL_CONVERSATIONS, ChatRenderer
 from mlx_ft.errors import Fault, ModelError
+from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatRenderer
 
 Step = tuple[Any, ...]
 

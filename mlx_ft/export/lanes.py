@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, plain_layer, widened
 from mlx_ft.export.layers import (
     EMBEDDING,
@@ -24,7 +25,6 @@ from mlx_ft.export.layers import (
     why_not_by_layers,
 )
 from mlx_ft.export.stored import StoredModel
-from mlx_ft.inference import attach_adapter
 
 
 class Unfit(Exception):

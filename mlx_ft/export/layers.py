@@ -16,8 +16,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_ft.cpu_math import fast_math
-from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # Words of the vocabulary on which heads of two sizes must agree.

@@ -18,6 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_ft.engine.load import release
 from mlx_ft.export.audit import Passages, Stored, audit_layers
 from mlx_ft.export.bits import Bits, described_quantization
 from mlx_ft.export.folders import begin_folder, finish_folder
@@ -45,11 +46,10 @@ from mlx_ft.export.verify import (
 )
 from mlx_ft.export.verifying import BASE, Compared, Steps, compare_models
 from mlx_ft.export.writing import Observer, half_layouts
-from mlx_ft.inference import release
-from mlx_ft.models import read_config
+from mlx_ft.model.resolve import read_config
+from mlx_ft.model.safetensors_headers import dequantized_shapes
 from mlx_ft.recipe.export import FOR_GGUF
 from mlx_ft.recipe.schema import ExportRecipe
-from mlx_ft.safetensors_headers import dequantized_shapes
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import require_free_bytes, write_json
 from mlx_ft.text.quantities import format_bytes

@@ -19,9 +19,9 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
+from mlx_ft.engine.load import read_lazily
 from mlx_ft.export.stream import flat_rows
-from mlx_ft.inference import read_lazily
-from mlx_ft.safetensors_headers import tensor_headers
+from mlx_ft.model.safetensors_headers import tensor_headers
 
 # How safetensors calls a type -> how NumPy reads its bytes, and what MLX calls them.
 STORED_TYPES: Mapping[str, tuple[type[np.generic], mx.Dtype]] = {

@@ -13,6 +13,8 @@ from typing import Any
 
 import mlx.nn as nn
 
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.load import load_weights
 from mlx_ft.export.audit import FUSED, QUANTIZED, Passages, rounded_models
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.compare import Comparison, Difference, compare_lanes, compare_whole
@@ -21,7 +23,6 @@ from mlx_ft.export.lanes import lane_of_folder, lane_of_fused
 from mlx_ft.export.survival import Divergence
 from mlx_ft.export.verify import Check, check_fused, check_quantized
 from mlx_ft.export.writing import Rounding, rounded
-from mlx_ft.inference import attach_adapter, load_weights
 
 BASE, ADAPTER = "base", "adapter"
 # With another base than the trained one: what was trained, and what it would be fused and rounded.

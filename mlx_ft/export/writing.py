@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from mlx_ft.backend import on_cpu
+from mlx_ft.engine.device import on_cpu
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.fuse import FusedModel, Weight
 from mlx_ft.export.stream import Layout, WeightsWriter

@@ -10,7 +10,8 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mlx_ft.gguf_support import gguf_fault
+from mlx_ft.model.gguf_support import gguf_fault
+from mlx_ft.model.shapes import ModelShape, model_shape
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted, passes
 from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
 from mlx_ft.preflight.forecast import (
@@ -34,7 +35,6 @@ from mlx_ft.preflight.rows import (
     tools,
     validation,
 )
-from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
 from mlx_ft.recipe.export import fused_copy_needed_by

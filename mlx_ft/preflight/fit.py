@@ -11,11 +11,11 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mlx_ft.model.shapes import ModelShape, model_shape
 from mlx_ft.preflight.findings import PreflightInput
 from mlx_ft.preflight.forecast import FLOAT32_BYTES, HALF_BYTES, quantized_bytes_each
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import MemoryForecast, Weights, training_memory
-from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.text.quantities import format_bytes
 

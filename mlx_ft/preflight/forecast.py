@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.preflight.shapes import ModelShape, Module
+from mlx_ft.model.shapes import ModelShape, Module
 from mlx_ft.recipe.fields import optimizer_updates
 from mlx_ft.recipe.schema import ExportRecipe, TrainRecipe
 

@@ -6,8 +6,8 @@ quantize.
 
 from __future__ import annotations
 
+from mlx_ft.model.shapes import ModelShape, Module, model_shape
 from mlx_ft.preflight.findings import Finding, PreflightInput, some_of
-from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
 
 CHECK = "q_group_size"
 GROUP_SIZES = (128, 64, 32)  # those that MLX has

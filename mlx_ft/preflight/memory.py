@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlx_ft.model.shapes import ModelShape, Module
 from mlx_ft.preflight.forecast import (
     FLOAT32_BYTES,
     OPTIMIZER_STATES,
     adapted_layers,
     trainable_parameters,
 )
-from mlx_ft.preflight.shapes import ModelShape, Module
 from mlx_ft.recipe.schema import TrainRecipe
 
 # Frozen layers take rows in groups of so many padded tokens (train/prefix.py).

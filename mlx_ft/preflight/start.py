@@ -1,7 +1,8 @@
 """The adapter weights that a training is to start from: are they those of the recipe's adapter?
 
 Does: compare the tensors that a file's header names with those that the recipe makes. Does not:
-read a weight, or know architectures that `shapes.py` does not: there rank and layers are compared.
+read a weight, or know architectures that `model/shapes.py` does not: there rank and layers are
+compared.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from mlx_ft.model.shapes import ModelShape, Module, model_shape
 from mlx_ft.preflight.findings import Finding, PreflightInput, some_of
 from mlx_ft.preflight.forecast import adapted_modules
-from mlx_ft.preflight.shapes import ModelShape, Module, model_shape
 from mlx_ft.recipe.schema import TrainRecipe
 
 CHECK = "resume_adapter_file"

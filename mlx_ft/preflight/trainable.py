@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_ft.model.shapes import EMBEDDING, model_shape
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput
 from mlx_ft.preflight.forecast import adapted_modules
-from mlx_ft.preflight.shapes import EMBEDDING, model_shape
 
 # mlx-lm's DoRALinear takes a packed row to hold 32 // bits numbers in each of its 32-bit words.
 WORD_BITS = 32

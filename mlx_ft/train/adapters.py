@@ -17,8 +17,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from mlx_ft.engine.adapters import adapter_faults, make_trainable_layers
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
-from mlx_ft.inference import adapter_faults, make_trainable_layers
 from mlx_ft.recipe.schema import Recipe, TrainRecipe
 
 ADAPTER_FILE = "adapters.safetensors"

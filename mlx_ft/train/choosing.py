@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from mlx_ft.engine.load import load_layers, scalar
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.inference import load_layers, scalar
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS
 from mlx_ft.train.checkpoints import Position

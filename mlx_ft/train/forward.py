@@ -21,8 +21,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from mlx_ft.inference import read_lazily
-from mlx_ft.stand_ins import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.engine.load import read_lazily
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.train.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.packing import Packing, packed
 from mlx_ft.train.recomputing import cheap_inputs_again, checkpointed

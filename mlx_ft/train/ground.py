@@ -15,8 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ft import BLAS
-from mlx_ft.cpu_math import CPU_MATH_VERSION, exp_is_slow
-from mlx_ft.inference import load_model
+from mlx_ft.engine.cpu_kernels import CPU_MATH_VERSION, exp_is_slow
+from mlx_ft.engine.load import load_model
 from mlx_ft.system.files import hash_of
 from mlx_ft.tokens import Ids, TokenizedSplit, read_split
 from mlx_ft.train.adapters import (

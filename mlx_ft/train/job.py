@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mlx_ft.inference import LoadedModel
+from mlx_ft.engine.load import LoadedModel
 from mlx_ft.recipe.schema import Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.adapters import AdapterShape

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.inference import LoadedModel, generate
 from mlx_ft.text.repetition import degenerate_reason
 from mlx_ft.train.prompts import Prompt
 

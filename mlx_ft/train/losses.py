@@ -16,7 +16,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlx_ft.cpu_math import PART_ELEMENTS, exp_is_slow, exp_of_differences
+from mlx_ft.engine.cpu_kernels import PART_ELEMENTS, exp_is_slow, exp_of_differences
 from mlx_ft.tokens import TokenizedSplit, Weights, pad_rows
 from mlx_ft.train.forward import Forward
 from mlx_ft.train.packing import Packing

@@ -18,7 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_ft.cpu_math import fast_math
+from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.train.gradients import Function, with_gradient
 
 RANDOM_STATE: Any = mx.random.state  # a list of one array, which its type does not say

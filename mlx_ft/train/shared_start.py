@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlx_ft.stand_ins import EQUAL_TOLERANCE, relative_difference
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, relative_difference
 from mlx_ft.tokens import TokenizedSplit
 from mlx_ft.train.forward import Forward, SplitForward
 from mlx_ft.train.packing import Packing

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlx_ft.engine.load import release
 from mlx_ft.errors import GateFailed
-from mlx_ft.inference import release
 from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.system.console import Console

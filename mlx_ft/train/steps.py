@@ -17,8 +17,8 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_ft.engine.load import scalar
 from mlx_ft.errors import Fault, RecipeError
-from mlx_ft.inference import scalar
 from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.tokens import Offsets, TokenizedSplit
 from mlx_ft.train.losses import Batch, make_batch

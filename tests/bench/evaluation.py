@@ -82,8 +82,8 @@ def measure(loaded: Any, suite: Suite, arguments: argparse.Namespace, tokenizer:
     """Answer one suite both ways."""
     import mlx_lm
 
+    from mlx_ft.engine.generate import generate
     from mlx_ft.evaluate.harness import questions_of
-    from mlx_ft.inference import generate
 
     prompts = [list(question.ids or ()) for question in questions_of(suite, loaded.renderer)]
     count = arguments.alone or len(prompts)
@@ -145,8 +145,8 @@ def main() -> None:
     arguments = parser.parse_args()
     from mlx_lm.utils import load_tokenizer
 
-    from mlx_ft.inference import load_model
-    from mlx_ft.models import resolve_model
+    from mlx_ft.engine.load import load_model
+    from mlx_ft.model.resolve import resolve_model
 
     folder = resolve_model(MODEL, None, print).path
     loaded = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")

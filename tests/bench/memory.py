@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
+from mlx_ft.model.shapes import model_shape
 from mlx_ft.preflight.memory import Weights, training_memory
-from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from tests.bench.training import write_float32_model
 from tests.tiny import write_random_model
@@ -102,7 +102,7 @@ def write_model(name: str, folder: Path) -> None:
 
 def write_rows(folder: Path, model: Path, tokens: int) -> None:
     """Write rows of about `tokens` tokens for this model: 8 to train, 2 to validate."""
-    from mlx_ft.chat import ChatRenderer
+    from mlx_ft.model.chat import ChatRenderer
 
     chat = ChatRenderer.from_folder(model, enable_thinking=False, date="2025-01-01")
 

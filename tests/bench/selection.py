@@ -95,7 +95,7 @@ def train(job: Job) -> list[Look]:
 
 def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
     """Return the mean score of weights on unseen prompts; answers are kept."""
-    from mlx_ft.inference import load_model, release
+    from mlx_ft.engine.load import load_model, release
 
     folder = job.run / ("train" if (job.run / "train").exists() else "train.tmp")
     adapter = folder / "checkpoints" / f"{look.iteration:07d}"

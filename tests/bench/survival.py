@@ -64,13 +64,13 @@ def job_of(run: Path, console: Console) -> Job:
 
 def write_ways(job: Job, work: Path) -> None:
     """Write each folder that is not there yet, and what the comparison says of them."""
+    from mlx_ft.engine.load import release
     from mlx_ft.export.bits import Bits, described_quantization
     from mlx_ft.export.folders import finish_folder
     from mlx_ft.export.fuse import fuse
     from mlx_ft.export.lanes import layers_fault
     from mlx_ft.export.quantize import Method, quantize_into
     from mlx_ft.export.verifying import Steps, compare_models
-    from mlx_ft.inference import release
 
     missing = [way for way in WAYS if not (work / way.name / "config.json").exists()]
     if not missing and (work / "compared.json").exists():

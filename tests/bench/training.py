@@ -67,9 +67,9 @@ def timed(command: list[str], log: Path) -> tuple[float, int]:
 
 def write_float32_model(folder: Path) -> None:
     """Write the built-in model with its weights expanded to float32, value for value."""
+    from mlx_ft.engine.load import hold_for_cpu, load_weights
     from mlx_ft.export.folders import write_model_folder
-    from mlx_ft.inference import hold_for_cpu, load_weights
-    from mlx_ft.models import resolve_model
+    from mlx_ft.model.resolve import resolve_model
 
     base = resolve_model(MODEL, None, print).path
     model, config, _ = load_weights(base)
@@ -167,7 +167,7 @@ def evaluate(work: Path, adapters: list[str]) -> list[float]:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from mlx_ft.inference import load_model, release
+    from mlx_ft.engine.load import load_model, release
 
     losses = []
     for adapter in adapters:
@@ -192,7 +192,7 @@ def padded_tokens(work: Path) -> dict[str, int]:
     from mlx_lm.tuner.datasets import CacheDataset
     from mlx_lm.tuner.trainer import iterate_batches
 
-    from mlx_ft.chat import ChatRenderer
+    from mlx_ft.model.chat import ChatRenderer
 
     chat = ChatRenderer.from_folder(work / "model", enable_thinking=False, date="2025-01-01")
     lines = (work / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.chat import ChatRenderer
+from mlx_ft.model.chat import ChatRenderer
 from tests.tiny import write_tiny_tokenizer
 
 WriteFile = Callable[..., Path]

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.files import READERS, read_items
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.messages import OTHER_NAMES, message_complaints
@@ -21,6 +20,7 @@ from mlx_ft.data.render import render_split
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.rows import GOOD_ROWS, TOOL_ROW, chat
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import prepare_data
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.order import spread, training_order
 from mlx_ft.data.row_keys import RowKeys
 from mlx_ft.data.sources import read_splits
 from mlx_ft.errors import DataError
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe, RowFilter
 from mlx_ft.tokens import read_split
 from tests.data_room.conftest import WriteFile

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.show import row_text, shown_rows
 from mlx_ft.errors import DataError
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, sentence

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data import data_inputs, prepare_data
 from mlx_ft.data.formats import Row
 from mlx_ft.data.sources import hold_out, read_splits
 from mlx_ft.errors import DataError
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, good, row, sentence

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.statistics import (
@@ -17,6 +16,7 @@ from mlx_ft.data.statistics import (
     overlap,
     split_statistics,
 )
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat

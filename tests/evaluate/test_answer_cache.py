@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
+from mlx_ft.model.chat import ChatRenderer
 from tests.evaluate.test_harness import (
     QUESTIONS,
     Columns,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import ModelError
 from mlx_ft.evaluate.fingerprint import check_fingerprint
+from mlx_ft.model.chat import ChatRenderer
 from tests.tiny import write_tiny_tokenizer
 
 KEYS = st.sampled_from(["a", "b", "c"])

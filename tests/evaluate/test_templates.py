@@ -18,12 +18,13 @@ import pytest
 from transformers import AutoTokenizer
 
 import mlx_ft
-from mlx_ft.chat import ChatRenderer
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import MlxFtError, ModelError
 from mlx_ft.evaluate.asking import Column, Question
 from mlx_ft.evaluate.fingerprint import compare_template
 from mlx_ft.evaluate.harness import evaluate, questions_of
-from mlx_ft.inference import LoadedModel, generate, load_model
+from mlx_ft.model.chat import ChatRenderer
 from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite, silent
 from tests.tiny import write_tiny_model, write_tiny_tokenizer
 
@@ -239,10 +240,10 @@ def test_no_public_function_takes_a_prompt_that_is_a_text() -> None:
             assert not is_text(hint), f"{name}({parameter}: {hint})"
             assert written.replace(" ", "") not in ("str", "Sequence[str]", "str|None"), name
     assert {
-        "mlx_ft.inference.generate",
-        "mlx_ft.decoding.answer_prompts",
-        "mlx_ft.likelihood.likelihoods",
-        "mlx_ft.chat.ChatRenderer.prompt_ids",
+        "mlx_ft.engine.generate.generate",
+        "mlx_ft.engine.decoding.answer_prompts",
+        "mlx_ft.engine.likelihood.likelihoods",
+        "mlx_ft.model.chat.ChatRenderer.prompt_ids",
         "mlx_ft.columns.LocalModel.answer",
         "mlx_ft.evaluate.endpoint.Endpoint.answer",
     } <= set(seen), "the walk does not find what answers"

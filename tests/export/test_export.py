@@ -15,6 +15,8 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
 from mlx_ft import export_card
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed, ModelError, RunError
 from mlx_ft.export.bits import Bits
 from mlx_ft.export.compare import differences, prompt_logits
@@ -27,7 +29,6 @@ from mlx_ft.export.verify import (
     check_fused_layers,
     layer_bits,
 )
-from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
@@ -167,7 +168,7 @@ def test_models_that_stay_in_16_bits_are_compared_and_rounded_in_float32_all_the
     expected = export_model(widened, Console(io.StringIO()))
     stored = replace(widened, folder=tmp_path / "stored")
     stored.folder.mkdir()
-    for module in ("mlx_ft.backend", "mlx_ft.inference", "mlx_ft.export.fuse"):
+    for module in ("mlx_ft.engine.device", "mlx_ft.engine.load", "mlx_ft.export.fuse"):
         monkeypatch.setattr(f"{module}.on_cpu", lambda: False)
     found = export_model(stored, Console(io.StringIO()))
     assert found["checks"] == expected["checks"]

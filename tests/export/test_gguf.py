@@ -14,10 +14,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_ft.chat import ChatRenderer
 from mlx_ft.errors import GateFailed, ModelError
 from mlx_ft.export.gguf import rope_factors, write_gguf
-from mlx_ft.gguf_support import ARCHITECTURES, model_shape
+from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.gguf_support import ARCHITECTURES, model_shape
 from tests.tiny import (
     CHATML_TEMPLATE,
     SENTENCEPIECE_TOKENS,

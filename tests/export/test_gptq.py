@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_ft.engine.load import load_weights
 from mlx_ft.export import gptq, gptq_rows
 from mlx_ft.export.calibration import see_inputs
 from mlx_ft.export.fuse import FusedModel, fuse
@@ -27,7 +28,6 @@ from mlx_ft.export.gptq_rows import (
 )
 from mlx_ft.export.lanes import lane_of_folder, lane_of_fused
 from mlx_ft.export.layers import is_in_layers, why_not_by_layers
-from mlx_ft.inference import load_weights
 from tests.tiny import write_tiny_model
 
 Rows = list[list[int]]

@@ -18,11 +18,11 @@ from mlx_lm.tuner.lora import LoRASwitchLinear
 from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.errors import ModelError
 from mlx_ft.export import stream
 from mlx_ft.export.fuse import fuse
 from mlx_ft.export.stage import ExportJob, export_model
-from mlx_ft.inference import attach_adapter
 from mlx_ft.system.console import Console
 from tests.export.jobs import KINDS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights

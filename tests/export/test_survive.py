@@ -15,6 +15,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed
 from mlx_ft.export.bits import Bits, described_quantization
 from mlx_ft.export.stage import ExportJob, export_model
@@ -28,7 +29,6 @@ from mlx_ft.export.survive import (
     survives,
 )
 from mlx_ft.export.verify import layer_bits
-from mlx_ft.inference import load_weights
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mlx_ft.errors import RecipeError
+from mlx_ft.model.shapes import model_shape
 from mlx_ft.preflight import (
     CHECKS,
     Finding,
@@ -24,7 +25,6 @@ from mlx_ft.preflight.forecast import (
     run_updates,
     trainable_parameters,
 )
-from mlx_ft.preflight.shapes import model_shape
 from mlx_ft.recipe.schema import ExportRecipe, Recipe, TrainRecipe
 from mlx_ft.system.hardware import Machine
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mlx_ft.model.shapes import ModelShape, model_shape
 from mlx_ft.preflight import PreflightInput, fit_lines, fitting_sets
 from mlx_ft.preflight.fit import (
     LADDER,
@@ -16,7 +17,6 @@ from mlx_ft.preflight.fit import (
 )
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import Weights, training_memory
-from mlx_ft.preflight.shapes import ModelShape, model_shape
 from mlx_ft.recipe.schema import TrainRecipe
 from tests.preflight.test_checks import MACHINE, SMOLLM2_135M, finding_of, quickstart, with_recipe
 

@@ -9,8 +9,8 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from mlx_ft.model.shapes import DENSE_TYPES, EXPERT_TYPES, model_shape
 from mlx_ft.preflight.forecast import adapted_modules, trainable_parameters
-from mlx_ft.preflight.shapes import DENSE_TYPES, EXPERT_TYPES, model_shape
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 
 CONFIG: dict[str, Any] = {

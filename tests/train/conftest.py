@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_ft.inference import load_weights
+from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import adapter_config, put_adapter

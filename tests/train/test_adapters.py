@@ -18,8 +18,9 @@ from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 from mlx_lm.utils import load_model as mlx_lm_load_model
 
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed, ModelError, RecipeError
-from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import (
     ADAPTER_FILE,

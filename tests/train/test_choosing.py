@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlx_ft.chat import ChatRenderer
+from mlx_ft.engine.generate import generate
+from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import Interrupted
-from mlx_ft.inference import LoadedModel, generate, load_model
+from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
 from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints

@@ -14,7 +14,7 @@ from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import dequantize_model
 
-from mlx_ft.inference import load_weights
+from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import TokenizedSplit, write_split
 from mlx_ft.train import ground

@@ -12,9 +12,10 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import load_adapters
 
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed, ModelError, RecipeError
 from mlx_ft.export.fuse import FusedModel, fuse
-from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 from mlx_ft.train.forward import SplitForward, choose_forward

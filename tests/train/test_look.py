@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import GateFailed
-from mlx_ft.inference import LoadedModel, load_model
 from mlx_ft.system.files import read_json_lines
 from mlx_ft.train.look import (
     MAX_TOKENS,

@@ -9,7 +9,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.trainer import default_loss
 
-from mlx_ft.cpu_math import exp_is_slow
+from mlx_ft.engine.cpu_kernels import exp_is_slow
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import losses
 from mlx_ft.train.forward import choose_forward

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from safetensors.numpy import load_file
 
-from mlx_ft.inference import load_weights, release
+from mlx_ft.engine.load import load_weights, release
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.tokens import write_split
 from mlx_ft.train.adapters import save_adapter

@@ -18,8 +18,9 @@ from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 from mlx_lm.tuner.trainer import TrainingArgs, default_loss, iterate_batches
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
+from mlx_ft.engine.adapters import attach_adapter
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import Interrupted, ModelError
-from mlx_ft.inference import attach_adapter, load_weights
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation

@@ -22,8 +22,8 @@ from mlx_lm.tuner.trainer import TrainingArgs, iterate_batches
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from pydantic import ValidationError
 
+from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import Interrupted, RecipeError
-from mlx_ft.inference import load_weights
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.adapters import put_adapter

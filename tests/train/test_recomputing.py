@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 
-from mlx_ft.inference import make_trainable_layers
+from mlx_ft.engine.adapters import make_trainable_layers
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.forward import SplitForward, choose_forward
 from mlx_ft.train.recomputing import cheap_inputs_again

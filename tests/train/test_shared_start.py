@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_ft.inference import load_weights
+from mlx_ft.engine.load import load_weights
 from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train import run
 from mlx_ft.train.forward import SplitForward, choose_forward

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_ft.inference import load_weights
+from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.train.adapters import ADAPTER_FILE

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.chat_files import ANY_STRFTIME_CALL, load_tokenizer, pin_date, stop_ids_of
 from mlx_ft.errors import Fault, ModelError
+from mlx_ft.model.tokenizer_files import ANY_STRFTIME_CALL, load_tokenizer, pin_date, stop_ids_of
 
 Message = Mapping[str, Any]
 # A conversation (messages, tools) on its way to a row: it gives texts and is given their ids.

@@ -10,9 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 
-from mlx_ft.cpu_math import fast_math
-from mlx_ft.decoding import Reader, prompts_together
-from mlx_ft.inference import LoadedModel
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.decoding import Reader, prompts_together
+from mlx_ft.engine.load import LoadedModel
 
 # Positions whose logits are held at a time, of all answers together.
 POSITIONS_TOGETHER = 1024

@@ -1,7 +1,7 @@
 """From a model's name to a folder of safetensors on this disk, and what its config says.
 
 Does: resolve built-in names, Hub ids and local folders; pin a Hub revision to a commit; refuse
-what is unsafe or incomplete. Does not: load weights (`inference.py`), import MLX, or ever run a
+what is unsafe or incomplete. Does not: load weights (`engine/load.py`), import MLX, or ever run a
 model's code.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.builtin_models import BUILTIN_MODELS, ensure_builtin
 from mlx_ft.errors import Fault, ModelError
+from mlx_ft.model.builtin import BUILTIN_MODELS, ensure_builtin
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.files import file_sha256, hash_of, read_json
 

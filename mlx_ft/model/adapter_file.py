@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.safetensors_headers import tensor_shapes
+from mlx_ft.model.safetensors_headers import tensor_shapes
 from mlx_ft.system.files import file_sha256
 
 KEY = "train.resume_adapter_file"

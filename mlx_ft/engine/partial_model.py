@@ -15,8 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_ft.cpu_math import fast_math
-from mlx_ft.inference import scalar
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.load import scalar
 
 # Float32 round-off of a deep model, relative to the largest value; a wrong split is off by far
 # more.

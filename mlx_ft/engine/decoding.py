@@ -17,9 +17,9 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlx_ft.backend import on_cpu
-from mlx_ft.cpu_math import fast_math
-from mlx_ft.prompt_starts import Start, shared_starts
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.device import on_cpu
+from mlx_ft.engine.shared_prompts import Start, shared_starts
 from mlx_ft.text.repetition import goes_in_circles
 
 # Tokens of one prompt that are read at a time, as mlx-lm has it, and of all prompts together.

@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import activations, base, switch_layers
 
-from mlx_ft.backend import on_cpu
+from mlx_ft.engine.device import on_cpu
 
 # Raised when the functions here give other bits: stored outputs of frozen layers depend on them.
 CPU_MATH_VERSION = 2
