@@ -73,14 +73,14 @@ check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documen
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
-	$(BIN)/python -m mlx_ft.reference README.md --check
+	$(BIN)/python docs/generate.py README.md --check
 
 format: $(DEV_READY)  ## Format the code and apply safe fixes.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: $(DEV_READY)  ## Write the generated parts of the README.
-	$(BIN)/python -m mlx_ft.reference README.md
+	$(BIN)/python docs/generate.py README.md
 
 clean:  ## Remove .venv and caches; runs/ stays.
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,38 +1,54 @@
-"""The stages, in order; what is complete is skipped, what is unfinished is continued.
+"""START HERE: the six stages in order; skip what is complete, resume what is not, then report.
 
-    data -> preflight -> base -> train -> export -> eval; then the report, however it ended
+    recipe.yaml -> OpenRun: the recipe, the model on disk, the suites, the run folder
+    data        rows (JSONL, CSV, ...) -> data/: token ids, loss masks, statistics
+    preflight   facts about rows, model and machine -> preflight.json; a failed check stops
+    base        suites -> the base model's answers; a broken base stops
+    train       data/ -> train/: an adapter, checkpoints, metrics; degenerate samples stop
+    export      adapter -> export/: float16 and 5-bit models; a lost training stops
+    eval        suites -> eval/: answers and scores of each model; a failed gate stops
+    report.html is written however the run ends
 
-Does: find the run folder of a recipe, run each stage whose inputs are not already answered, and
-keep run.json truthful whatever happens. Does not: know how a stage works (`stages.py` joins the
-rooms).
+Does: find out which stages are complete, run the others, keep run.json true whatever happens.
+Does not: know how a stage works (the stage file of each room does).
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_ft import exporting, measuring, stages, training
-from mlx_ft.errors import Fault, GateFailed, Interrupted, MlxFtError
-from mlx_ft.miniature import miniature_sets, write_miniature
-from mlx_ft.recipe.load import LoadedRecipe
+from mlx_ft.data import stage as data_stage
+from mlx_ft.errors import (
+    Fault,
+    GateFailed,
+    Interrupted,
+    MlxFtError,
+)
+from mlx_ft.evaluate import stage as evaluate_stage
+from mlx_ft.export import stage as export_stage
+from mlx_ft.inputs import OpenRun
+from mlx_ft.job import Job
+from mlx_ft.preflight import base_model
+from mlx_ft.preflight import stage as preflight_stage
 from mlx_ft.recipe.write import dump_resolved
-from mlx_ft.rehearsal import rehearsal_sets
+from mlx_ft.report.trackers.processes import tracked
 from mlx_ft.runs.clean import drop_fused
-from mlx_ft.runs.folder import complete_stage, read_manifest, run_folder, taken_over, update_record
+from mlx_ft.runs.folder import (
+    complete_stage,
+    read_manifest,
+    taken_over,
+    update_record,
+)
 from mlx_ft.runs.lock import working
-from mlx_ft.stages import Job
-from mlx_ft.system.console import Console
 from mlx_ft.system.environment import environment
 from mlx_ft.system.files import disk_errors_explained, read_json, write_json
 from mlx_ft.system.signals import interruptible
-from mlx_ft.text.quantities import format_seconds
-from mlx_ft.tracker_processes import tracked
+from mlx_ft.text.quantities import format_bytes, format_seconds
+from mlx_ft.train import stage as train_stage
 
 LAST = "eval"
 CHECKED = "preflight"
@@ -42,57 +58,62 @@ ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrup
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name (and folder), what makes it, and what is said when it begins.
+    """One stage of the pipeline.
 
-    `kept` stages are folders with a manifest; the others are done anew whenever any stage is.
-    `shared` ones are taken over from a run that made the same of the same inputs.
+    name: its name in run.json, and of its folder.
+    run: makes it.
+    title: the heading when it begins.
+    kept: it is a folder with a manifest; other stages are done anew whenever any stage is.
+    shared: it is taken over from a run that made the same of the same inputs.
     """
 
     name: str
-    run: Callable[[Job], None]
+    run: Callable[[OpenRun], None]
     title: str
     kept: bool = True
     shared: bool = False
 
 
+def _data(run: OpenRun) -> None:
+    data_stage.prepare_data(run.job, run.rows)
+
+
+def _preflight(run: OpenRun) -> None:
+    preflight_stage.check(run.job, run.rows["train"], run.suites, run.choosing, run.original)
+
+
+def _base(run: OpenRun) -> None:
+    base_model.look_at_base(run.job, run.suites)
+
+
+def _train(run: OpenRun) -> None:
+    train_stage.train(run.job, run.rows["valid"], run.choosing)
+
+
+def _export(run: OpenRun) -> None:
+    export_stage.export(run.job, run.suites, run.original)
+
+
+def _eval(run: OpenRun) -> None:
+    evaluate_stage.evaluate(run.job, run.suites)
+
+
 STAGES: tuple[Stage, ...] = (
-    Stage("data", stages.prepare_data, "Data: rows to token ids", shared=True),
-    Stage(CHECKED, stages.check, "Preflight: is anything wrong before training?", kept=False),
-    Stage(
-        "base", measuring.look_at_base, "Base: is the model sound before it is trained?", kept=False
-    ),
-    Stage("train", training.train, "Training", shared=True),
-    Stage("export", exporting.export, "Export: fuse, dequantize, re-quantize, verify"),
-    Stage("eval", measuring.evaluate, "Evaluation through the chat template"),
+    Stage("data", _data, "Data: rows to token ids", shared=True),
+    Stage(CHECKED, _preflight, "Preflight: is anything wrong before training?", kept=False),
+    Stage("base", _base, "Base: is the model sound before it is trained?", kept=False),
+    Stage("train", _train, "Training", shared=True),
+    Stage("export", _export, "Export: fuse, dequantize, re-quantize, verify"),
+    Stage("eval", _eval, "Evaluation through the chat template"),
 )
-# A rehearsal's few rows would fail checks that the recipe's own rows have passed before it.
-REHEARSED = tuple(stage for stage in STAGES if stage.kept)
 
 
-def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> Job:
-    """Resolve model, data and suites, and return the job with its run folder.
-
-    Raises one error with the faults of all three.
-    """
-    resolved = stages.resolve(loaded, console)
-    run = run_folder(runs_root, loaded.recipe.name, resolved.identity)
-    return Job(
-        loaded,
-        resolved.model,
-        resolved.suites,
-        resolved.inputs,
-        run,
-        console,
-        choosing=resolved.choosing,
-        original=resolved.original,
-    )
-
-
-def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:
+def run_pipeline(run: OpenRun, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:
     """Run the stages `of` up to `until`, then write the report.
 
     Whatever stops a stage is recorded in run.json, reported, and raised again.
     """
+    job = run.job
     unfinished = _unfinished(job, until, of)
     if not unfinished:
         return
@@ -101,14 +122,15 @@ def run_pipeline(job: Job, until: str = LAST, of: Sequence[Stage] = STAGES) -> N
     with working(job.run):
         _begin(job)
         with tracked(job.run, told, recipe.project_name, job.console):
-            _run_stages(job, unfinished)
+            _run_stages(run, unfinished)
 
 
-def _run_stages(job: Job, unfinished: Sequence[Stage]) -> None:
+def _run_stages(run: OpenRun, unfinished: Sequence[Stage]) -> None:
+    job = run.job
     try:
         with interruptible():
             for stage in unfinished:
-                _run_stage(job, stage)
+                _run_stage(run, stage)
     except KeyboardInterrupt:
         _end(job, "interrupted", "interrupted")
         raise Interrupted(
@@ -139,41 +161,16 @@ def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
     return [stage for stage in wanted if not stage.kept or stage.name in missing]
 
 
-def rehearse(open_with: Callable[[tuple[str, ...]], Job], miniature: bool) -> float:
-    """Check a recipe, go through every stage of it made small, with a model made small as well if
-    `miniature`; remove what that made, and return the seconds it took.
-
-    `open_with` opens the recipe with settings added to it. What stops a rehearsal is raised, and
-    its run folder then stays.
-    """
-    checked = open_with(())
-    run_pipeline(checked, CHECKED)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="mlx-ft-miniature-") as folder:
-        small = rehearsal_sets(checked.recipe)
-        if miniature:
-            checked.console.heading(
-                f"Miniature: two random layers like those of {checked.model.name}"
-            )
-            write_miniature(checked.model, Path(folder) / "model")
-            layers = int(checked.model.config.get("num_hidden_layers", 0))
-            small = (*small, *miniature_sets(checked.recipe, layers, Path(folder) / "model"))
-        job = open_with(small)
-        run_pipeline(replace(job, judged=not miniature), of=REHEARSED)
-        shutil.rmtree(job.run)
-    return time.perf_counter() - started
-
-
-def fitted(open_with: Callable[[tuple[str, ...]], Job]) -> Job:
+def fitted(open_with: Callable[[tuple[str, ...]], OpenRun]) -> OpenRun:
     """Open a recipe with the settings that its training needs to fit into this machine's memory."""
-    from mlx_ft.preflight import fitting_sets
+    from mlx_ft.preflight.fit import fitting_sets
 
-    job = open_with(())
-    run_pipeline(job, "data")
-    sets = fitting_sets(stages.preflight_facts(job))
+    run = open_with(())
+    run_pipeline(run, "data")
+    sets = fitting_sets(preflight_stage.preflight_facts(run.job))
     if not sets:
-        return job
-    job.console.say(f"--fit sets {', '.join(sets)}", "yellow")
+        return run
+    run.job.console.say(f"--fit sets {', '.join(sets)}", "yellow")
     return open_with(sets)
 
 
@@ -219,18 +216,19 @@ def _end(job: Job, status: str, reason: str | None) -> None:
     """Record how the run ended, and report it; neither may hide the error that ended it."""
     try:
         update_record(job.run, status=status, exit_reason=reason)
-        stages.report(job)
+        _report(job)
     except (OSError, MlxFtError) as error:
         job.console.say(f"{job.run}: the end of the run could not be recorded ({error})", "red")
 
 
-def _run_stage(job: Job, stage: Stage) -> None:
+def _run_stage(run: OpenRun, stage: Stage) -> None:
+    job = run.job
     job.console.heading(stage.title)
     started = time.perf_counter()
     with disk_errors_explained(job.run):
         other = _take_over(job, stage)
         if other is None:
-            stage.run(job)
+            stage.run(run)
         seconds = time.perf_counter() - started
         peak = _peak_memory_bytes(job, stage)
         record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": other is not None}
@@ -260,3 +258,11 @@ def _peak_memory_bytes(job: Job, stage: Stage) -> int | None:
     import mlx.core as mx
 
     return int(mx.get_peak_memory())
+
+
+def _report(job: Job) -> None:
+    """Write report.html from what is in the run folder."""
+    from mlx_ft.report.html import write_report
+
+    path = write_report(job.run)
+    job.console.say(f"report: {path} ({format_bytes(path.stat().st_size)})")

@@ -18,10 +18,10 @@ from typing import Any
 from tabulate import tabulate
 
 from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError, RunError
+from mlx_ft.inputs import OpenRun
 from mlx_ft.pipeline import CHECKED, is_done, run_pipeline
 from mlx_ft.report.choice import selected_by
 from mlx_ft.runs.document import ordered_columns, run_document
-from mlx_ft.stages import Job
 from mlx_ft.system.console import Console
 from mlx_ft.text.quantities import is_number, loss, score
 from mlx_ft.text.safe import clean, one_line
@@ -33,10 +33,10 @@ CLOSING = {"[": "]", "{": "}", "(": ")"}
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a sweep: its settings as `KEY=VALUE`, and its job."""
+    """One member of a sweep: its settings as `KEY=VALUE`, and its run."""
 
     settings: tuple[str, ...]
-    job: Job
+    run: OpenRun
 
 
 def split_values(text: str) -> list[str]:
@@ -95,7 +95,7 @@ def grid_settings(
 
 
 def open_members(
-    settings: Sequence[tuple[str, ...]], open_with: Callable[[tuple[str, ...]], Job]
+    settings: Sequence[tuple[str, ...]], open_with: Callable[[tuple[str, ...]], OpenRun]
 ) -> list[Member]:
     """Open every member before the first one is trained; raises one error with all their faults."""
     members, faults = [], []
@@ -117,12 +117,12 @@ def _check_members(members: Sequence[Member], console: Console) -> None:
     """Check all members that are not done; raises one error with the faults of all of them."""
     faults = []
     for number, member in enumerate(members, start=1):
-        if is_done(member.job):
+        if is_done(member.run.job):
             continue
         settings = ", ".join(member.settings)
         console.heading(f"Sweep, checking {number} of {len(members)}: {settings}")
         try:
-            run_pipeline(replace(member.job), CHECKED)  # a copy, whose rows go when it is checked
+            run_pipeline(replace(member.run), CHECKED)  # a copy, whose rows go when it is checked
         except RunError:
             pass  # of the place and not of the settings: it may be over when its turn comes
         except (GateFailed, InputError) as error:
@@ -140,7 +140,7 @@ def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]
     for number, member in enumerate(members, start=1):
         console.heading(f"Sweep, {number} of {len(members)}: {', '.join(member.settings)}")
         try:
-            run_pipeline(member.job)
+            run_pipeline(member.run)
         except (GateFailed, InputError) as error:
             for fault in error.faults:
                 console.say(f"stopped: {fault}", "red")
@@ -150,7 +150,7 @@ def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]
 
 def table_lines(members: Sequence[Member]) -> str:
     """Return the result of every member as a table for a terminal, ending with a newline."""
-    documents = [run_document(member.job.run) for member in members]
+    documents = [run_document(member.run.job.run) for member in members]
     suites = list(dict.fromkeys(name for d in documents for name in d["eval"] or {}))
     keys = [setting.partition("=")[0] for setting in members[0].settings]
     rows = []
@@ -177,5 +177,5 @@ def _last_mean(columns: dict[str, Any] | None) -> str:
 
 def next_step(members: Sequence[Member]) -> str:
     """Return the command that compares the members."""
-    runs: list[Path] = [member.job.run for member in members]
+    runs: list[Path] = [member.run.job.run for member in members]
     return shlex.join(["mlx-ft", "compare", *map(str, dict.fromkeys(runs))])

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from mlx_ft import BLAS
 from mlx_ft.system.cache import CACHE_HOME_VARIABLE, cache_home
-from tests.tiny import job_of, write_place
+from tests.tiny import open_run_of, write_place
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("mlx-ft", deadline=None)
@@ -47,7 +47,7 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv(CACHE_HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
-        run_pipeline(job_of(folder))
+        run_pipeline(open_run_of(folder))
     return folder
 
 

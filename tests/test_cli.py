@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm import load as mlx_lm_load
 
-from mlx_ft import cli
+from mlx_ft.cli import main
 from tests.data_room.rows import chat, hostile_lines
 from tests.report.synthetic import write_run
 from tests.tiny import write_place, write_rows, write_tiny_model
@@ -48,7 +48,7 @@ def mlx_ft(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 def test_help_is_instant_and_does_not_import_mlx() -> None:
     code = (
-        "import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', '--help']\n"
+        "import sys\nfrom mlx_ft.cli.main import main\nsys.argv = ['mlx-ft', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "heavy = {'mlx.core', 'mlx_lm', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -86,7 +86,7 @@ def test_a_wrong_recipe_is_exit_2_and_a_message_without_mlx(
         assert word in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"], "nothing half-written"
     code = (
-        "import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', 'check', 'r.yaml']\n"
+        "import sys\nfrom mlx_ft.cli.main import main\nsys.argv = ['mlx-ft', 'check', 'r.yaml']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
         "assert 'mlx.core' not in sys.modules"
     )
@@ -221,7 +221,7 @@ def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
     monkeypatch.setattr(sys, "argv", ["mlx-ft", "check", recipe, "--runs", runs])
     code = 0
     try:
-        cli.main()
+        main.main()
     except SystemExit as end:
         code = int(end.code or 0)
     said = capsys.readouterr()
@@ -234,7 +234,7 @@ def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
 @pytest.mark.parametrize("verb", ["runs", "compare", "watch", "clean"])
 def test_help_of_the_verbs_on_many_runs_is_instant_and_loads_nothing_heavy(verb: str) -> None:
     code = (
-        f"import sys\nfrom mlx_ft.cli import main\nsys.argv = ['mlx-ft', {verb!r}, '--help']\n"
+        f"import sys\nfrom mlx_ft.cli.main import main\nsys.argv = ['mlx-ft', {verb!r}, '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "heavy = {'mlx.core', 'rich', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -6,9 +6,9 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.cli import check
-from mlx_ft.cli_all_runs import clean
-from mlx_ft.cli_options import DEFAULT_RUNS, command_line, recipe_command
+from mlx_ft.cli.options import DEFAULT_RUNS, command_line, recipe_command
+from mlx_ft.cli.prepare import check
+from mlx_ft.cli.runs import clean
 
 WORDS = st.sampled_from(
     ["r.yaml", "my recipe.yaml", "-r.yaml", "it's", "$HOME", "train.seed=1", "a=[b, 'c']", "*"]

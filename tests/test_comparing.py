@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.comparing import compare, form_of, write_comparison
 from mlx_ft.errors import RunError
-from mlx_ft.report.comparison_formats import FORMATS
+from mlx_ft.report.compare.document import compare, form_of, write_comparison
+from mlx_ft.report.compare.formats import FORMATS
 from mlx_ft.system.files import write_json
 from tests.report.runs import write_experiment
 from tests.report.synthetic import HOSTILE, TOKEN, metrics, survival, write_run

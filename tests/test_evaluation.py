@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mlx_ft.cli import cli
-from mlx_ft.columns import DEFAULT_BATCH_SIZE
+from mlx_ft.cli.main import cli
 from mlx_ft.errors import InputError, ModelError
-from mlx_ft.evaluation import Wanted, evaluate_targets, evaluation_lines
+from mlx_ft.evaluate.local_model import DEFAULT_BATCH_SIZE
+from mlx_ft.evaluate.measure import Wanted, evaluate_targets, evaluation_lines
 from mlx_ft.recipe.evaluation import EvalRecipe
 from mlx_ft.system.console import Console
 from tests.tiny import write_place, write_tiny_model

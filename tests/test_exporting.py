@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.export_card import export_section, export_warnings
+from mlx_ft.export.card import export_section, export_warnings
+from mlx_ft.export.survival.words import kept_text
 from mlx_ft.model.thinking_mode import thinking_mode_of
-from mlx_ft.report.survival import kept_text
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.files import read_json
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from mlx_lm import load as mlx_lm_load
 
+from mlx_ft.deploy.lm_studio import MARKER, PUBLISHER, install_lm_studio, lm_studio_models
 from mlx_ft.errors import RunError
-from mlx_ft.install import MARKER, PUBLISHER, install_lm_studio, lm_studio_models
 from mlx_ft.runs.folder import update_record
 from mlx_ft.runs.models import exported_model
 from mlx_ft.system.console import Console
@@ -124,7 +124,7 @@ def test_a_name_that_could_leave_the_folder_is_refused(
 def test_a_disk_without_room_is_a_message(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_ft.install.free_disk_bytes", lambda _: 10)
+    monkeypatch.setattr("mlx_ft.deploy.lm_studio.free_disk_bytes", lambda _: 10)
     with pytest.raises(RunError, match="10 B free"):
         install(finished_run, tmp_path)
     assert not (tmp_path / PUBLISHER).exists()
@@ -175,7 +175,7 @@ def test_the_command_says_what_it_did(finished_run: Path, tmp_path: Path) -> Non
 INSTALL_AND_DIE = """
 import os, pathlib, signal, sys
 from mlx_ft.system.console import Console
-from mlx_ft.install import install_lm_studio
+from mlx_ft.deploy.lm_studio import install_lm_studio
 
 moment, target = int(sys.argv[3]), sys.argv[2]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.columns import read_targets
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.likelihood import likelihoods
 from mlx_ft.engine.load import load_model
 from mlx_ft.errors import DataError, InputError, RunError
-from mlx_ft.lm_eval_tasks import Tasks, require_lm_eval, require_models, run_tasks, task_rows
+from mlx_ft.evaluate.lm_eval import Tasks, require_lm_eval, require_models, run_tasks, task_rows
+from mlx_ft.evaluate.targets import read_targets
 from mlx_ft.system.console import Console
 from tests.tiny import write_tiny_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub.repocard import metadata_load
 
-from mlx_ft.model_card import CardFacts, model_card, public_value
+from mlx_ft.deploy.model_card import CardFacts, model_card, public_value
 from mlx_ft.runs.document import run_document
 
 APACHE = {"license": "apache-2.0", "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}

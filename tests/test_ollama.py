@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from gguf import GGUFWriter
 
+from mlx_ft.deploy.ollama import adds_first_token, install_ollama, modelfile, template_for
 from mlx_ft.errors import GateFailed, RunError
 from mlx_ft.model.chat import ChatRenderer
-from mlx_ft.ollama import adds_first_token, install_ollama, modelfile, template_for
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, read_json, write_json
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from mlx_ft.model.chat import ChatRenderer, Message
-from mlx_ft.ollama_template import (
+from mlx_ft.deploy.ollama_template import (
     TurnTexts,
     compose,
     conversation,
@@ -18,6 +17,7 @@ from mlx_ft.ollama_template import (
     learn_turn_texts,
     without_first_token,
 )
+from mlx_ft.model.chat import ChatRenderer, Message
 from mlx_ft.system.files import read_json, write_json
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
 

@@ -14,25 +14,25 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_ft import stages
 from mlx_ft.data import contamination, sources
 from mlx_ft.data.replay import replay_prompts
+from mlx_ft.data.tokens import read_split
 from mlx_ft.engine import generate, load
 from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.model.shapes import model_shape
-from mlx_ft.pipeline import STAGES, fitted, is_complete, rehearse, run_pipeline
+from mlx_ft.pipeline import STAGES, fitted, is_complete, run_pipeline
+from mlx_ft.preflight import stage as preflight_stage
 from mlx_ft.preflight.fit import forecast
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import DataRecipe
-from mlx_ft.rehearsal import rehearsal_sets
+from mlx_ft.rehearse import rehearsal_sets, rehearse
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import verify_files
 from mlx_ft.runs.lock import worked_on, working
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.system.hardware import machine
-from mlx_ft.tokens import read_split
-from tests.tiny import job_of, write_place
+from tests.tiny import job_of, open_run_of, write_place
 
 
 @pytest.fixture
@@ -51,14 +51,15 @@ def test_what_a_check_finds_it_finds_again(place: Path) -> None:
     """The rows are done after the first time, but nothing that was found is forgotten."""
     for _ in range(2):
         with pytest.raises(InputError, match="num_layers"):
-            run_pipeline(job_of(place, "train.num_layers=99"), "preflight")
+            run_pipeline(open_run_of(place, "train.num_layers=99"), "preflight")
     for _ in range(2):
-        run_pipeline(job_of(place), "preflight")
+        run_pipeline(open_run_of(place), "preflight")
 
 
 def test_checking_a_finished_run_leaves_it_finished(finished: Path) -> None:
-    job = job_of(finished)
-    run_pipeline(job, "preflight")
+    opened = open_run_of(finished)
+    job = opened.job
+    run_pipeline(opened, "preflight")
     assert run_document(job.run)["status"] == "done"
 
 
@@ -70,9 +71,9 @@ def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
     sets = (f"model={fused}", "train.learning_rate=1e-6")
     recipe = load_recipe(finished / "r.yaml", sets).recipe
     runs = set((finished / "runs").iterdir())
-    job = job_of(finished, *sets, *rehearsal_sets(recipe))
-    assert [len(suite.samples) for suite in job.suites] == [2]
-    rehearse(lambda more: job_of(finished, *sets, *more), miniature=False)
+    opened = open_run_of(finished, *sets, *rehearsal_sets(recipe))
+    assert [len(suite.samples) for suite in opened.suites] == [2]
+    rehearse(lambda more: open_run_of(finished, *sets, *more), miniature=False)
     left = set((finished / "runs").iterdir()) - runs
     assert [path.name for path in left] == [job_of(finished, *sets).run.name], "what was checked"
     said = capsys.readouterr().err
@@ -81,16 +82,18 @@ def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
 
 def test_a_base_that_loops_is_stopped_before_it_is_trained(place: Path) -> None:
     """A random model loops: its training does not begin, and its answers are the evidence."""
-    job = job_of(place, "preflight.accept={}")
+    job_run = open_run_of(place, "preflight.accept={}")
+    job = job_run.job
     with pytest.raises(InputError, match="base_health"):
-        run_pipeline(job)
+        run_pipeline(job_run)
     answers = job.run / "eval.tmp" / "small" / "base.jsonl"
     assert len(answers.read_text().splitlines()) == 3
     assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
     findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
     assert findings["base_health"]["level"] == "fail" and findings["capacity"]["level"] == "ok"
-    accepting = job_of(place)
-    run_pipeline(accepting, "base")
+    accepting_run = open_run_of(place)
+    accepting = accepting_run.job
+    run_pipeline(accepting_run, "base")
     (finding,) = [
         f
         for f in read_json(accepting.run / "preflight.json")["findings"]
@@ -104,7 +107,8 @@ def test_the_bases_answers_are_not_asked_for_twice(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three prompts to four models are twelve answers, the look at the base before training too."""
-    job = job_of(finished)
+    opened = open_run_of(finished)
+    job = opened.job
     shutil.rmtree(job.run / "eval")
     asked: list[int] = []
     plain = generate.generate
@@ -114,16 +118,16 @@ def test_the_bases_answers_are_not_asked_for_twice(
         return plain(loaded, prompts, **options)
 
     monkeypatch.setattr(generate, "generate", counted)
-    run_pipeline(job)
+    run_pipeline(opened)
     assert sum(asked) == 12 and run_document(job.run)["status"] == "done"
 
 
 def test_a_tokenizer_is_read_for_texts_to_count_alone(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [job_of(place), job_of(place, "preflight.single_tokens=[<|im_end|>]")]
-    for job in jobs:
-        run_pipeline(job, "data")
+    both = [open_run_of(place), open_run_of(place, "preflight.single_tokens=[<|im_end|>]")]
+    for opened in both:
+        run_pipeline(opened, "data")
     read: list[Path] = []
     plain = ChatRenderer.from_folder
 
@@ -133,8 +137,9 @@ def test_a_tokenizer_is_read_for_texts_to_count_alone(
 
     monkeypatch.setattr(ChatRenderer, "from_folder", counted)
     measured = []
-    for job, times in zip(jobs, (0, 1), strict=True):
-        run_pipeline(job, "preflight")
+    for opened, times in zip(both, (0, 1), strict=True):
+        run_pipeline(opened, "preflight")
+        job = opened.job
         assert read == [job.model.path] * times
         findings = read_json(job.run / "preflight.json")["findings"]
         measured += [f["measured"] for f in findings if f["check"] == "single_tokens"]
@@ -144,17 +149,18 @@ def test_a_tokenizer_is_read_for_texts_to_count_alone(
 def test_fit_changes_what_is_needed_and_says_so(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fitted(lambda more: job_of(place, *more)).recipe == job_of(place).recipe
-    whole = stages.preflight_facts(job_of(place))
+    assert fitted(lambda more: open_run_of(place, *more)).job.recipe == job_of(place).recipe
+    whole = preflight_stage.preflight_facts(job_of(place))
     shape = model_shape(whole.model_config)
     assert shape is not None
     need = forecast(whole, shape, whole.recipe.train).peak_bytes
     small = replace(machine(), memory_bytes=round(need * 0.97 / 0.9))
-    monkeypatch.setattr(stages, "machine", lambda: small)
-    job = fitted(lambda more: job_of(place, *more))
+    monkeypatch.setattr(preflight_stage, "machine", lambda: small)
+    opened = fitted(lambda more: open_run_of(place, *more))
+    job = opened.job
     assert job.recipe.train != job_of(place).recipe.train
     assert "--fit sets train." in capsys.readouterr().err
-    run_pipeline(job, "preflight")
+    run_pipeline(opened, "preflight")
     findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
     assert findings["memory"]["level"] == "ok"
 
@@ -170,9 +176,9 @@ def test_rows_are_compared_with_the_prompts_once_with_fit_too(
         return plain(rows, prompts)
 
     monkeypatch.setattr(contamination, "contaminated_prompts", counted)
-    job = fitted(lambda more: job_of(place, *more))
+    opened = fitted(lambda more: open_run_of(place, *more))
     assert compared == []
-    run_pipeline(job, "preflight")
+    run_pipeline(opened, "preflight")
     assert compared == [24]
 
 
@@ -196,7 +202,7 @@ def test_the_rows_of_a_run_are_read_once(place: Path, monkeypatch: pytest.Monkey
     read: list[DataRecipe] = []
     plain = sources.read_splits
     monkeypatch.setattr(sources, "read_splits", lambda data: read.append(data) or plain(data))
-    run_pipeline(job_of(place), "preflight")
+    run_pipeline(open_run_of(place), "preflight")
     assert len(read) == 1
 
 
@@ -207,24 +213,25 @@ def test_the_base_model_is_asked_once_for_rows_that_are_replayed(
     monkeypatch.setenv("MLX_FT_HOME", str(finished / "cache"))
     (fused,) = finished.glob("runs/*/export/fused*")
     sets = (f"model={fused}", "data.replay=0.2")
-    job = job_of(finished, *sets)
-    plain = job_of(finished, sets[0]).rows["train"].rows
-    rows = job.rows["train"].rows
+    opened = open_run_of(finished, *sets)
+    job = opened.job
+    plain = open_run_of(finished, sets[0]).rows["train"].rows
+    rows = opened.rows["train"].rows
     assert rows[: len(plain)] == plain and len(plain) == 24
     replayed = rows[len(plain) :]
     assert len(replayed) == 6
     prompts = [row.messages[0]["content"] for row in replayed if row.messages]
     assert prompts == [prompt for prompt in replay_prompts() if prompt in prompts]
-    run_pipeline(job, "preflight")
+    run_pipeline(opened, "preflight")
     stats = read_json(job.run / "data" / "stats.json")
     assert stats["splits"]["train"]["categories"]["replay"] == 6
-    assert job.rows["valid"] == job_of(finished, sets[0]).rows["valid"]
+    assert opened.rows["valid"] == open_run_of(finished, sets[0]).rows["valid"]
 
     def loads(*_: object, **__: object) -> None:
         pytest.fail("the base model was loaded again")
 
     monkeypatch.setattr(load, "load_model", loads)
-    assert job_of(finished, *sets).rows["train"].rows == rows
+    assert open_run_of(finished, *sets).rows["train"].rows == rows
 
 
 def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
@@ -245,26 +252,27 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     assert "running" not in html.lower().split("<h2")[0]
 
     before = times_of(job.run)
-    run_pipeline(job_of(finished))
+    run_pipeline(open_run_of(finished))
     assert times_of(job.run) == before, "a finished run is not touched"
 
 
 def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(place: Path) -> None:
     sets = ("export.keep_fused=false",)
-    run_pipeline(job_of(place, *sets))
+    run_pipeline(open_run_of(place, *sets))
     run = job_of(place, *sets).run
     assert not (run / "export" / "fused-f16").exists()
     assert verify_files(run / "export") == []
     before = sorted(run.rglob("*"))
-    run_pipeline(job_of(place, *sets))
+    run_pipeline(open_run_of(place, *sets))
     assert sorted(run.rglob("*")) == before
 
 
 def test_two_pipelines_do_not_work_on_one_run_at_once(place: Path) -> None:
-    job = job_of(place)
+    opened = open_run_of(place)
+    job = opened.job
     with working(job.run), pytest.raises(RunError, match="works on it"):
-        run_pipeline(job, "data")
-    run_pipeline(job, "data")
+        run_pipeline(opened, "data")
+    run_pipeline(opened, "data")
     assert worked_on(job.run) is False
 
 
@@ -275,7 +283,7 @@ def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:
     trained = adapter.stat().st_mtime_ns
     (job.run / "export" / "q5" / "model.safetensors").unlink()
     assert not is_complete(job, "export") and is_complete(job, "train")
-    run_pipeline(job_of(finished))
+    run_pipeline(open_run_of(finished))
     assert is_complete(job, "export")
     assert adapter.stat().st_mtime_ns == trained
 
@@ -319,16 +327,17 @@ def test_weights_that_do_not_fit_stop_before_training(place: Path) -> None:
     mx.save_safetensors(
         str(place / "start.safetensors"), {"model.layers.1.lora_a": mx.zeros((8, 2))}
     )
-    job = job_of(place, "train.resume_adapter_file=start.safetensors")
+    opened = open_run_of(place, "train.resume_adapter_file=start.safetensors")
     with pytest.raises(InputError, match="it has rank 2, the recipe says 16"):
-        run_pipeline(job, "preflight")
+        run_pipeline(opened, "preflight")
 
 
 def test_rows_longer_than_the_context_are_counted_before_training(place: Path) -> None:
     config = read_json(place / "model" / "config.json")
     write_json(place / "model" / "config.json", config | {"max_position_embeddings": 60})
-    job = job_of(place)
-    run_pipeline(job, "preflight")
+    opened = open_run_of(place)
+    job = opened.job
+    run_pipeline(opened, "preflight")
     findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
     lengths = read_split(job.run / "data" / "train.safetensors").lengths
     longer = sum(int(length) > 60 for length in lengths)
@@ -337,17 +346,19 @@ def test_rows_longer_than_the_context_are_counted_before_training(place: Path) -
 
 
 def test_stages_stop_where_they_are_asked_to(place: Path) -> None:
-    job = job_of(place)
-    run_pipeline(job, "train")
+    opened = open_run_of(place)
+    job = opened.job
+    run_pipeline(opened, "train")
     assert is_complete(job, "train") and not (job.run / "export").exists()
     assert read_json(job.run / "run.json")["status"] == "stopped"
 
 
 def test_a_degenerate_model_never_reaches_the_export(place: Path) -> None:
     """A model that has learned nothing repeats itself: the look before merging stops it."""
-    job = job_of(place, "train.epochs=1", "train.learning_rate=1e-6")
+    opened = open_run_of(place, "train.epochs=1", "train.learning_rate=1e-6")
+    job = opened.job
     with pytest.raises(GateFailed, match="look before you merge"):
-        run_pipeline(job)
+        run_pipeline(opened)
     record = read_json(job.run / "run.json")
     assert record["status"] == "gate_failed" and "look before" in record["exit_reason"]
     assert not (job.run / "train").exists() and not (job.run / "export").exists()
@@ -366,9 +377,10 @@ def test_faults_of_model_data_and_suites_come_together(place: Path) -> None:
 
 
 def test_a_failed_check_stops_before_training(place: Path) -> None:
-    job = job_of(place, "train.num_layers=7")
+    opened = open_run_of(place, "train.num_layers=7")
+    job = opened.job
     with pytest.raises(InputError, match="num_layers"):
-        run_pipeline(job)
+        run_pipeline(opened)
     assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
 
 
@@ -382,7 +394,7 @@ def test_another_template_in_the_exported_model_is_refused(finished: Path) -> No
     assert len(changed) == len(text) and changed != text
     path.write_text(changed)
     with pytest.raises(ModelError, match="template"):
-        run_pipeline(job_of(finished))
+        run_pipeline(open_run_of(finished))
 
 
 def _start(place: Path, verb: str = "run") -> subprocess.Popen[str]:
@@ -435,8 +447,9 @@ def test_kill_9_then_the_same_result_as_if_nothing_happened(
     place, process = long_run
     process.kill()
     process.communicate()
-    job = job_of(place)
-    run_pipeline(job, "train")
+    opened = open_run_of(place)
+    job = opened.job
+    run_pipeline(opened, "train")
     killed = (job.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
     (untouched,) = finished_once.glob("runs/*/train/adapter/adapters.safetensors")
     assert killed == untouched.read_bytes(), "checkpoints more often change nothing either"
@@ -444,7 +457,7 @@ def test_kill_9_then_the_same_result_as_if_nothing_happened(
 
 def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
     """A limit on file sizes stands in for a full disk: a real write fails in a real process."""
-    run_pipeline(job_of(place), "preflight")
+    run_pipeline(open_run_of(place), "preflight")
     command = (
         f"ulimit -f 24; exec {sys.executable} -m mlx_ft run r.yaml"  # 24 blocks of 1,024 bytes
     )
@@ -474,14 +487,15 @@ def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(
     monkeypatch.setattr("mlx_ft.engine.load.load_model", never)
     (suite,) = read_json(next((finished / "runs").iterdir()) / "eval" / "results.json")["suites"]
     run = job_of(finished).run
-    failing = job_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')
+    failing_run = open_run_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')
+    failing = failing_run.job
     assert failing.run == run, "a gate makes no other run"
     with pytest.raises(GateFailed, match=f"gate {suite}.mean"):
-        run_pipeline(failing, of=[stage for stage in STAGES if stage.name == "eval"])
+        run_pipeline(failing_run, of=[stage for stage in STAGES if stage.name == "eval"])
     assert read_json(run / "run.json")["status"] == "gate_failed"
     assert f"{suite}.quantized.mean" in (run / "report.html").read_text(encoding="utf-8")
-    holding = job_of(finished, f'eval.gates={{{suite}.mean: ">= 0"}}')
-    run_pipeline(holding, of=[stage for stage in STAGES if stage.name == "eval"])
+    holding_run = open_run_of(finished, f'eval.gates={{{suite}.mean: ">= 0"}}')
+    run_pipeline(holding_run, of=[stage for stage in STAGES if stage.name == "eval"])
     assert read_json(run / "run.json")["status"] == "done"
     (gate,) = (g for g in read_json(run / "eval" / "results.json")["gates"])
     assert gate["passed"] and gate["limit"] == ">= 0"

@@ -8,11 +8,19 @@ import pytest
 
 from mlx_ft.engine import load
 from mlx_ft.errors import GateFailed
-from mlx_ft.measuring import probe
+from mlx_ft.evaluate.probe import (
+    QUESTIONS,
+    Answer,
+    Probe,
+    chat_facts,
+    model_facts,
+    probe,
+    probe_file,
+    probe_lines,
+    record,
+)
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.model.resolve import resolve_model
-from mlx_ft.probe import QUESTIONS, Answer, Probe, chat_facts, model_facts, probe_lines, record
-from mlx_ft.stages import probe_file
 from mlx_ft.system.console import Console
 from tests.tiny import write_place, write_tiny_model
 
@@ -73,7 +81,7 @@ def test_the_suites_are_asked_of_the_model_that_was_looked_at(
         return plain(folder, low_memory)
 
     monkeypatch.setattr(load, "load_weights", counted)
-    monkeypatch.setattr("mlx_ft.probe.TOO_MANY_DEGENERATE", len(QUESTIONS) + 1)
+    monkeypatch.setattr("mlx_ft.evaluate.probe.TOO_MANY_DEGENERATE", len(QUESTIONS) + 1)
     probe(str(tiny), None, False, [tiny.parent / "suite.yaml"], Console())
     assert len(read) == 1
     assert "over 3 prompts" in capsys.readouterr().err

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from mlx_ft.deploy.huggingface import RemoteRepo, Upload, base_metadata, listing, plan_upload
 from mlx_ft.errors import GateFailed, RunError
-from mlx_ft.publish import RemoteRepo, Upload, base_metadata, listing, plan_upload
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import update_record
 from mlx_ft.runs.models import exported_model

@@ -171,7 +171,7 @@ ANY_OPTIONS = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
 @given(ANY_OPTIONS)
 def test_an_optimizer_takes_the_options_that_have_no_fault(given: tuple[str, Any]) -> None:
     """Found out before a model is loaded, and not by the optimizer afterwards."""
-    from mlx_ft.train.steps import build_optimizer
+    from mlx_ft.train.accumulation import build_optimizer
 
     optimizer, options = given
     values = {"optimizer": optimizer, "optimizer_config": options}

@@ -428,6 +428,6 @@ def test_a_file_with_an_unspeakable_name_is_written_out_on_one_line(folder: Path
 
 def test_loading_a_recipe_imports_nothing_heavy() -> None:
     heavy = "('mlx', 'mlx_lm', 'transformers', 'numpy', 'click', 'huggingface_hub')"
-    script = f"import sys, mlx_ft.recipe_loading; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, mlx_ft.recipe.load; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

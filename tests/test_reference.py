@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+from docs.generate import cli_reference, main, recipe_keys, rewritten, suites, table
 from mlx_ft.recipe.keys import dotted, value_keys
-from mlx_ft.reference import cli_reference, main, recipe_keys, rewritten, suites, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -129,7 +129,7 @@ def test_check_finds_a_difference_and_changes_nothing(
     page.write_text("# Title\n" + "\n".join(blocks))
     before = page.read_text()
     assert main([str(page), "--check"]) == 1
-    assert "differ from the code - run python -m mlx_ft.reference" in capsys.readouterr().err
+    assert "differ from the code - run python docs/generate.py" in capsys.readouterr().err
     assert page.read_text() == before
     assert main([str(page)]) == 0
     assert "train.batch_size" in page.read_text()

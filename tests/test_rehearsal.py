@@ -7,13 +7,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_ft.cli import cli
+from mlx_ft.cli.main import cli
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import ModelError
-from mlx_ft.miniature import miniature_config, miniature_sets, write_miniature
 from mlx_ft.model.resolve import resolve_model
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.recipe.load import load_recipe
+from mlx_ft.rehearse import miniature_config, miniature_sets, write_miniature
 from tests.tiny import TINY_CONFIGS, write_random_model, write_rows, write_tiny_model
 
 ROOT = Path(__file__).parent.parent

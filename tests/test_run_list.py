@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.errors import RunError
-from mlx_ft.report.run_table import next_line, runs_json, runs_text
+from mlx_ft.report.runs_table import next_line, runs_json, runs_text
 from mlx_ft.runs.folder import update_record
 from mlx_ft.runs.listing import disk_bytes, list_runs, run_folders
 from mlx_ft.runs.lock import LOCK_FILE, worked_on, working

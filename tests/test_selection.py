@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import DataError
+from mlx_ft.evaluate.checkpoint_prompts import chooser, evaluated
 from mlx_ft.evaluate.suites import load_suite
+from mlx_ft.preflight.stage import FEWEST_LEFT, selection_finding
 from mlx_ft.recipe.schema import SelectRecipe
-from mlx_ft.selection import FEWEST_LEFT, chooser, evaluated, selection_finding
 
 REPO = Path(__file__).resolve().parent.parent
 

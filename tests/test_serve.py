@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from mlx_ft import serve as module
+from mlx_ft.deploy import serve as module
+from mlx_ft.deploy.chat import chat_turns
+from mlx_ft.deploy.serve import base_url, curl_line, require_free_port, serve, server_command
 from mlx_ft.errors import RunError
-from mlx_ft.measuring import chat_turns
 from mlx_ft.runs.models import read_run
-from mlx_ft.serve import base_url, curl_line, require_free_port, serve, server_command
 from mlx_ft.system.console import Console
 from tests.tiny import job_of
 

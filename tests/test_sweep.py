@@ -20,7 +20,7 @@ from mlx_ft.runs.document import run_document
 from mlx_ft.runs.lock import working
 from mlx_ft.system.console import Console
 from tests.test_recipe_loading import MINIMAL
-from tests.tiny import job_of, write_place
+from tests.tiny import open_run_of, write_place
 
 SMALL = (
     "train.epochs=null",
@@ -119,16 +119,16 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
 
     monkeypatch.setattr(sweep, "run_pipeline", until_checked)
     settings = sweep.grid_settings(["train.seed=0,1,2"])
-    members = sweep.open_members(settings, lambda more: job_of(place, *SMALL, *more))
+    members = sweep.open_members(settings, lambda more: open_run_of(place, *SMALL, *more))
     stopped = sweep.run_members(members, Console())
     assert ran == [0, 1, 2] and [error.faults[0] for error in stopped] == [job_fault]
-    assert len({member.job.run for member in members}) == 3
+    assert len({member.run.job.run for member in members}) == 3
     text = sweep.table_lines(members)
     for member in members:
-        assert member.job.run.name in text
-        assert run_document(member.job.run)["status"] == "stopped"
+        assert member.run.job.run.name in text
+        assert run_document(member.run.job.run)["status"] == "stopped"
     assert "train.seed" in text.splitlines()[0] and len(text.splitlines()) == 5
-    runs = [str(member.job.run) for member in members]
+    runs = [str(member.run.job.run) for member in members]
     assert shlex.split(sweep.next_step(members)) == ["mlx-ft", "compare", *runs]
     shutil.rmtree(place / "runs")
 
@@ -140,7 +140,7 @@ def test_all_members_are_checked_before_the_first_is_trained(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLX_FT_HOME", str(tmp_path / "cache"))
     settings = sweep.grid_settings(["train.num_layers=2,3", "train.batch_size=4,99"])
-    members = sweep.open_members(settings, lambda more: job_of(tmp_path, *SMALL, *more))
+    members = sweep.open_members(settings, lambda more: open_run_of(tmp_path, *SMALL, *more))
     with pytest.raises(RecipeError) as caught:
         sweep.run_members(members, Console())
     assert [fault.where for fault in caught.value.faults] == [
@@ -165,10 +165,10 @@ def test_a_member_that_is_done_or_worked_on_is_not_checked(
 
     monkeypatch.setattr(sweep, "run_pipeline", counted)
     settings = sweep.grid_settings(["train.seed=0,1"])
-    done, other = sweep.open_members(settings, lambda more: job_of(finished, *more))
-    with working(other.job.run):
+    done, other = sweep.open_members(settings, lambda more: open_run_of(finished, *more))
+    with working(other.run.job.run):
         assert sweep.run_members([done, other], Console()) == []
-    assert checked == [other.job.run]
+    assert checked == [other.run.job.run]
 
 
 def test_a_wrong_grid_is_wrong_input_and_nothing_is_begun(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlx_lm.utils import load_config
 
-from mlx_ft.columns import read_targets
+from mlx_ft.evaluate.targets import read_targets
 from mlx_ft.model.thinking_mode import thinking_mode_of, write_thinking_mode
 from tests.tiny import write_tiny_model
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from mlx_ft.data.tokens import TokenizedSplit, group_rows, pack_rows, read_split, write_split
 from mlx_ft.errors import RunError
-from mlx_ft.tokens import TokenizedSplit, group_rows, pack_rows, read_split, write_split
 
 rows_of_flagged_ids = st.lists(
     st.lists(st.tuples(st.integers(0, 200_000), st.booleans()), min_size=1, max_size=9), max_size=6

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from mlx_ft.errors import InputError
+from mlx_ft.inputs import open_run
 from mlx_ft.recipe.load import load_recipe
-from mlx_ft.stages import resolve
+from mlx_ft.report.trackers.adapters import KINDS, missing_packages, values_of
+from mlx_ft.report.trackers.follow import read_memory
+from mlx_ft.report.trackers.processes import tracked
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.text.safe import REDACTED, without_secrets
-from mlx_ft.tracker_processes import tracked
-from mlx_ft.trackers import KINDS, missing_packages, values_of
-from mlx_ft.tracking import read_memory
 from tests.report.synthetic import metrics, write_lines, write_run
 from tests.tiny import write_place
 
@@ -210,7 +210,7 @@ def test_a_tracker_ends_with_its_parent_however_that_ends(tmp_path: Path, told: 
     run = write_run(tmp_path / "runs")
     code = (
         "import pathlib, sys, time\nfrom mlx_ft.system.console import Console\n"
-        "from mlx_ft.tracker_processes import tracked\n"
+        "from mlx_ft.report.trackers.processes import tracked\n"
         "with tracked(pathlib.Path(sys.argv[1]), ['trackio'], None, Console()):\n"
         "    print('begun', flush=True)\n    time.sleep(60)"
     )
@@ -227,11 +227,11 @@ def test_a_missing_package_is_an_error_before_training_with_the_line_to_type(
 ) -> None:
     write_place(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mlx_ft.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_ft.report.trackers.adapters.find_spec", lambda name: None)
     assert len(missing_packages(list(KINDS))) == len(KINDS) == 5
     loaded = load_recipe(Path("r.yaml"), ["train.report_to=[wandb, tensorboard]"])
     with pytest.raises(InputError) as raised:
-        resolve(loaded, Console(io.StringIO()))
+        open_run(loaded, Path("runs"), Console(io.StringIO()))
     assert [fault.fix.partition(",")[0] for fault in raised.value.faults] == [
         "pip install wandb",
         "pip install tensorboardX tensorboard",
@@ -243,12 +243,13 @@ def test_who_is_told_changes_nothing_of_a_run(
 ) -> None:
     write_place(tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr("mlx_ft.trackers.find_spec", lambda name: name)
+    monkeypatch.setattr("mlx_ft.report.trackers.adapters.find_spec", lambda name: name)
     sets: tuple[list[str], ...] = ([], ["train.report_to=[trackio]", "train.project_name=other"])
     plain, reported = (
-        resolve(load_recipe(Path("r.yaml"), each), Console(io.StringIO())) for each in sets
+        open_run(load_recipe(Path("r.yaml"), each), Path("runs"), Console(io.StringIO()))
+        for each in sets
     )
-    assert (plain.inputs, plain.identity) == (reported.inputs, reported.identity)
+    assert (plain.job.inputs, plain.job.run) == (reported.job.inputs, reported.job.run)
 
 
 def test_names_are_those_that_trackers_users_know() -> None:

@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import GateFailed, InputError, Interrupted
 from mlx_ft.evaluate.stats import wilson_interval
+from mlx_ft.inputs import OpenRun
+from mlx_ft.job import Job
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe.schema import DataRecipe, Recipe, SelectRecipe, TrainRecipe
 from mlx_ft.runs.folder import read_manifest
-from mlx_ft.stages import Job
 from mlx_ft.system.files import read_json, read_json_lines
 from mlx_ft.train import supervisor
-from mlx_ft.training import seeds_info
+from mlx_ft.train.stage import seeds_info
 from tests.test_selection import write_suite
-from tests.tiny import job_of, write_place
+from tests.tiny import open_run_of, write_place
 
 SETS = (
     "train.seeds=[0, 1, 2]",
@@ -40,9 +41,14 @@ SETS = (
 )
 
 
+def open_run_in(place: Path, *sets: str) -> OpenRun:
+    """Return an open run whose answers are not judged: those of a random model loop."""
+    opened = open_run_of(place, *sets)
+    return replace(opened, job=replace(opened.job, judged=False))
+
+
 def job_in(place: Path, *sets: str) -> Job:
-    """Return a job whose answers are not judged: those of a random model loop."""
-    return replace(job_of(place, *sets), judged=False)
+    return open_run_in(place, *sets).job
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +60,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         write_suite(place, "choose", [("talk", f"lazy fox {number}") for number in range(4)])
         patch.chdir(place)
         patch.setenv("MLX_FT_HOME", str(place / "cache"))
-        job = job_in(place, *SETS)
-        run_pipeline(job, "train")
+        opened = open_run_in(place, *SETS)
+        job = opened.job
+        run_pipeline(opened, "train")
         yield place, job
 
 
@@ -94,16 +101,17 @@ def test_a_check_refuses_to_choose_by_what_measures(trained: Any) -> None:
     place, job = trained
     with pytest.raises(InputError, match="all of its 3 prompts choose the checkpoint"):
         job_in(place, *SETS, "train.select.suite=suite.yaml")
-    some = job_in(place, *SETS, "train.select.suite=suite.yaml", "train.select.limit=1")
-    assert some.choosing is not None and len(some.suites[0].samples) == 2
+    opened = open_run_in(place, *SETS, "train.select.suite=suite.yaml", "train.select.limit=1")
+    assert opened.choosing is not None and len(opened.suites[0].samples) == 2
     findings = read_json(job.run / "preflight.json")["findings"]
     assert [f["level"] for f in findings if f["check"] == "selection"] == ["ok"]
 
 
 def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
     place, job = trained
-    alone = job_in(place, *SETS[1:], "train.seed=1")
-    run_pipeline(alone, "train")
+    opened = open_run_in(place, *SETS[1:], "train.seed=1")
+    alone = opened.job
+    run_pipeline(opened, "train")
     one, other = job.run / "train" / "seed-1", alone.run / "train"
     adapter = "adapter/adapters.safetensors"
     assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
@@ -114,8 +122,9 @@ def test_a_run_that_differs_later_on_takes_the_training_over(
 ) -> None:
     place, job = trained
     monkeypatch.setattr(supervisor, "supervise", lambda *_: pytest.fail("trained again"))
-    other = job_in(place, *SETS, "export.q_bits=8")
-    run_pipeline(other, "train")
+    opened = open_run_in(place, *SETS, "export.q_bits=8")
+    other = opened.job
+    run_pipeline(opened, "train")
     assert other.run != job.run
     assert read_manifest(other.run / "train") == read_manifest(job.run / "train")
     record = read_json(other.run / "run.json")["stages"]
@@ -129,14 +138,15 @@ def test_seeds_that_are_finished_are_not_trained_again(
     """After an interruption while the second was trained: the first stays, the others are made."""
     place, job = trained
     sets = (*SETS, "train.steps_per_report=3")
-    stopped = job_in(place, *sets)
+    opened = open_run_in(place, *sets)
+    stopped = opened.job
     interrupt_when(stopped.run / "train.tmp" / "seed-1.tmp" / "metrics.jsonl", signal.SIGTERM)
     with pytest.raises(Interrupted, match="checkpoint written"):
-        run_pipeline(stopped, "train")
+        run_pipeline(opened, "train")
     first = stopped.run / "train.tmp" / "seed-0" / "manifest.json"
     before = first.read_bytes()
     capfd.readouterr()
-    run_pipeline(job_in(place, *sets), "train")
+    run_pipeline(open_run_in(place, *sets), "train")
     said = capfd.readouterr().err
     assert "seed 0 is trained already" in said and "seed 0 (1 of 3) begins" not in said
     assert "seed 1 (2 of 3) begins" in said and "seed 2 (3 of 3) begins" in said
@@ -165,7 +175,8 @@ def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
     """With a real signal, right after a comparison; its process asks and scores by itself."""
     place, job = trained
     sets = (*SETS[1:], "train.seed=2", "train.save_every=2", "train.iters=12")
-    alone = job_in(place, *sets)
+    opened = open_run_in(place, *sets)
+    alone = opened.job
     killed: list[int] = []
 
     def kill() -> None:
@@ -179,7 +190,7 @@ def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    run_pipeline(alone, "train")
+    run_pipeline(opened, "train")
     killer.join()
     one, other = job.run / "train" / "seed-2", alone.run / "train"
     adapter = "adapter/adapters.safetensors"
@@ -193,7 +204,7 @@ def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
 
 def training_processes() -> list[int]:
     """Return the training processes that this process has started."""
-    command = ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.training_process"]
+    command = ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.train.process"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
 
@@ -205,10 +216,10 @@ def test_when_a_gate_stops_every_seed_the_run_is_stopped(
     place, _ = trained
     sets = ("train.seeds=[1, 2]", *SETS[1:])
     with pytest.raises(GateFailed, match="look before you merge") as caught:
-        run_pipeline(job_of(place, *sets), "train")
+        run_pipeline(open_run_of(place, *sets), "train")
     monkeypatch.setattr(supervisor, "supervise", lambda *_: pytest.fail("trained again"))
     with pytest.raises(GateFailed) as again:
-        run_pipeline(job_of(place, *sets), "train")
+        run_pipeline(open_run_of(place, *sets), "train")
     assert again.value.faults == caught.value.faults
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import RunError
 from mlx_ft.report.live import picture
+from mlx_ft.report.watch import watch
 from mlx_ft.runs.folder import update_record
 from mlx_ft.runs.lock import working
 from mlx_ft.text.sparklines import BARS, trend
-from mlx_ft.watching import watch
 from tests.report.synthetic import (
     HOSTILE,
     TOKEN,

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from mlx_ft.stages import Job
+    from mlx_ft.inputs import OpenRun
+    from mlx_ft.job import Job
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
@@ -432,7 +433,12 @@ def write_place(folder: Path) -> None:
 
 def job_of(place: Path, *sets: str) -> "Job":
     """Return the job of the recipe in `place`, whose runs are kept there too."""
-    from mlx_ft.pipeline import open_run
+    return open_run_of(place, *sets).job
+
+
+def open_run_of(place: Path, *sets: str) -> "OpenRun":
+    """Return the run of the recipe in `place`, opened, with what its stages are given."""
+    from mlx_ft.inputs import open_run
     from mlx_ft.recipe.load import load_recipe
     from mlx_ft.system.console import Console
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_ft.data.formats import Row, texts_of
+from mlx_ft.data.rows import Row, texts_of
 from mlx_ft.text.near_duplicates import word_runs, words_of
 
 # Brown et al., arXiv 2005.14165, appendix C, call a test example dirty at 13 words in common.

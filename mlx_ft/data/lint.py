@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from mlx_ft.data.formats import Row, calls_text, said, said_by_system, texts_of, thinks
+from mlx_ft.data.rows import Row, calls_text, said, said_by_system, texts_of, thinks
 from mlx_ft.text.near_duplicates import earlier_twins
 
 Severity = Literal["warn", "fail"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mlx_ft.data.formats import Row
+from mlx_ft.data.rows import Row
 from mlx_ft.recipe.schema import DataRecipe
 
 

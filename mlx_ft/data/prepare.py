@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.data.api_calls import check_rows
-from mlx_ft.data.formats import FileRows, LeftOut
 from mlx_ft.data.lint import LISTED_LINES, hits_json, lint
 from mlx_ft.data.order import training_order
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.rows import FileRows, LeftOut
 from mlx_ft.data.sources import SPLITS, api_file, files_of, folder_of, read_splits, sha256_of
 from mlx_ft.data.statistics import coverage, overlap, split_statistics
+from mlx_ft.data.tokens import take_rows, write_split
 from mlx_ft.data.tool_api import read_api
+from mlx_ft.data.tool_calls import check_rows
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.files import write_json
 from mlx_ft.text.sparklines import sparkline
-from mlx_ft.tokens import take_rows, write_split
 
 # (share done, from 0 to 1, what is being done)
 Progress = Callable[[float, str], None]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_ft.data.formats import Row
+from mlx_ft.data.loss_weights import token_weights, weighs_anything
 from mlx_ft.data.problems import Problem
-from mlx_ft.data.weighting import token_weights, weighs_anything
+from mlx_ft.data.rows import Row
+from mlx_ft.data.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 from mlx_ft.model.chat import ChatRenderer, RenderedRow, RowRefused
 from mlx_ft.recipe.schema import DataRecipe
-from mlx_ft.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 
 # Tokenized together, so that the tokenizer can use all cores.
 ROWS_AT_A_TIME = 512

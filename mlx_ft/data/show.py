@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_ft.data.formats import FileRows
 from mlx_ft.data.problems import Problem, raise_problems
 from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.rows import FileRows
 from mlx_ft.data.sources import read_splits
+from mlx_ft.data.tokens import Flags, Ids
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.text.safe import printable
-from mlx_ft.tokens import Flags, Ids
 
 GREEN, PLAIN = "\x1b[1;32m", "\x1b[0m"
 GUILLEMETS = ("\u00ab", "\u00bb")

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mlx_ft.data.field_mapping import RowKeys
 from mlx_ft.data.files import READERS
-from mlx_ft.data.formats import FileRows, LeftOut, Row, read_rows, said, said_by_system
 from mlx_ft.data.hub import fetched_folder
 from mlx_ft.data.lint import without_hits
 from mlx_ft.data.problems import Problem
 from mlx_ft.data.replay import prompts_sha256
-from mlx_ft.data.row_keys import RowKeys
+from mlx_ft.data.rows import FileRows, LeftOut, Row, read_rows, said, said_by_system
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.recipe.schema import DataRecipe
 from mlx_ft.system.files import file_sha256

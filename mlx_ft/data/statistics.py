@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlx_ft.data.formats import Row, thinks
 from mlx_ft.data.render import RenderedSplit
-from mlx_ft.tokens import TokenizedSplit
+from mlx_ft.data.rows import Row, thinks
+from mlx_ft.data.tokens import TokenizedSplit
 
 ROUND_LENGTHS = (256, 512, 1024, 2048, 4096)
 HISTOGRAM_BINS = 20

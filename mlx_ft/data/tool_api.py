@@ -1,7 +1,7 @@
 """Which functions may the training rows call?
 
 Does: read a list of functions with their arguments and what their results have, as people and
-tools write it. Does not: look at rows (`api_calls.py`).
+tools write it. Does not: look at rows (`tool_calls.py`).
 """
 
 from __future__ import annotations

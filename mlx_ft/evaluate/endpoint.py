@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question
+from mlx_ft.evaluate.column import Answer, Column, OnAnswer, Question
 from mlx_ft.evaluate.signs import THINKING_TAGS
 from mlx_ft.system.files import hash_of
 

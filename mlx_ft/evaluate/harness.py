@@ -17,14 +17,14 @@ from typing import Any, BinaryIO
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
-from mlx_ft.evaluate.asking import Answer, Column, Question
-from mlx_ft.evaluate.fingerprint import compare_template
+from mlx_ft.evaluate.chat_fingerprint import compare_template
+from mlx_ft.evaluate.column import Answer, Column, Question
+from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.sample_log import Row
-from mlx_ft.evaluate.scorers import reference_of, score
-from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.scorers.protocol import Given
+from mlx_ft.evaluate.scorers.score import reference_of, score
 from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
-from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.model.chat import ChatRenderer, RowRefused
 from mlx_ft.system.files import hash_of, write_json

@@ -2,7 +2,7 @@
 
 Does: intervals for pass rates and graded scores, and the summary of one column. Closed forms: no
 randomness, so the same scores give the same numbers. Does not: compare columns
-(`stats_paired.py`).
+(`paired_stats.py`).
 """
 
 from __future__ import annotations

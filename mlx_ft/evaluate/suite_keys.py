@@ -1,5 +1,5 @@
 """The keys that a suite's two files may have; those of scorers and targets are in
-`suite_scorers.py`.
+`evaluate/scorers/registry.py`.
 
 Does: declare them, with the checks within one value. Does not: read files or judge answers.
 """

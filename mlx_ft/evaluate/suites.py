@@ -1,7 +1,7 @@
 """Read a suite: a YAML file that says how to ask and score, and the JSONL file of its samples.
 
-Does: check both strictly (`suite_keys.py` and `suite_scorers.py` have the keys), also that the
-right answer of each sample gets the full score, with every fault at once as file:line.
+Does: check both strictly (`suite_keys.py` and `evaluate/scorers/registry.py` have the keys), also
+that the right answer of each sample gets the full score, with every fault at once as file:line.
 Does not: render, generate, score, or import MLX.
 """
 
@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from mlx_ft.errors import DataError, Fault
-from mlx_ft.evaluate.scorers import Scorer, ideal_answer, score
-from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.scorers.instructions import Rules
+from mlx_ft.evaluate.scorers.protocol import Given, Scorer
+from mlx_ft.evaluate.scorers.registry import SCORERS, ScorerKeys, target_fault
+from mlx_ft.evaluate.scorers.score import ideal_answer, score
+from mlx_ft.evaluate.scorers.tool_calls import WantedCall, WantedToolCall
 from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
-from mlx_ft.evaluate.suite_scorers import SCORERS, ScorerKeys, target_fault
-from mlx_ft.evaluate.suite_targets import Rules, WantedCall, WantedToolCall
 from mlx_ft.recipe.fields import Section
 from mlx_ft.recipe.strict_yaml import Reading, key_path, label_of, read_mapping, read_text, shown
 from mlx_ft.system.files import file_sha256, hash_of

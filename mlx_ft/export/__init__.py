@@ -1,5 +1,8 @@
-"""The export stage: base and adapter in, a 16-bit and a quantized model folder out, both verified.
+"""Base and adapter in, a 16-bit and a quantized model folder out, both verified.
 
-`fuse.py` does the arithmetic, `folders.py` writes complete model folders, `verify.py` compares each
-step with the one before, `stage.py` is the order of it all.
+Read in this order: `stage.py` is the entry, `build.py` the order of work; `original.py`, `fuse.py`
+and `stored_model.py` read and merge; `quantize.py`, `bit_widths.py`, `gptq.py`, `gptq_math.py` and
+`calibration.py` round; `write_weights.py`, `safetensors_writer.py` and `model_folder.py` write;
+`layerwise.py`, `layerwise_models.py`, `verify_models.py`, `verify_logits.py` and
+`verify_checks.py` verify; `survival/` audits; `card.py`, `gguf.py` and `gguf_tokenizer.py` finish.
 """

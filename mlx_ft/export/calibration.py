@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlx_ft.tokens import group_rows, pad_rows
+from mlx_ft.data.tokens import group_rows, pad_rows
 
 Layers = Mapping[str, nn.Linear | nn.Embedding]
 # Padded tokens that go through the model together: their products are added up in one go.

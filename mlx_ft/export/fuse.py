@@ -1,7 +1,8 @@
 """Arithmetic of the export: adapter into weights, quantized into 16 bits, 16 bits into q bits.
 
 Everything is computed some rows at a time, in float32, and rounded once. Does not: write files
-(`stream.py`), decide which rows when (`writing.py`), or judge the result (`verify.py`).
+(`safetensors_writer.py`), decide which rows when (`write_weights.py`), or judge the result
+(`verify_checks.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.device import configure_backend, on_cpu
 from mlx_ft.errors import Fault, GateFailed, ModelError
-from mlx_ft.export.stored import StoredModel
-from mlx_ft.export.stream import array_bytes, flat_rows, row_ranges
+from mlx_ft.export.safetensors_writer import array_bytes, flat_rows, row_ranges
+from mlx_ft.export.stored_model import StoredModel
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")

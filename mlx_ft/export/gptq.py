@@ -2,7 +2,7 @@
 
 Does: see what goes into every linear layer on calibration rows and quantize it for that, one layer
 of the model after the other, each fed by what is quantized already; an embedding that is the
-vocabulary head as well counts as a linear layer. Does not: the arithmetic (`gptq_rows.py`), choose
+vocabulary head as well counts as a linear layer. Does not: the arithmetic (`gptq_math.py`), choose
 the rows, write files, or quantize other embeddings and expert layers, which are rounded instead.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from mlx_ft.export.calibration import Inputs, Layers, calibration_batches, see_inputs, watching
 from mlx_ft.export.fuse import FusedModel, widened
-from mlx_ft.export.gptq_rows import (
+from mlx_ft.export.gptq_math import (
     DAMPING,
     Floats,
     How,
@@ -28,7 +28,7 @@ from mlx_ft.export.gptq_rows import (
     input_order,
     packed_rows,
 )
-from mlx_ft.export.layers import EMBEDDING, HEAD, Lane, layer_prefix
+from mlx_ft.export.layerwise import EMBEDDING, HEAD, Lane, layer_prefix
 
 # The damping for an embedding that is also the head: errors that cancel each other out in its
 # products do not when a token is looked up. 0.3 to 3 are alike; 0 and 30 diverge by a third more

@@ -1,7 +1,7 @@
 """The quantized folder's weights, by the recipe's method, and the 16-bit ones on the way.
 
 Does: decide which weight is rounded and which is done by GPTQ, layer after layer or, where an
-architecture does not fit, at once. Does not: the arithmetic (`gptq.py`, `writing.py`).
+architecture does not fit, at once. Does not: the arithmetic (`gptq.py`, `write_weights.py`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_ft.export.bits import Bits
+from mlx_ft.export.bit_widths import Bits
 from mlx_ft.export.calibration import Layers
-from mlx_ft.export.folders import begin_folder
 from mlx_ft.export.fuse import DTYPES, FusedModel, half_names, quantized_names
 from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
-from mlx_ft.export.gptq_rows import How
-from mlx_ft.export.lanes import lane_of_fused
-from mlx_ft.export.layers import EMBEDDING, HEAD, is_in_layers
-from mlx_ft.export.stream import WeightsWriter
-from mlx_ft.export.writing import (
+from mlx_ft.export.gptq_math import How
+from mlx_ft.export.layerwise import EMBEDDING, HEAD, is_in_layers
+from mlx_ft.export.layerwise_models import lane_of_fused
+from mlx_ft.export.model_folder import begin_folder
+from mlx_ft.export.safetensors_writer import WeightsWriter
+from mlx_ft.export.write_weights import (
     Observer,
     Rounding,
     packed_names,

@@ -1,6 +1,6 @@
 """The adapter file that a training starts from: is it there, and which weights are in it?
 
-Does not: import MLX, compare it with a recipe (`preflight/start.py`), or load it.
+Does not: import MLX, compare it with a recipe (`preflight/adapter_start.py`), or load it.
 """
 
 from __future__ import annotations

@@ -1,26 +1,7 @@
-"""Small pure checks on what is known before training; nothing is changed, nothing is trained."""
+"""Small pure checks of what is known before training; nothing is changed, nothing is trained.
 
-from mlx_ft.preflight.checks import CHECKS, base_health, run_checks
-from mlx_ft.preflight.findings import (
-    Finding,
-    OriginalFacts,
-    PreflightInput,
-    findings_json,
-    raise_on_fail,
-)
-from mlx_ft.preflight.fit import fit_lines, fitting_sets
-from mlx_ft.preflight.rows import trained_context
-
-__all__ = [
-    "CHECKS",
-    "Finding",
-    "OriginalFacts",
-    "PreflightInput",
-    "base_health",
-    "findings_json",
-    "fit_lines",
-    "fitting_sets",
-    "raise_on_fail",
-    "run_checks",
-    "trained_context",
-]
+Read in this order: `stage.py` collects the facts; `checks.py` is the list of checks, with
+`rows.py`, `adapter_start.py`, `original.py`, `trainable.py` and `quantization_groups.py`;
+`findings.py` has the types in and out; `forecast.py`, `memory.py`, `fit.py` and `known_models.py`
+foretell; `base_model.py` judges the base before it is trained.
+"""

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_ft.model.gguf_support import gguf_fault
 from mlx_ft.model.shapes import ModelShape, model_shape
+from mlx_ft.preflight.adapter_start import resume_adapter_file
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted, passes
 from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
 from mlx_ft.preflight.forecast import (
@@ -21,8 +22,8 @@ from mlx_ft.preflight.forecast import (
     run_updates,
     trainable_parameters,
 )
-from mlx_ft.preflight.groups import half_parameters, q_group_size
 from mlx_ft.preflight.original import export_base
+from mlx_ft.preflight.quantization_groups import half_parameters, q_group_size
 from mlx_ft.preflight.rows import (
     contamination,
     context,
@@ -35,7 +36,6 @@ from mlx_ft.preflight.rows import (
     tools,
     validation,
 )
-from mlx_ft.preflight.start import resume_adapter_file
 from mlx_ft.preflight.trainable import dora, quantized_base
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.text.quantities import format_bytes

@@ -1,5 +1,9 @@
-"""The report room: reads a run folder, writes one HTML file and the lines of a terminal.
+"""Read artifacts of a run and write them for people: report.html, terminal lines, comparisons.
 
-Does: everything from artifacts on disk, so a report can be made again for an old, unfinished or
-failed run. Does not: compute a result, import another room, or import MLX.
+A report can be made again for an old, unfinished or failed run. Nothing is computed here.
+
+Read in this order: `html.py` and `terminal.py` are the two outputs; `verdict.py`, `evidence.py`,
+`checklist.py`, `choice.py`, `tables.py`, `curves.py`, `survival.py`, `samples.py`, `failures.py`
+and `differences.py` are their parts; `watch.py`, `live.py` and `runs_table.py` show runs that go
+on; `compare/` sets runs beside each other; `trackers/` tells other services.
 """

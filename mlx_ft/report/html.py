@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.export.survival import words as survival_words
 from mlx_ft.report import choice, curves, evidence, survival, tables
 from mlx_ft.report.checklist import checklist_table
 from mlx_ft.report.differences import marked
@@ -90,7 +91,7 @@ def report_html(run: Path) -> str:
 def environment() -> Environment:
     """Return the template engine of the pages: every text is cleaned and escaped."""
     made = Environment(
-        loader=PackageLoader("mlx_ft", "report"),
+        loader=PackageLoader("mlx_ft", "report/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -119,7 +120,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
-    final = f"{q.size(quantized.get('bytes'))}, {survival.bits_name(quantized)}"
+    final = f"{q.size(quantized.get('bytes'))}, {survival_words.bits_name(quantized)}"
     timings = document["timings"]
     time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [

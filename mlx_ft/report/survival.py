@@ -10,42 +10,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_ft.export.survival.words import (
+    CHOSEN,
+    _objects,
+    kept_text,
+    layers_of,
+    nats,
+    ratio,
+    way_name,
+    ways_of,
+)
 from mlx_ft.report.tables import Cell, Row, Table, table
 from mlx_ft.text import quantities as q
 from mlx_ft.text.quantities import written
-
-# The ways by their names in survival.json, in the order in which they are shown.
-WAYS = ("fused", "quantized", "round-4", "round-5", "round-6", "round-8")
-ROUNDED = "round-"
-CHOSEN = "quantized"
-
-
-def ways_of(survival: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the ways that were measured, the known ones first and in their order."""
-    found = _objects((survival.get("model") or {}).get("ways"))
-    names = [name for name in WAYS if name in found]
-    return {name: found[name] for name in [*names, *sorted(set(found) - set(names))]}
-
-
-def layers_of(survival: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the adapted layers, from the model's first to its last."""
-    return [layer for layer in survival.get("layers") or [] if isinstance(layer, dict)]
-
-
-def way_name(way: str, survival: Mapping[str, Any]) -> str:
-    """Return what a way is called: "5-bit, gptq", "4-bit, rounded", "float16"."""
-    if way == "fused":
-        return written(survival.get("dtype", "16-bit"))
-    if way == CHOSEN:
-        return f"{bits_name(survival)}, {written(survival.get('method'))}"
-    return f"{way.removeprefix(ROUNDED)}-bit, rounded" if way.startswith(ROUNDED) else written(way)
-
-
-def bits_name(made: Mapping[str, Any]) -> str:
-    """Return the bits of a quantized model: "5-bit", or "4-bit, 12 layers with more"."""
-    raised = made.get("raised") or {}
-    more = f", {q.plural(len(raised), 'layer')} with more" if raised else ""
-    return f"{made.get('bits')}-bit{more}"
 
 
 def way_table(survival: Mapping[str, Any]) -> Table:
@@ -147,32 +124,7 @@ def survival_rows(survival: Mapping[str, Any]) -> list[list[str]]:
 SURVIVAL_HEAD = ("stored as", "survival", "KL held out", "flips", "KL prompts", "worst layer")
 
 
-def kept_text(value: Any) -> str:
-    """Format a survival: 0.9958 -> "99.6 %"; below zero what is left is noise."""
-    if value is None:
-        return "-"
-    if not q.is_number(value):
-        return str(value)
-    return f"{100 * value:.1f} %" if value >= 0 else "< 0"
-
-
-def nats(value: Any) -> str:
-    """Format a divergence in nats with three significant digits."""
-    return f"{value:.3g} nats" if q.is_number(value) else "-" if value is None else str(value)
-
-
-def ratio(value: Any) -> str:
-    """Format a number in sizes of something else."""
-    return f"{value:.3f}" if q.is_number(value) else "-" if value is None else str(value)
-
-
 def _worst_layer(survival: Mapping[str, Any], way: str) -> str:
     kept = [_objects(layer.get("kept")).get(way, {}) for layer in layers_of(survival)]
     numbers = [each["survival"] for each in kept if q.is_number(each.get("survival"))]
     return kept_text(min(numbers)) if numbers else "-"
-
-
-def _objects(value: Any) -> dict[str, Mapping[str, Any]]:
-    if not isinstance(value, dict):
-        return {}
-    return {str(name): each for name, each in value.items() if isinstance(each, dict)}

@@ -13,9 +13,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mlx_ft.export.survival.words import kept_text
 from mlx_ft.report.choice import chosen_words, seeds_words, selected_by
 from mlx_ft.report.evidence import comparison_lines, degenerate_lines, gate_lines
-from mlx_ft.report.survival import SURVIVAL_HEAD, kept_text, survival_rows
+from mlx_ft.report.survival import SURVIVAL_HEAD, survival_rows
 from mlx_ft.report.verdict import absence, expectations, next_step, progress, verdict
 from mlx_ft.runs.document import ordered_columns
 from mlx_ft.text import quantities as q

@@ -3,7 +3,7 @@
 Every epoch visits every row once, in batches drawn at random, or in the rows' own order where a
 recipe wants that. Rows of similar length are not put into one batch: then each batch is of one
 kind, and held-out loss came out 1 % higher (LOG.md). Nothing is padded all the same, because the
-rows of a batch go through the model behind each other (`packing.py`).
+rows of a batch go through the model behind each other (`train/numerics/packing.py`).
 The plan depends on (rows, batch_size, seed, epoch) alone, so a resumed run finds its place by
 counting.
 """

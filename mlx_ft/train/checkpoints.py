@@ -24,7 +24,7 @@ from mlx_ft.train.adapters import (
     require_finite,
     save_adapter,
 )
-from mlx_ft.train.checkpoint_folder import complete_checkpoints
+from mlx_ft.train.checkpoint_list import complete_checkpoints
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"

@@ -1,8 +1,8 @@
 """The training run: every mini-batch, report, validation and checkpoint, in order.
 
-Does: train an adapter on tokenized rows, exactly (see `losses.py`), and leave metrics, checkpoints
-and the adapter in the stage folder; continue from the last checkpoint. Does not: render data,
-merge, or print (it tells a listener).
+Does: train an adapter on tokenized rows, exactly (see `train/numerics/losses.py`), and leave
+metrics, checkpoints and the adapter in the stage folder; continue from the last checkpoint. Does
+not: render data, merge, or print (it tells a listener).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 import mlx.core as mx
 
 from mlx_ft.errors import Fault, GateFailed, Interrupted
-from mlx_ft.train.choosing import patience_is_over, select, take_chosen, validate
-from mlx_ft.train.job import Listener, SegmentOver, TrainingJob, TrainingResult
-from mlx_ft.train.run import SMALLER_STEPS, Run
+from mlx_ft.train.contract import Listener, SegmentOver, TrainingJob, TrainingResult
+from mlx_ft.train.selection import patience_is_over, select, take_chosen, validate
+from mlx_ft.train.trainer import SMALLER_STEPS, Run
 
 
 def train(job: TrainingJob, listener: Listener) -> TrainingResult:

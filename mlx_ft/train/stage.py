@@ -1,221 +1,202 @@
-"""The training stage from folder to folder: load, adapt, train, look, save.
+"""The training stage: one seed or several, the best of which goes on.
 
-One training, or one for each of several seeds on the same ground. Does not: choose between seeds.
+Does: have each seed trained from the same rows and the same outputs of frozen layers, each in a
+folder that is complete or goes on, and say what was chosen and how far the seeds lie apart. Does
+not: train (the room does, in a process of its own), or ask models questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
-from mlx_ft.engine.load import release
-from mlx_ft.errors import GateFailed
-from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.evaluate.stats import wilson_interval
+from mlx_ft.job import Job
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import seal, writing_stage
+from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
-from mlx_ft.system.signals import deferred
-from mlx_ft.text.quantities import format_bytes, format_seconds
-from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
-from mlx_ft.train.batches import total_updates
-from mlx_ft.train.choosing import whole_model
-from mlx_ft.train.ground import Ground
-from mlx_ft.train.handover import TrainStage, seed_folder
-from mlx_ft.train.job import (
-    Listener,
-    MakeJudge,
-    SegmentOver,
-    TrainingJob,
-    TrainingResult,
-    result_info,
-)
-from mlx_ft.train.look import look, require_sane
-from mlx_ft.train.loop import train
-from mlx_ft.train.metrics import Metric
+from mlx_ft.system.hardware import machine
+from mlx_ft.text.quantities import format_seconds
 
-# Validations in a row above the lowest one before a line says so.
-RISING_VALIDATIONS = 3
+if TYPE_CHECKING:
+    from mlx_ft.data.rows import FileRows
+    from mlx_ft.evaluate.suites import Suite
+    from mlx_ft.train.handoff import TrainStage
+
+PREFIX_LIMIT_BYTES = 2 << 30
+# What the chosen seed leaves in `train/` itself, where a single seed has it too.
+OF_THE_CHOSEN = ("adapter", "metrics.jsonl", "samples.jsonl")
 
 
-@dataclass(frozen=True)
-class Around:
-    """What a training has around it: who is told, what asks it to stop, and who scores the model.
+def train(job: Job, valid: FileRows, choosing: Suite | None) -> None:
+    """Train into `train/`, and look at what the model says before it is called done.
 
-    `beat` is told what is being done, again and again; `orphaned` asks for a stop like a signal.
+    valid: the validation rows, which give the prompts of the look.
+    choosing: the prompts that choose a checkpoint, or None.
     """
-
-    console: Console
-    beat: Callable[[str], None] = lambda doing: None
-    orphaned: Callable[[], bool] = lambda: False
-    make_judge: MakeJudge = lambda *_: None
-
-
-def run_train_stage(stage: TrainStage, around: Around) -> dict[str, Any]:
-    """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
-
-    Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
-    """
-    return _train_on(_ground(stage, around), stage, around)
-
-
-def run_seeds(stage: TrainStage, around: Around) -> dict[str, Any]:
-    """Train each seed that is not complete into its own folder, with what it would hand over alone;
-    return nothing.
-
-    A seed that a gate stops is sealed with its faults. Raises Interrupted after a checkpoint,
-    SegmentOver after each seed but the last where processes are to end now and then.
-    """
-    ground = None
-    asked = stage.recipe.train.seeds
-    for seed in [seed for seed in stage.seeds if stage.trained(seed) is None]:
-        if ground is not None and stage.recipe.train.segment_steps is not None:
-            raise SegmentOver
-        around.console.say(f"seed {seed} ({asked.index(seed) + 1} of {len(asked)}) begins")
-        if ground is not None and not ground.clear(stage):
-            ground = None
-            release()
-        if ground is None:
-            ground = _ground(stage, around)
-        one = stage.of_seed(seed)
-        with writing_stage(stage.folder, seed_folder(seed), keep_partial=True) as folder:
-            info = _train_or_stop(ground, one, around)
-            seal(folder, seed_folder(seed), one.inputs, {"seed": seed, **info})
-    return {}
-
-
-def _ground(stage: TrainStage, around: Around) -> Ground:
-    ground = Ground(stage)
-    around.console.say(f"computing in {ground.loaded.compute}")
-    return ground
-
-
-def _train_or_stop(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
-    try:
-        return _train_on(ground, stage, around)
-    except GateFailed as error:
-        for fault in error.faults:
-            around.console.say(f"seed {stage.recipe.train.seed} is stopped: {fault}", "red")
-        return {"stopped": [vars(fault) for fault in error.faults]}
-
-
-def _train_on(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
-    job = ground.job(stage)
-    job = replace(job, judge=around.make_judge(stage.recipe, ground.loaded, stage.folder))
-    assert (job.judge is not None) == stage.recipe.train.select.asks
-    console = around.console
-    console.say(job.forward.note)
-    console.say(_plan_line(job))
-    result = train_job(job, around, ground.remember)
-    if stage.recipe.train.select.by is not None:
-        console.say(_chosen_line(result))
-    info = result_info(result, job.shape, ground.loaded.compute, job.forward.note)
-    save_adapter(job.model, job.adapter_config, stage.folder / "adapter")
-    # What is looked at, and goes on from here, is what was written.
-    load_adapter_weights(job.model, stage.folder / "adapter" / ADAPTER_FILE)
-    release()
-    around.beat("looking")
-    console.say("looking at five answers before anything is merged")
-    with whole_model(job):
-        job.model.eval()
-        samples = look(
-            ground.loaded, stage.look_prompts, stage.folder / "samples.jsonl", console.say
+    if choosing is not None:
+        job.console.say(
+            f"{len(choosing.samples)} prompts of {choosing.name} choose the weights; the "
+            "evaluation does not ask them"
         )
-    if stage.judge_look:
-        require_sane(samples)
-    release()
-    return info
+    with writing_stage(job.run, "train", keep_partial=True) as folder:
+        stage = _stage(job, valid, folder)
+        info = _train_seeds(job, stage) if stage.seeds else _supervise(job, stage)
+        seal(folder, "train", job.inputs["train"], info)
 
 
-def _strength(recipe: TrainRecipe) -> str:
-    if recipe.fine_tune_type == "full":
-        return ", every weight of them"
-    kind = "" if recipe.fine_tune_type == "lora" else f", {recipe.fine_tune_type}"
-    return f"{kind}, scale {recipe.lora_parameters.effective_scale:g}"
+def _stage(job: Job, valid: FileRows, folder: Path) -> TrainStage:
+    """Return what the training room is to do, into a folder."""
+    from mlx_ft.train.handoff import TrainStage
+    from mlx_ft.train.sanity_check import Prompt, choose_prompts
 
-
-def _plan_line(job: TrainingJob) -> str:
-    recipe = job.recipe
-    updates = total_updates(job.iterations, recipe.grad_accumulation_steps)
-    return (
-        f"{job.shape.trainable_parameters:,} of {job.shape.total_parameters:,} parameters in "
-        f"{job.shape.num_layers} layers{_strength(recipe)}; "
-        f"{job.iterations} iterations of {recipe.batch_size} rows = {updates} optimizer updates"
+    prompts = choose_prompts(
+        [
+            (row.category, Prompt(row.messages[:-1], row.tools))
+            for row in valid.rows
+            if row.messages is not None
+        ]
+    )
+    return TrainStage(
+        recipe=job.recipe,
+        model_folder=job.model.path,
+        data_folder=job.run / "data",
+        folder=folder,
+        inputs=job.inputs["train"],
+        model_identity=job.model.identity,
+        prefix_folder=cache_home() / "prefix",
+        prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
+        look_prompts=prompts,
+        judge_look=job.judged,
+        seeds=tuple(job.recipe.train.seeds),
     )
 
 
-def train_job(
-    job: TrainingJob, around: Around, remember: Callable[[Metric], None] = lambda metric: None
-) -> TrainingResult:
-    """Train, with a line of progress; every metric is said, and given to `remember`."""
-    console = around.console
-    with console.progress("training", 1.0) as line, deferred(console.say) as interrupted:
+def _supervise(job: Job, stage: TrainStage) -> dict[str, Any]:
+    from mlx_ft.train.supervisor import supervise
 
-        def metric_found(metric: Metric) -> None:
-            remember(metric)
-            console.say(metric_line(metric))
-
-        def progress(done: float, total: float, text: str) -> None:
-            line.update(done / total, text)
-            around.beat(text)
-
-        def stop_requested() -> bool:
-            return interrupted() or around.orphaned()
-
-        return train(job, Listener(metric_found, progress, stop_requested, console.say))
+    return supervise(stage, job.run, job.console, "mlx_ft.train.process")
 
 
-def metric_line(metric: Metric) -> str:
-    """Return a report or validation as one line with units."""
-    place = f"iteration {metric['iteration']} of {metric['iterations']}"
-    if metric["kind"] == "selection":
-        return f"  {place}: {_comparison(metric)}"
-    if metric["kind"] == "validation":
-        line = (
-            f"  {place}: validation loss {metric['loss']:.4f} ({metric['trained_tokens']} tokens)"
-        )
-        if metric["validations_since_best"] >= RISING_VALIDATIONS:
-            line += (
-                f"; above its lowest, at iteration {metric['best_iteration']}, "
-                f"{metric['validations_since_best']} times in a row: the run overfits or diverges"
-            )
-        return line
-    if metric["kind"] == "skipped":
-        lines = ", ".join(map(str, metric["lines"]))
-        return (
-            f"  {place}: update {metric['update']} skipped, loss {metric['loss']}, gradient norm "
-            f"{metric['gradient_norm']} (train rows of lines {lines})"
-        )
-    return (
-        f"  {place} (update {metric['update']} of {metric['updates']}): loss {metric['loss']:.4f}, "
-        f"learning rate {metric['learning_rate']:.2e}, "
-        f"gradient norm {metric['gradient_norm']:.3g}, "
-        f"{metric['tokens_per_second']:.0f} tokens/s, "
-        f"peak memory {format_bytes(metric['peak_memory_bytes'])}, "
-        f"{format_seconds(metric['seconds_left'])} left"
-    )
+def _train_seeds(job: Job, stage: TrainStage) -> dict[str, Any]:
+    """Have each seed trained into `seed-<number>/`, those that are complete left as they are, and
+    put the best one's adapter beside them.
+
+    A seed that a gate stops is not chosen; raises GateFailed when all of them are.
+    """
+    from mlx_ft.train.handoff import seed_folder
+
+    left = []
+    for seed in stage.seeds:
+        if stage.trained(seed) is None:
+            left.append(seed)
+        else:
+            job.console.say(f"seed {seed} is trained already")
+    if left:
+        _supervise(job, replace(stage, seeds=tuple(left)))
+    found = [stage.trained(seed) for seed in stage.seeds]
+    infos = [manifest.info for manifest in found if manifest is not None]
+    assert len(infos) == len(stage.seeds), "a seed has no result"
+    trained = [info for info in infos if "stopped" not in info]
+    if not trained:
+        raise GateFailed([Fault(**fault) for info in infos for fault in info["stopped"]])
+    best = max(trained, key=_rank)
+    for name in OF_THE_CHOSEN:
+        _copy(stage.folder / seed_folder(best["seed"]) / name, stage.folder / name)
+    seed_info = seeds_info(infos, best, job.recipe)
+    _say_seeds(job.console, seed_info)
+    return {**best, "seeds": seed_info}
 
 
-def _comparison(metric: Metric) -> str:
-    """Return how weights compare with the best so far."""
-    if metric["selections_since_best"] == 0:
-        against = "the best so far"
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
     else:
-        against = (
-            f"not better than at iteration {metric['best_iteration']}, "
-            f"{metric['selections_since_best']} in a row"
+        shutil.copyfile(source, target)
+
+
+def _rank(info: Mapping[str, Any]) -> tuple[float, float]:
+    return (info["chosen_score"] or 0.0, -info["chosen_validation_loss"])
+
+
+def seeds_info(
+    infos: Sequence[Mapping[str, Any]], best: Mapping[str, Any], recipe: Recipe
+) -> dict[str, Any]:
+    """Return what the seeds came to, as JSON.
+
+    `trained` has an entry a seed, `chosen` is the best one's number, `spread` the mean, ends and
+    standard deviation of what chose it; `reached`, with a suite that chooses, counts the seeds at
+    or above `train.select.gate`, with Wilson's 95 % interval of the probability of that.
+    """
+    select = recipe.train.select
+    measure = "score" if select.asks else "validation_loss"
+    entries = [_entry(info, select.gate if select.asks else None) for info in infos]
+    values = [entry[measure] for entry in entries if entry[measure] is not None]
+    result: dict[str, Any] = {
+        "chosen": best["seed"],
+        "trained": entries,
+        "spread": {
+            "measure": measure,
+            "mean": fmean(values),
+            "low": min(values),
+            "high": max(values),
+            "deviation": stdev(values) if len(values) > 1 else None,
+        },
+        "reached": None,
+    }
+    if select.asks:
+        reached = sum(entry["reached"] for entry in entries)
+        low, high = wilson_interval(reached / len(entries), len(entries))
+        result["reached"] = {
+            "gate": select.gate,
+            "count": reached,
+            "of": len(entries),
+            "low": low,
+            "high": high,
+        }
+    return result
+
+
+def _entry(info: Mapping[str, Any], gate: float | None) -> dict[str, Any]:
+    if "stopped" in info:
+        why = "; ".join(f"{fault['where']}: {fault['found']}" for fault in info["stopped"])
+        nothing = dict.fromkeys(("score", "validation_loss", "iteration", "iterations", "seconds"))
+        return {"seed": info["seed"], "stopped": why, **nothing, "reached": False}
+    score = info["chosen_score"]
+    return {
+        "seed": info["seed"],
+        "stopped": None,
+        "score": score,
+        "validation_loss": info["chosen_validation_loss"],
+        "iteration": info["chosen_iteration"],
+        "iterations": info["iterations"],
+        "seconds": info["seconds"],
+        "reached": None if gate is None else score >= gate,
+    }
+
+
+def _say_seeds(console: Console, info: Mapping[str, Any]) -> None:
+    for entry in info["trained"]:
+        mark = " <- chosen" if entry["seed"] == info["chosen"] else ""
+        if entry["stopped"] is not None:
+            console.say(f"  seed {entry['seed']}: stopped")
+            continue
+        score = "" if entry["score"] is None else f"score {entry['score']:.3f}, "
+        console.say(
+            f"  seed {entry['seed']}: {score}validation loss {entry['validation_loss']:.4f}, "
+            f"weights of iteration {entry['iteration']} of {entry['iterations']}, "
+            f"{format_seconds(entry['seconds'])}{mark}"
         )
-    if "score" not in metric:
-        return f"validation loss {against}"
-    interval = f"95 % {metric['low']:.2f} to {metric['high']:.2f}"
-    return (
-        f"{metric['suite']} {metric['score']:.3f} of {metric['n']} prompts ({interval}), {against}"
-    )
-
-
-def _chosen_line(result: TrainingResult) -> str:
-    score = "" if result.chosen_score is None else f"score {result.chosen_score:.3f}, "
-    early = ", nothing got better any more" if result.ended_early else ""
-    return (
-        f"weights of iteration {result.chosen_iteration} are taken: {score}validation loss "
-        f"{result.chosen_validation_loss:.4f}; trained to iteration {result.iterations}{early}"
-    )
+    reached = info["reached"]
+    if reached is not None:
+        console.say(
+            f"  {reached['count']} of {reached['of']} seeds reached {reached['gate']:g}: "
+            f"a seed does so with probability {reached['low']:.2f} to {reached['high']:.2f} (95 %)"
+        )

@@ -25,15 +25,9 @@ from mlx_ft.errors import Fault, Interrupted, RunError
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
 from mlx_ft.text.safe import printable
-from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
-from mlx_ft.train.child import SEGMENT_OVER
-from mlx_ft.train.handover import (
-    RESULT_FILE,
-    TrainStage,
-    read_error,
-    read_heartbeat,
-    write_stage,
-)
+from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
+from mlx_ft.train.handoff import RESULT_FILE, TrainStage, read_error, read_heartbeat, write_stage
+from mlx_ft.train.process import SEGMENT_OVER
 
 CONTROL_FOLDER = "train.control"
 # Deaths in a row without a new checkpoint after which it is no use.
@@ -136,7 +130,7 @@ def _reached(stage: TrainStage) -> tuple[int, int]:
 
 
 def supervise(
-    stage: TrainStage, run: Path, console: Console, process: str = "mlx_ft.train.child"
+    stage: TrainStage, run: Path, console: Console, process: str = "mlx_ft.train.process"
 ) -> dict[str, Any]:
     """Train in processes of their own until the run is done; return the stage's hand-over.
 

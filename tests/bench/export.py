@@ -25,7 +25,7 @@ import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
 from tests.bench.shapes import LLAMA_3B, write_random_quantized
 
 if TYPE_CHECKING:
-    from mlx_ft.export.stage import ExportJob
+    from mlx_ft.export.build import ExportJob
     from mlx_ft.system.console import Console
 
 PARAMETERS = 3_213_000_000
@@ -67,8 +67,8 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
     """Export in this process; return its seconds and peaks."""
     import numpy as np
 
-    from mlx_ft.export import stage
-    from mlx_ft.exporting import CALIBRATION_TOKENS
+    from mlx_ft.export import build
+    from mlx_ft.export.stage import CALIBRATION_TOKENS
     from mlx_ft.system.console import Console
     from tests.export.jobs import export_job
 
@@ -94,8 +94,8 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
     if verified:
         # A random model of 28 layers is moved further by 5 bits than any real one: what is measured
         # is time and memory, and the figures are printed.
-        stage.require_all = lambda checks: None
-        info = stage.export_model(job, Console(said))
+        build.require_all = lambda checks: None
+        info = build.export_model(job, Console(said))
     else:
         info = unverified(job, Console(said))
     seconds = time.perf_counter() - started
@@ -109,13 +109,13 @@ def unverified(job: "ExportJob", console: "Console") -> dict[str, Any]:
     """
     import mlx.core as mx
 
-    from mlx_ft.export import stage
-    from mlx_ft.export.bits import Bits
+    from mlx_ft.export import build
+    from mlx_ft.export.bit_widths import Bits
 
     mx.reset_peak_memory()
     # The stage offers no writing without verifying, and should not: only here is that of use.
-    with stage._small_cache():
-        stage._write_in_range(job, Bits(job.recipe.most_bits), None, True, console)
+    with build._small_cache():
+        build._write_in_range(job, Bits(job.recipe.most_bits), None, True, console)
     return {"peak_memory_bytes": int(mx.get_peak_memory())}
 
 

@@ -20,15 +20,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mlx_ft.columns import loaded_column
 from mlx_ft.errors import GateFailed
+from mlx_ft.evaluate.checkpoint_prompts import chooser
 from mlx_ft.evaluate.harness import evaluate_column
+from mlx_ft.evaluate.local_model import loaded_column
 from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Suite, load_suite
-from mlx_ft.pipeline import open_run, run_pipeline
+from mlx_ft.inputs import OpenRun, open_run
+from mlx_ft.job import Job
+from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe.load import load_recipe
-from mlx_ft.selection import chooser
-from mlx_ft.stages import Job
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json_lines
@@ -73,16 +74,17 @@ RULES: dict[str, Callable[[Sequence[Look]], Look]] = {
 }
 
 
-def job_of(work: Path, weighting: str, seed: int, console: Console) -> Job:
+def open_seed(work: Path, weighting: str, seed: int, console: Console) -> OpenRun:
     sets = (*SETTINGS, WEIGHTINGS[weighting], f"train.seed={seed}", "name=selection")
     return open_run(load_recipe(RECIPE, sets), work / "runs", console)
 
 
-def train(job: Job) -> list[Look]:
+def train(opened: OpenRun) -> list[Look]:
     """Train a seed, or find it trained, and return what it was on the way."""
+    job = opened.job
     folder = job.run / "train"
     try:
-        run_pipeline(job, "train")
+        run_pipeline(opened, "train")
     except GateFailed:  # what it says loops; it still counts, as a seed that was no good
         folder = job.run / "train.tmp"
     lines = read_json_lines(folder / "metrics.jsonl")
@@ -116,9 +118,10 @@ def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
     return float(result.summary["mean"])
 
 
-def seed_entry(job: Job, unseen: Suite, console: Console) -> dict[str, Any]:
+def seed_entry(opened: OpenRun, unseen: Suite, console: Console) -> dict[str, Any]:
     """Return, for each rule, what it chose and what that scores."""
-    looks = train(job)
+    job = opened.job
+    looks = train(opened)
     scores: dict[int, float] = {}
     entry: dict[str, Any] = {"looks": [vars(look) for look in looks]}
     for rule, choose in RULES.items():
@@ -182,8 +185,8 @@ def main() -> None:
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in WEIGHTINGS}
     for seed in range(arguments.seeds):
         for weighting in WEIGHTINGS:
-            job = job_of(arguments.work, weighting, seed, console)
-            results[weighting][seed] = seed_entry(job, unseen, console)
+            opened = open_seed(arguments.work, weighting, seed, console)
+            results[weighting][seed] = seed_entry(opened, unseen, console)
             whole = {name: seeds for name, seeds in results.items() if seeds}
             (arguments.work / "bench.json").write_text(json.dumps(whole, indent=1) + "\n")
             print(f"{report(whole)}\n", flush=True)

@@ -39,7 +39,7 @@ def write_random_quantized(
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from mlx_ft.export.stream import Layout, WeightsWriter
+    from mlx_ft.export.safetensors_writer import Layout, WeightsWriter
 
     write_tiny_tokenizer(folder)
     parameters = tree_flatten(random_model(config).parameters())

@@ -56,12 +56,12 @@ def theirs(folder: Path, layers: int, tokens: int, checkpoint: bool) -> None:
 
 def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -> None:
     """One iteration of mlx-ft's loop, from load to result."""
+    from mlx_ft.data.tokens import pack_rows, write_split
     from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
     from mlx_ft.system.console import Console
-    from mlx_ft.tokens import pack_rows, write_split
-    from mlx_ft.train.ground import Ground
-    from mlx_ft.train.handover import TrainStage
-    from mlx_ft.train.stage import Around, train_job
+    from mlx_ft.train.handoff import TrainStage
+    from mlx_ft.train.session import Around, train_job
+    from mlx_ft.train.setup import Ground
 
     trained = np.zeros(tokens + 1, np.uint8)
     trained[tokens // 2 :] = 1

@@ -11,20 +11,21 @@ Usage: python -m tests.bench.survival RUN [--suite code_mode] [--work bench-surv
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.columns import ModelPlace, local_column
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.harness import evaluate_column
+from mlx_ft.evaluate.local_model import ModelPlace, local_column
+from mlx_ft.evaluate.stage import suite_progress
 from mlx_ft.evaluate.suites import Suite
-from mlx_ft.exporting import export_job
-from mlx_ft.measuring import suite_progress
+from mlx_ft.export.stage import export_job
+from mlx_ft.inputs import OpenRun, open_run
+from mlx_ft.job import Job
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import complete_stage
-from mlx_ft.stages import Job, resolve
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of, read_json, write_json
 from mlx_ft.text.quantities import interval, score
@@ -48,34 +49,31 @@ WAYS = (*(Way(bits, "round", f"round-{bits}") for bits in Q_BITS), GPTQ)
 ADAPTER = "adapter"
 
 
-def job_of(run: Path, console: Console) -> Job:
-    """Return the job of a run folder, which nothing is written to; RunError when it is not
-    trained.
-    """
+def open_trained(run: Path, console: Console) -> OpenRun:
+    """Return the run of a folder, which nothing is written to; RunError when it is not trained."""
     loaded = load_recipe(run / "recipe.yaml", ["export.q_method=gptq"])
-    found = resolve(loaded, console)
-    if complete_stage(run, "train", found.inputs["train"]) is None:
+    found = open_run(loaded, run.parent, console)
+    if complete_stage(run, "train", found.job.inputs["train"]) is None:
         where, what = str(run / "train"), "not whole, or made of other rows or by another version"
         raise RunError(Fault(where, what, "name the folder of a run that this version trained"))
-    return Job(
-        loaded, found.model, found.suites, found.inputs, run, console, original=found.original
-    )
+    return replace(found, job=replace(found.job, run=run))
 
 
-def write_ways(job: Job, work: Path) -> None:
+def write_ways(opened: OpenRun, work: Path) -> None:
     """Write each folder that is not there yet, and what the comparison says of them."""
     from mlx_ft.engine.load import release
-    from mlx_ft.export.bits import Bits, described_quantization
-    from mlx_ft.export.folders import finish_folder
+    from mlx_ft.export.bit_widths import Bits, described_quantization
     from mlx_ft.export.fuse import fuse
-    from mlx_ft.export.lanes import layers_fault
+    from mlx_ft.export.layerwise_models import layers_fault
+    from mlx_ft.export.model_folder import finish_folder
     from mlx_ft.export.quantize import Method, quantize_into
-    from mlx_ft.export.verifying import Steps, compare_models
+    from mlx_ft.export.verify_models import Steps, compare_models
 
     missing = [way for way in WAYS if not (work / way.name / "config.json").exists()]
     if not missing and (work / "compared.json").exists():
         return
-    export = export_job(job, work)
+    job = opened.job
+    export = export_job(job, opened.suites, opened.original, work)
     recipe, into = export.recipe, export.fused_into
     longest = max([*export.prompts, *export.calibration], key=len)
     by_layers = layers_fault(export.base, export.adapter, longest) is None
@@ -144,7 +142,7 @@ def table(
     summaries: Mapping[str, Mapping[str, Any]],
 ) -> str:
     """Return the table: how stored, nats from the adapter, survival, score."""
-    from mlx_ft.export.survival import Divergence, model_survival
+    from mlx_ft.export.survival.measures import Divergence, model_survival
 
     learned = Divergence(**held_out["base"])
     lines = [
@@ -179,13 +177,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench-survival"))
     arguments = parser.parse_args()
     console = Console()
-    job = job_of(arguments.run.resolve(), console)
-    suites = {suite.name: suite for suite in job.suites}
+    opened = open_trained(arguments.run.resolve(), console)
+    job = opened.job
+    suites = {suite.name: suite for suite in opened.suites}
     if arguments.suite not in suites:
         parser.error(f"--suite {arguments.suite}: the recipe has {', '.join(suites)}")
     work = arguments.work.resolve() / job.run.name
     work.mkdir(parents=True, exist_ok=True)
-    write_ways(job, work)
+    write_ways(opened, work)
     summaries = scored(job, work, suites[arguments.suite])
     compared = read_json(work / "compared.json")
     print(table(arguments.suite, compared["held_out"], summaries))

@@ -68,7 +68,7 @@ def timed(command: list[str], log: Path) -> tuple[float, int]:
 def write_float32_model(folder: Path) -> None:
     """Write the built-in model with its weights expanded to float32, value for value."""
     from mlx_ft.engine.load import hold_for_cpu, load_weights
-    from mlx_ft.export.folders import write_model_folder
+    from mlx_ft.export.model_folder import write_model_folder
     from mlx_ft.model.resolve import resolve_model
 
     base = resolve_model(MODEL, None, print).path

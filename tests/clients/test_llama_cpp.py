@@ -17,9 +17,9 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.engine.generate import Generation, generate
 from mlx_ft.engine.load import load_model
-from mlx_ft.export.folders import write_model_folder
 from mlx_ft.export.fuse import QUANTIZATION_KEYS, cast_floats
 from mlx_ft.export.gguf import write_gguf
+from mlx_ft.export.model_folder import write_model_folder
 from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatRenderer, RowRefused
 from tests.export.test_gguf import CONFIGS, PATCHED, patch_tokenizer
 from tests.tiny import (

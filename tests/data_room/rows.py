@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from mlx_ft.data.formats import Row
+from mlx_ft.data.rows import Row
 
 
 def chat(question: str = "hello", answer: str = "I am fine", **extra: Any) -> dict[str, Any]:

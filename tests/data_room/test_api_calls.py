@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data.api_calls import check_rows, python_code
-from mlx_ft.data.formats import Row, read_rows
 from mlx_ft.data.messages import normal_messages
+from mlx_ft.data.rows import Row, read_rows
 from mlx_ft.data.tool_api import read_api
+from mlx_ft.data.tool_calls import check_rows, python_code
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "recipes" / "data" / "code_mode"
 API = """

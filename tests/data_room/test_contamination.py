@@ -10,7 +10,7 @@ from mlx_ft.data.contamination import (
     contaminated_prompts,
     last_question,
 )
-from mlx_ft.data.formats import Row
+from mlx_ft.data.rows import Row
 
 WORDS = [f"word{number}" for number in range(40)]
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from mlx_ft.data.field_mapping import RowKeys
 from mlx_ft.data.files import READERS, read_items
-from mlx_ft.data.formats import read_rows
 from mlx_ft.data.messages import OTHER_NAMES, message_complaints
 from mlx_ft.data.render import render_split
-from mlx_ft.data.row_keys import RowKeys
+from mlx_ft.data.rows import read_rows
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
 from mlx_ft.model.chat import ChatRenderer

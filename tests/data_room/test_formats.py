@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.data.files import MAX_LINE_BYTES
-from mlx_ft.data.formats import read_rows
 from mlx_ft.data.problems import LISTED_FAULTS, raise_problems
+from mlx_ft.data.rows import read_rows
 from mlx_ft.errors import DataError
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import CALL, GOOD_ROWS, TOOL_ROW, chat, hostile_lines, nested

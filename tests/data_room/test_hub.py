@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.data import data_inputs
-from mlx_ft.data.sources import read_splits
+from mlx_ft.data.sources import data_inputs, read_splits
 from mlx_ft.errors import DataError
 from mlx_ft.recipe.data import HubRows
 from mlx_ft.recipe.schema import DataRecipe

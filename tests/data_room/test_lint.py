@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data.formats import Row, read_rows
 from mlx_ft.data.lint import (
     LISTED_LINES,
     RULES,
     hits_json,
     lint,
 )
+from mlx_ft.data.rows import Row, read_rows
 from mlx_ft.recipe.data import LintRule
 from mlx_ft.text.near_duplicates import bands_of, shingles_of, similarity
 from tests.data_room.rows import answer_of, good, row, sentence

@@ -15,8 +15,8 @@ from mlx_lm.tuner.datasets import ChatDataset, load_dataset, load_local_dataset
 from mlx_lm.tuner.trainer import iterate_batches
 from mlx_lm.utils import load_tokenizer
 
-from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import render_split
+from mlx_ft.data.rows import read_rows
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
 from mlx_ft.model.chat import ChatRenderer, RowRefused

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.data import data_inputs, prepare, prepare_data
+from mlx_ft.data import prepare
 from mlx_ft.data.lint import RULES
-from mlx_ft.data.sources import read_splits
+from mlx_ft.data.prepare import prepare_data
+from mlx_ft.data.sources import data_inputs, read_splits
+from mlx_ft.data.tokens import read_split
 from mlx_ft.errors import DataError, RunError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
-from mlx_ft.tokens import read_split
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, hostile_lines
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.rows import read_rows
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data_room.conftest import WriteFile

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data import prepare_data
-from mlx_ft.data.formats import read_rows
+from mlx_ft.data.field_mapping import RowKeys
 from mlx_ft.data.order import spread, training_order
-from mlx_ft.data.row_keys import RowKeys
+from mlx_ft.data.prepare import prepare_data
+from mlx_ft.data.rows import read_rows
 from mlx_ft.data.sources import read_splits
+from mlx_ft.data.tokens import read_split
 from mlx_ft.errors import DataError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe, RowFilter
-from mlx_ft.tokens import read_split
 from tests.data_room.conftest import WriteFile
 from tests.data_room.rows import chat, sentence
 

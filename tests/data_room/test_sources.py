@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data import data_inputs, prepare_data
-from mlx_ft.data.formats import Row
-from mlx_ft.data.sources import hold_out, read_splits
+from mlx_ft.data.prepare import prepare_data
+from mlx_ft.data.rows import Row
+from mlx_ft.data.sources import data_inputs, hold_out, read_splits
 from mlx_ft.errors import DataError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe

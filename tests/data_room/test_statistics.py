@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data.formats import read_rows
 from mlx_ft.data.render import RenderedSplit, render_split
+from mlx_ft.data.rows import read_rows
 from mlx_ft.data.statistics import (
     coverage,
     length_histogram,

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.data.formats import read_rows
+from mlx_ft.data.field_mapping import RowKeys
+from mlx_ft.data.loss_weights import span_weights
 from mlx_ft.data.prepare import prepare_data
 from mlx_ft.data.render import render_split
-from mlx_ft.data.row_keys import RowKeys
-from mlx_ft.data.weighting import span_weights
+from mlx_ft.data.rows import read_rows
+from mlx_ft.data.tokens import read_split
 from mlx_ft.errors import DataError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe, LossWeight
-from mlx_ft.tokens import read_split
 from tests.tiny import write_tiny_tokenizer
 
 QUESTION = "what is the capital of France?"

@@ -18,10 +18,10 @@ import pytest
 
 from mlx_ft.engine.load import load_model
 from mlx_ft.errors import DataError, ModelError
-from mlx_ft.evaluate.asking import Answer, Question
+from mlx_ft.evaluate.column import Answer, Question
 from mlx_ft.evaluate.endpoint import Endpoint, server_column
 from mlx_ft.evaluate.harness import evaluate
-from mlx_ft.evaluate.scorers_text import Perplexity
+from mlx_ft.evaluate.scorers.text import Perplexity
 from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite, silent
 from tests.test_serve import free_port
 from tests.tiny import write_tiny_model

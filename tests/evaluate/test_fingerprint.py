@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.errors import ModelError
-from mlx_ft.evaluate.fingerprint import check_fingerprint
+from mlx_ft.evaluate.chat_fingerprint import check_fingerprint
 from mlx_ft.model.chat import ChatRenderer
 from tests.tiny import write_tiny_tokenizer
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_ft.evaluate.gates import described, gate_faults_of, judge, judgements_json
+from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.stats import summarise
-from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.recipe.gates import METRICS, Gate, GateRefused, parse_gate
 
 

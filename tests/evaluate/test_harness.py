@@ -18,12 +18,11 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models import llama
 
-from mlx_ft.columns import LocalModel
 from mlx_ft.engine.device import configure_backend
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, ModelError
-from mlx_ft.evaluate.asking import Answer, Column, OnAnswer, Question, Respondent
+from mlx_ft.evaluate.column import Answer, Column, OnAnswer, Question, Respondent
 from mlx_ft.evaluate.harness import (
     ColumnResult,
     cut_at_stop,
@@ -32,7 +31,8 @@ from mlx_ft.evaluate.harness import (
     thinking_faults,
     without_thinking,
 )
-from mlx_ft.evaluate.scorers_text import Talk
+from mlx_ft.evaluate.local_model import LocalModel
+from mlx_ft.evaluate.scorers.text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.model.chat import ChatRenderer
 from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer

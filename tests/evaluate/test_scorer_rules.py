@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.evaluate.json_schema import schema_faults, violations
-from mlx_ft.evaluate.scorers import AllOf, AnyOf, Scorer, ideal_answer, reference_of, score
-from mlx_ft.evaluate.scorers_calls import ToolCall
-from mlx_ft.evaluate.scorers_json import Json
-from mlx_ft.evaluate.scorers_rules import RULES, Instructions, sentences_in
-from mlx_ft.evaluate.scorers_text import (
+from mlx_ft.evaluate.scorers.instructions import RULES, Instructions, Rules, sentences_in
+from mlx_ft.evaluate.scorers.json_schema import schema_faults, violations
+from mlx_ft.evaluate.scorers.protocol import Given, Scorer
+from mlx_ft.evaluate.scorers.registry import SCORERS
+from mlx_ft.evaluate.scorers.score import AllOf, AnyOf, ideal_answer, reference_of, score
+from mlx_ft.evaluate.scorers.structured import Json
+from mlx_ft.evaluate.scorers.text import (
     Exact,
     Numeric,
     Perplexity,
@@ -23,12 +24,10 @@ from mlx_ft.evaluate.scorers_text import (
     chrf,
     numbers_in,
 )
-from mlx_ft.evaluate.scoring import Given
+from mlx_ft.evaluate.scorers.tool_calls import ToolCall
+from mlx_ft.evaluate.scorers.tool_formats import tool_formats
 from mlx_ft.evaluate.signs import signs_of
-from mlx_ft.evaluate.suite_scorers import SCORERS
-from mlx_ft.evaluate.suite_targets import Rules
 from mlx_ft.evaluate.suites import Suite, load_suites
-from mlx_ft.evaluate.tool_formats import tool_formats
 from mlx_ft.text.language import language_of
 from mlx_ft.text.timed_regex import TooSlow, search
 

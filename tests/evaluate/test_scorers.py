@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.evaluate.scorers import AllOf, AnyOf, Scorer, score
-from mlx_ft.evaluate.scorers_calls import ToolCall, WrappedCall
-from mlx_ft.evaluate.scorers_json import Json
-from mlx_ft.evaluate.scorers_rules import Instructions
-from mlx_ft.evaluate.scorers_text import (
+from mlx_ft.evaluate.scorers.instructions import Instructions
+from mlx_ft.evaluate.scorers.protocol import FAILURES, MAX_TEXT_CHARACTERS, Given, Score, Scorer
+from mlx_ft.evaluate.scorers.score import AllOf, AnyOf, score
+from mlx_ft.evaluate.scorers.structured import Json
+from mlx_ft.evaluate.scorers.text import (
     Choice,
     Contains,
     Exact,
@@ -23,7 +23,7 @@ from mlx_ft.evaluate.scorers_text import (
     Talk,
     plain,
 )
-from mlx_ft.evaluate.scoring import FAILURES, MAX_TEXT_CHARACTERS, Given, Score
+from mlx_ft.evaluate.scorers.tool_calls import ToolCall, WrappedCall
 from mlx_ft.evaluate.suites import Sample, Suite, load_suite
 
 EVALS = Path(__file__).resolve().parents[2] / "evals"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.evaluate.stats import mean_interval
-from mlx_ft.evaluate.stats_paired import (
+from mlx_ft.evaluate.paired_stats import (
     Comparison,
     compare,
     compare_columns,
@@ -20,6 +19,7 @@ from mlx_ft.evaluate.stats_paired import (
     sign_flip_p,
     verdict,
 )
+from mlx_ft.evaluate.stats import mean_interval
 
 GRADES = st.sampled_from([0.0, 0.5, 1.0])
 PAIRS = st.lists(st.tuples(GRADES, GRADES), min_size=1, max_size=40)

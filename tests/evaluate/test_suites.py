@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_ft.errors import DataError
-from mlx_ft.evaluate.scorers_calls import WrappedCall
-from mlx_ft.evaluate.scorers_text import Choice, Contains, Exact, Regex, Talk
+from mlx_ft.evaluate.scorers.text import Choice, Contains, Exact, Regex, Talk
+from mlx_ft.evaluate.scorers.tool_calls import WrappedCall
 from mlx_ft.evaluate.suites import load_suite, load_suites
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,8 +21,8 @@ import mlx_ft
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import MlxFtError, ModelError
-from mlx_ft.evaluate.asking import Column, Question
-from mlx_ft.evaluate.fingerprint import compare_template
+from mlx_ft.evaluate.chat_fingerprint import compare_template
+from mlx_ft.evaluate.column import Column, Question
 from mlx_ft.evaluate.harness import evaluate, questions_of
 from mlx_ft.model.chat import ChatRenderer
 from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite, silent
@@ -192,7 +192,11 @@ def public_functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for module_info in pkgutil.walk_packages(mlx_ft.__path__, "mlx_ft."):
         name = module_info.name
         # These need what is not installed everywhere, or are programs.
-        if name in ("mlx_ft.lm_eval_model", "mlx_ft.__main__", "mlx_ft.server_process"):
+        if name in (
+            "mlx_ft.evaluate.lm_eval_model",
+            "mlx_ft.__main__",
+            "mlx_ft.deploy.server_process",
+        ):
             continue
         module = importlib.import_module(name)
         for key, value in vars(module).items():
@@ -244,7 +248,7 @@ def test_no_public_function_takes_a_prompt_that_is_a_text() -> None:
         "mlx_ft.engine.decoding.answer_prompts",
         "mlx_ft.engine.likelihood.likelihoods",
         "mlx_ft.model.chat.ChatRenderer.prompt_ids",
-        "mlx_ft.columns.LocalModel.answer",
+        "mlx_ft.evaluate.local_model.LocalModel.answer",
         "mlx_ft.evaluate.endpoint.Endpoint.answer",
     } <= set(seen), "the walk does not find what answers"
 

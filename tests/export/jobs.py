@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_ft.engine.load import load_weights
-from mlx_ft.export.stage import ExportJob
+from mlx_ft.export.build import ExportJob
 from mlx_ft.recipe.schema import DataRecipe, ExportRecipe, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 

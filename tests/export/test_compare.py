@@ -6,7 +6,7 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.export.compare import Comparison, Difference, differences
+from mlx_ft.export.verify_logits import Comparison, Difference, differences
 
 PAIR = ("reference", "other")
 

@@ -14,21 +14,16 @@ import pytest
 from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_lm.utils import quantize_model
 
-from mlx_ft import export_card
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed, ModelError, RunError
-from mlx_ft.export.bits import Bits
-from mlx_ft.export.compare import differences, prompt_logits
-from mlx_ft.export.folders import require_empty, write_model_folder
+from mlx_ft.export import card
+from mlx_ft.export.bit_widths import Bits
+from mlx_ft.export.build import ExportJob, export_model, needed_bytes
 from mlx_ft.export.fuse import fuse, quantized_names
-from mlx_ft.export.stage import ExportJob, export_model, needed_bytes
-from mlx_ft.export.verify import (
-    check_bits,
-    check_fused,
-    check_fused_layers,
-    layer_bits,
-)
+from mlx_ft.export.model_folder import require_empty, write_model_folder
+from mlx_ft.export.verify_checks import check_bits, check_fused, check_fused_layers, layer_bits
+from mlx_ft.export.verify_logits import differences, prompt_logits
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
@@ -256,9 +251,7 @@ def test_layers_that_stay_16_bit_are_told_everywhere(tmp_path: Path) -> None:
     assert check["check"] == "bits of every quantized layer are 5"
     assert check["measured"] == "2 of 2 layers; 13 others stay 16-bit"
     assert "13 of 15 layers stay 16-bit" in (job.folder / "q5" / "README.md").read_text()
-    assert any(
-        "13 layers stay 16-bit" in warning for warning in export_card.export_warnings(info, None)
-    )
+    assert any("13 layers stay 16-bit" in warning for warning in card.export_warnings(info, None))
 
 
 @pytest.mark.parametrize("fused_for", [("export.keep_fused",), ()])
@@ -301,11 +294,11 @@ def test_never_into_a_folder_that_has_something(tmp_path: Path) -> None:
 def test_a_sharded_folder_is_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_ft.export import stream
+    from mlx_ft.export import safetensors_writer
 
     source = write_tiny_model(tmp_path / "source", bits=None)
     model, config = mlx_lm_load_model(source)
-    monkeypatch.setattr(stream, "MAX_SHARD_BYTES", 40_000)
+    monkeypatch.setattr(safetensors_writer, "MAX_SHARD_BYTES", 40_000)
     write_model_folder(tmp_path / "sharded", source, model, config, "card")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
     one, other = logits_of(source), logits_of(tmp_path / "sharded")
@@ -326,10 +319,10 @@ def test_the_bench_writes_the_same_weights_unverified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the stage apart, and so would no longer run when the stage changes."""
-    from mlx_ft.export import stage
+    from mlx_ft.export import build
     from tests.bench import export as bench
 
-    monkeypatch.setattr(stage, "require_all", stage.require_all)  # the bench sets another
+    monkeypatch.setattr(build, "require_all", build.require_all)  # the bench sets another
     monkeypatch.setattr(bench, "LLAMA_3B", TINY_CONFIGS["llama"])
     bench.write_model(tmp_path / "model", layers=2)
     folders = [tmp_path / "verified", tmp_path / "unverified"]

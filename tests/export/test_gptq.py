@@ -15,19 +15,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_ft.engine.load import load_weights
-from mlx_ft.export import gptq, gptq_rows
+from mlx_ft.export import gptq, gptq_math
 from mlx_ft.export.calibration import see_inputs
 from mlx_ft.export.fuse import FusedModel, fuse
 from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
-from mlx_ft.export.gptq_rows import (
-    How,
-    correction_factor,
-    input_order,
-    pack_codes,
-    quantize_inputs,
-)
-from mlx_ft.export.lanes import lane_of_folder, lane_of_fused
-from mlx_ft.export.layers import is_in_layers, why_not_by_layers
+from mlx_ft.export.gptq_math import How, correction_factor, input_order, pack_codes, quantize_inputs
+from mlx_ft.export.layerwise import is_in_layers, why_not_by_layers
+from mlx_ft.export.layerwise_models import lane_of_folder, lane_of_fused
 from tests.tiny import write_tiny_model
 
 Rows = list[list[int]]
@@ -129,7 +123,7 @@ def test_the_factor_is_a_root_of_the_inverse() -> None:
     products = inputs.T @ inputs
     factor = correction_factor(products).astype(np.float64)
     assert np.array_equal(factor, np.triu(factor))
-    damped = products + gptq_rows.DAMPING * np.mean(np.diag(products)) * np.eye(24)
+    damped = products + gptq_math.DAMPING * np.mean(np.diag(products)) * np.eye(24)
     assert np.allclose(factor.T @ factor @ damped, np.eye(24), atol=1e-4)
 
 
@@ -276,7 +270,7 @@ def test_outputs_in_chunks_are_the_outputs(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     whole_run = by_layers(folder)
-    monkeypatch.setattr(gptq_rows, limit, {"OUTPUT_CHUNK": 24, "CHUNK_BYTES": 24 * 4 * 64}[limit])
+    monkeypatch.setattr(gptq_math, limit, {"OUTPUT_CHUNK": 24, "CHUNK_BYTES": 24 * 4 * 64}[limit])
     in_chunks = by_layers(folder)
     assert len(in_chunks.parts["model.embed_tokens"]) == -(-320 // 24)
     first = "model.layers.0.self_attn.q_proj"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import mlx_ft
 from mlx_ft.system.console import Console
-from mlx_ft.export.stage import export_model
+from mlx_ft.export.build import export_model
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.runs.folder import read_manifest
 from tests.export.test_kinds import job_of

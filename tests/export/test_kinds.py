@@ -20,9 +20,9 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.errors import ModelError
-from mlx_ft.export import stream
+from mlx_ft.export import safetensors_writer
+from mlx_ft.export.build import ExportJob, export_model
 from mlx_ft.export.fuse import fuse
-from mlx_ft.export.stage import ExportJob, export_model
 from mlx_ft.system.console import Console
 from tests.export.jobs import KINDS, export_job, trained_adapter
 from tests.tiny import TINY_CONFIGS, write_random_weights
@@ -121,7 +121,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("model", "bits", "dtype", "kind"), CASES)
-@pytest.mark.parametrize("part_bytes", [stream.PART_BYTES, 1 << 12])
+@pytest.mark.parametrize("part_bytes", [safetensors_writer.PART_BYTES, 1 << 12])
 def test_streamed_is_the_whole_model_computed_plainly(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -132,7 +132,7 @@ def test_streamed_is_the_whole_model_computed_plainly(
     part_bytes: int,
 ) -> None:
     """In parts as large as here a tensor is one; in small ones a sum may round the other way."""
-    monkeypatch.setattr(stream, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(safetensors_writer, "PART_BYTES", part_bytes)
     base = base_of(model, bits, dtype, tmp_path)
     adapter = trained_adapter(base, kind, tmp_path / "adapter")
     job = job_of(base, adapter, tmp_path / "export")
@@ -149,7 +149,7 @@ def test_streamed_is_the_whole_model_computed_plainly(
         assert isinstance(ours, dict) and ours.keys() == theirs.keys()
         for name, array in theirs.items():
             assert ours[name].dtype == array.dtype, name
-            if part_bytes == stream.PART_BYTES == 32 << 20 or "layers" not in name:
+            if part_bytes == safetensors_writer.PART_BYTES == 32 << 20 or "layers" not in name:
                 assert mx.array_equal(ours[name], array).item(), f"{folder} {name}"
             else:
                 equal = np.array(ours[name] == array)
@@ -158,8 +158,8 @@ def test_streamed_is_the_whole_model_computed_plainly(
 
 def test_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly all of this model is its vocabulary; neither that nor all layers are ever there."""
-    monkeypatch.setattr(stream, "PART_BYTES", 1 << 18)
-    monkeypatch.setattr("mlx_ft.export.compare.LOGIT_BYTES", 1 << 18)
+    monkeypatch.setattr(safetensors_writer, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr("mlx_ft.export.verify_logits.LOGIT_BYTES", 1 << 18)
     peaks = []
     for words, layers in ((1 << 13, 8), (1 << 16, 24)):
         folder = tmp_path / str(words)

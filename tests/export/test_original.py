@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_ft.errors import ModelError
+from mlx_ft.export.build import export_model
 from mlx_ft.export.original import require_same_shapes
-from mlx_ft.export.stage import export_model
 from mlx_ft.system.console import Console
 from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import base_of, job_of, plainly_fused

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_ft.export import stream
-from mlx_ft.export.stream import Layout, WeightsWriter, flat_rows, row_ranges, shards
+from mlx_ft.export import safetensors_writer
+from mlx_ft.export.safetensors_writer import Layout, WeightsWriter, flat_rows, row_ranges, shards
 
 SHAPES = st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple)
 DTYPES = st.sampled_from([mx.float16, mx.bfloat16, mx.float32, mx.uint32, mx.uint8])
@@ -31,7 +31,7 @@ def test_ranges_are_all_rows_in_order_and_never_of_two_matrices(
     shape: tuple[int, ...], part_bytes: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "PART_BYTES", part_bytes)
+        patch.setattr(safetensors_writer, "PART_BYTES", part_bytes)
         ranges = list(row_ranges(shape, 4 * shape[-1]))
     rows = [row for first, end in ranges for row in range(first, end)]
     assert rows == list(range(flat_rows(shape)))
@@ -60,7 +60,7 @@ def test_rows_in_any_order_are_the_tensors(
     pieces = [(name, row) for name, a in arrays.items() for row in range(flat_rows(a.shape))]
     random.shuffle(pieces)  # type: ignore[arg-type]  # hypothesis gives one of random.Random
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "MAX_SHARD_BYTES", limit)
+        patch.setattr(safetensors_writer, "MAX_SHARD_BYTES", limit)
         with WeightsWriter(folder, layouts) as writer:
             for name, row in pieces:
                 flat = arrays[name].reshape(flat_rows(arrays[name].shape), -1)[row : row + 1]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.export.survival import (
+from mlx_ft.export.survival.measures import (
     Change,
     Divergence,
     LayerAudit,

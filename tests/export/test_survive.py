@@ -17,10 +17,10 @@ import pytest
 
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed
-from mlx_ft.export.bits import Bits, described_quantization
-from mlx_ft.export.stage import ExportJob, export_model
-from mlx_ft.export.survival import Change, Divergence, Kept, LayerAudit
-from mlx_ft.export.survive import (
+from mlx_ft.export.bit_widths import Bits, described_quantization
+from mlx_ft.export.build import ExportJob, export_model
+from mlx_ft.export.survival.measures import Change, Divergence, Kept, LayerAudit
+from mlx_ft.export.survival.verdict import (
     WAYS,
     Survival,
     layer_bits_for,
@@ -28,7 +28,7 @@ from mlx_ft.export.survive import (
     require_survival,
     survives,
 )
-from mlx_ft.export.verify import layer_bits
+from mlx_ft.export.verify_checks import layer_bits
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json

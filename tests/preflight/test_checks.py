@@ -8,17 +8,14 @@ import pytest
 
 from mlx_ft.errors import RecipeError
 from mlx_ft.model.shapes import model_shape
-from mlx_ft.preflight import (
-    CHECKS,
+from mlx_ft.preflight.checks import CHECKS, MAX_PARAMETERS_PER_ROW, base_health, run_checks
+from mlx_ft.preflight.findings import (
     Finding,
     OriginalFacts,
     PreflightInput,
-    base_health,
     findings_json,
     raise_on_fail,
-    run_checks,
 )
-from mlx_ft.preflight.checks import MAX_PARAMETERS_PER_ROW
 from mlx_ft.preflight.forecast import (
     disk_forecast,
     parameters_from_file,

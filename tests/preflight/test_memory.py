@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from mlx_ft.model.shapes import ModelShape, model_shape
-from mlx_ft.preflight import PreflightInput, fit_lines, fitting_sets
+from mlx_ft.preflight.findings import PreflightInput
 from mlx_ft.preflight.fit import (
     LADDER,
     changes_that_fit,
+    fit_lines,
+    fitting_sets,
     forecast,
     models_that_fit,
     usable_bytes,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.preflight import trained_context
+from mlx_ft.preflight.rows import trained_context
 from tests.preflight.test_checks import SMOLLM2_135M, finding_of, quickstart, stats_of, with_recipe
 
 

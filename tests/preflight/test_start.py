@@ -7,8 +7,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.model.shapes import model_shape
-from mlx_ft.preflight import Finding, PreflightInput
-from mlx_ft.preflight.start import adapter_shapes
+from mlx_ft.preflight.adapter_start import adapter_shapes
+from mlx_ft.preflight.findings import Finding, PreflightInput
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from tests.preflight.test_checks import finding_of, quickstart, with_recipe
 from tests.preflight.test_shapes import ALL, config_of, model_of

@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.errors import ModelError
-from mlx_ft.export.lanes import lane_of_folder
-from mlx_ft.preflight import Finding, PreflightInput
+from mlx_ft.export.layerwise_models import lane_of_folder
+from mlx_ft.preflight.findings import Finding, PreflightInput
 from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import EXPERTS
 from tests.preflight.test_checks import finding_of, quickstart, with_recipe

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.evaluate.gates import judge, judgements_json
+from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.stats import summarise
-from mlx_ft.evaluate.stats_paired import compare_columns
 from mlx_ft.recipe.gates import Gate
 from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import seal

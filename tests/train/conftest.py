@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
-from mlx_ft.tokens import TokenizedSplit, pack_rows
 from mlx_ft.train.adapters import adapter_config, put_adapter
-from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.job import Listener, TrainingJob, TrainingResult
+from mlx_ft.train.contract import Listener, TrainingJob, TrainingResult
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
+from mlx_ft.train.numerics.forward import choose_forward
 from tests.tiny import write_tiny_model
 
 MakeJob = Callable[..., TrainingJob]

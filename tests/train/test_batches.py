@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_ft.train.accumulation import padded_groups
 from mlx_ft.train.batches import (
     plan_epoch,
     plan_run,
@@ -12,7 +13,6 @@ from mlx_ft.train.batches import (
     total_iterations,
     total_updates,
 )
-from mlx_ft.train.steps import padded_groups
 
 ROWS = st.integers(1, 200)
 

@@ -14,8 +14,8 @@ from mlx_ft.errors import Interrupted
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
-from mlx_ft.train.checkpoint_folder import CHECKPOINTS, complete_checkpoints
-from mlx_ft.train.job import Judge, Judgement, TrainingJob
+from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
+from mlx_ft.train.contract import Judge, Judgement, TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from tests.train.conftest import MakeJob, listener, trained_past_its_best

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.system.console import Console
-from mlx_ft.train.handover import write_stage
+from mlx_ft.train.handoff import write_stage
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.tiny import write_tiny_model
 from tests.train.test_supervisor import SUPERVISE, learned, stage_in

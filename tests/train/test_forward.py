@@ -14,12 +14,14 @@ from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.utils import dequantize_model
 
+from mlx_ft.data.tokens import TokenizedSplit, write_split
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
-from mlx_ft.tokens import TokenizedSplit, write_split
-from mlx_ft.train import ground
+from mlx_ft.train import setup
 from mlx_ft.train.adapters import adapter_config, put_adapter
-from mlx_ft.train.forward import (
+from mlx_ft.train.handoff import TrainStage
+from mlx_ft.train.loop import train
+from mlx_ft.train.numerics.forward import (
     EQUAL_TOLERANCE,
     PROOF_LOGIT_TOKENS,
     Forward,
@@ -31,10 +33,8 @@ from mlx_ft.train.forward import (
     prove_equal,
     states_of,
 )
-from mlx_ft.train.handover import TrainStage
-from mlx_ft.train.loop import train
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
-from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests import tiny
 from tests.tiny import TINY_CONFIGS, write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
@@ -311,7 +311,7 @@ def test_the_stage_proves_on_its_longest_row(
         proved.append(rows)
         return choose_forward(model, layers, rows, *rest)
 
-    monkeypatch.setattr(ground, "choose_forward", remember)
+    monkeypatch.setattr(setup, "choose_forward", remember)
     recipe = Recipe(
         name="tiny", model="tiny", data=DataRecipe(path="."), train=TrainRecipe(num_layers=1)
     )
@@ -321,7 +321,7 @@ def test_the_stage_proves_on_its_longest_row(
     stage = TrainStage(
         recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
     )
-    ground.Ground(stage).job(stage)
+    setup.Ground(stage).job(stage)
     assert len(proved[0][0]) == max(int(split.lengths.max()) for split in splits)
 
 

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_ft.train.gradients import with_gradient
+from mlx_ft.train.numerics.custom_vjp import with_gradient
 
 
 def test_one_array_and_two() -> None:

@@ -7,8 +7,8 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.llama import MLP
 
-from mlx_ft.train.forward import SplitForward, choose_forward
-from mlx_ft.train.last_layer import MOST_CHOSEN, only_at, parts_of
+from mlx_ft.train.numerics.forward import SplitForward, choose_forward
+from mlx_ft.train.numerics.last_layer import MOST_CHOSEN, only_at, parts_of
 from tests.train.conftest import random_rows
 from tests.train.test_forward import (
     MORE_CONFIGS,

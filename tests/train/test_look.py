@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import GateFailed
 from mlx_ft.system.files import read_json_lines
-from mlx_ft.train.look import (
+from mlx_ft.train.sanity_check import (
     MAX_TOKENS,
+    SAMPLES,
+    TALK_PROMPTS,
     LookSample,
+    Prompt,
+    choose_prompts,
     look,
     require_sane,
 )
-from mlx_ft.train.prompts import SAMPLES, TALK_PROMPTS, Prompt, choose_prompts
 from tests.tiny import write_tiny_model
 
 

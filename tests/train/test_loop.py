@@ -15,13 +15,13 @@ from mlx_ft.errors import GateFailed, Interrupted, RecipeError
 from mlx_ft.runs.folder import seal
 from mlx_ft.system.files import read_json, read_json_lines, write_json
 from mlx_ft.train import metrics as metrics_room
+from mlx_ft.train.accumulation import build_optimizer, padded_groups
 from mlx_ft.train.batches import plan_run
-from mlx_ft.train.checkpoint_folder import complete_checkpoints
-from mlx_ft.train.job import TrainingJob
+from mlx_ft.train.checkpoint_list import complete_checkpoints
+from mlx_ft.train.contract import TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.packing import Packing
-from mlx_ft.train.steps import build_optimizer, padded_groups
+from mlx_ft.train.numerics.packing import Packing
 from tests.train.conftest import MakeJob, listener, random_rows, trained_past_its_best
 
 

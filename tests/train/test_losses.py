@@ -9,13 +9,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.trainer import default_loss
 
+from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.cpu_kernels import exp_is_slow
-from mlx_ft.tokens import TokenizedSplit, pack_rows
-from mlx_ft.train import losses
-from mlx_ft.train.forward import choose_forward
-from mlx_ft.train.job import TrainingJob
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
-from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.numerics import losses
+from mlx_ft.train.numerics.forward import choose_forward
+from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.train.conftest import MakeJob, random_rows
 
 

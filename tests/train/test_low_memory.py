@@ -6,15 +6,15 @@ import mlx.core as mx
 import pytest
 from safetensors.numpy import load_file
 
+from mlx_ft.data.tokens import write_split
 from mlx_ft.engine.load import load_weights, release
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
-from mlx_ft.tokens import write_split
 from mlx_ft.train.adapters import save_adapter
-from mlx_ft.train.forward import SplitForward, choose_forward
-from mlx_ft.train.ground import Ground
-from mlx_ft.train.handover import TrainStage
+from mlx_ft.train.handoff import TrainStage
 from mlx_ft.train.loop import train
-from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.numerics.forward import SplitForward, choose_forward
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
+from mlx_ft.train.setup import Ground
 from tests.tiny import TINY_CONFIGS, write_random_model, write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 

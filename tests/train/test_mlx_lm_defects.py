@@ -18,21 +18,21 @@ from mlx_lm.tuner.datasets import CacheDataset, ChatDataset
 from mlx_lm.tuner.trainer import TrainingArgs, default_loss, iterate_batches
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
+from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import Interrupted, ModelError
-from mlx_ft.tokens import TokenizedSplit, pack_rows
+from mlx_ft.train.accumulation import padded_groups
 from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation
-from mlx_ft.train.checkpoint_folder import complete_checkpoints
-from mlx_ft.train.choosing import validate
+from mlx_ft.train.checkpoint_list import complete_checkpoints
 from mlx_ft.train.loop import train
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.prefix import PrefixCache
-from mlx_ft.train.run import Run
+from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
-from mlx_ft.train.steps import padded_groups
+from mlx_ft.train.selection import validate
+from mlx_ft.train.trainer import Run
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 

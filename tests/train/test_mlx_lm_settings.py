@@ -30,7 +30,7 @@ from mlx_ft.train.adapters import put_adapter
 from mlx_ft.train.batches import plan_epoch
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.recomputing import checkpointed
+from mlx_ft.train.numerics.recompute import checkpointed
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener
 from tests.train.test_forward import gradient_difference

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mlx_lm.models import llama
 from mlx_lm.models.llama import TransformerBlock
 
-from mlx_ft.train.forward import SplitForward, choose_forward
-from mlx_ft.train.packing import ATTENTION, Packing, packed, packed_groups
+from mlx_ft.train.numerics.forward import SplitForward, choose_forward
+from mlx_ft.train.numerics.packing import ATTENTION, Packing, packed, packed_groups
 from tests.tiny import write_tiny_model
 from tests.train.conftest import random_rows
 from tests.train.test_forward import (

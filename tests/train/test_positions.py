@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.train.positions import put, take
+from mlx_ft.train.numerics.custom_vjp import put, take
 
 WIDTH = 3
 Function = Callable[[mx.array], mx.array]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mlx_ft.train.losses import make_batch
-from mlx_ft.train.prefix import PrefixCache
+from mlx_ft.train.numerics.losses import make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.train.conftest import MakeJob, random_rows
 
 

@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_ft.train import prefix, prefix_store
-from mlx_ft.train.losses import make_batch
-from mlx_ft.train.prefix import PrefixCache, content_key
-from mlx_ft.train.prefix_store import (
+from mlx_ft.train.numerics import prefix_cache, prefix_store
+from mlx_ft.train.numerics.losses import make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache, content_key
+from mlx_ft.train.numerics.prefix_store import (
     STATES_FILE,
     DiskWriter,
     Layout,
@@ -120,7 +120,7 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
     cache.fill(lambda done, of: None)
     assert cache.is_complete and not list(folder.iterdir())
     monkeypatch.undo()
-    monkeypatch.setattr(prefix, "fits_on_disk", lambda folder, needed: False)
+    monkeypatch.setattr(prefix_cache, "fits_on_disk", lambda folder, needed: False)
     cache = cache_of(make_job, folder)
     cache.fill(lambda done, of: None)
     assert cache.is_complete and not list(folder.iterdir())

@@ -11,8 +11,8 @@ from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_ft.engine.adapters import make_trainable_layers
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
-from mlx_ft.train.forward import SplitForward, choose_forward
-from mlx_ft.train.recomputing import cheap_inputs_again
+from mlx_ft.train.numerics.forward import SplitForward, choose_forward
+from mlx_ft.train.numerics.recompute import cheap_inputs_again
 from tests.tiny import TINY_CONFIGS, random_model
 from tests.train.conftest import random_rows
 from tests.train.test_forward import (

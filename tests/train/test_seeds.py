@@ -14,10 +14,10 @@ import pytest
 from mlx_ft.recipe.schema import LoraParameters
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.console import Console
-from mlx_ft.train import choosing, ground
-from mlx_ft.train.handover import TrainStage, seed_folder
-from mlx_ft.train.prompts import Prompt
-from mlx_ft.train.stage import Around, run_seeds, run_train_stage
+from mlx_ft.train import selection, setup
+from mlx_ft.train.handoff import TrainStage, seed_folder
+from mlx_ft.train.sanity_check import Prompt
+from mlx_ft.train.session import Around, run_seeds, run_train_stage
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.tiny import write_tiny_model
 from tests.train.test_supervisor import TIMES, children, learned, stage_in
@@ -104,9 +104,9 @@ def test_what_seeds_have_in_common_is_done_once(
 
         monkeypatch.setattr(place, name, counting)
 
-    counted(ground, "load_model")
-    counted(ground, "choose_forward")
-    counted(choosing, "validation_loss")
+    counted(setup, "load_model")
+    counted(setup, "choose_forward")
+    counted(selection, "validation_loss")
     run_seeds(family_in(tmp_path, base), quiet())
     measured = 2 * len(SEEDS)  # after iterations 10 and 12
     assert counts == {"load_model": 1, "choose_forward": 1, "validation_loss": 1 + measured}

@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.load import load_weights
-from mlx_ft.tokens import TokenizedSplit, pack_rows
-from mlx_ft.train import run
-from mlx_ft.train.forward import SplitForward, choose_forward
-from mlx_ft.train.job import TrainingJob
+from mlx_ft.train import trainer
+from mlx_ft.train.contract import TrainingJob
 from mlx_ft.train.loop import train
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
-from mlx_ft.train.prefix import PrefixCache
-from mlx_ft.train.shared_start import SharedStart, choose_start, common_start, first_predicting
+from mlx_ft.train.numerics.forward import SplitForward, choose_forward
+from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
+from mlx_ft.train.numerics.shared_start import (
+    SharedStart,
+    choose_start,
+    common_start,
+    first_predicting,
+)
 from tests.tiny import write_tiny_model
 from tests.train.conftest import MakeJob, listener, random_rows
 
@@ -111,7 +116,7 @@ def test_training_from_a_shared_start_learns_the_same(
     assert choose_start(with_start.model, with_start.forward, splits) is not None
     train(with_start, listener())
     without = make_job(rows, "without", **settings)
-    monkeypatch.setattr(run, "choose_start", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "choose_start", lambda *arguments: None)
     train(without, listener())
     one = dict(tree_flatten(with_start.model.trainable_parameters()))
     other = dict(tree_flatten(without.model.trainable_parameters()))

@@ -17,11 +17,11 @@ from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.train.adapters import ADAPTER_FILE
-from mlx_ft.train.forward import PlainForward
-from mlx_ft.train.handover import TrainStage
-from mlx_ft.train.losses import frozen_head_loss
-from mlx_ft.train.prompts import Prompt
-from mlx_ft.train.stage import Around, run_train_stage
+from mlx_ft.train.handoff import TrainStage
+from mlx_ft.train.numerics.forward import PlainForward
+from mlx_ft.train.numerics.losses import frozen_head_loss
+from mlx_ft.train.sanity_check import Prompt
+from mlx_ft.train.session import Around, run_train_stage
 from tests.tiny import write_stored
 from tests.train.test_supervisor import stage_in
 

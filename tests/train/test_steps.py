@@ -14,10 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_ft.train.job import TrainingJob
-from mlx_ft.train.losses import cross_entropy_sum, make_batch
-from mlx_ft.train.prefix import PrefixCache
-from mlx_ft.train.steps import (
+from mlx_ft.train.accumulation import (
     GROUP_COST_TOKENS,
     OPTIMIZERS,
     GradientWindow,
@@ -26,6 +23,9 @@ from mlx_ft.train.steps import (
     micro_batches,
     padded_groups,
 )
+from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.train.conftest import MakeJob, random_rows
 
 Arrays = dict[str, np.ndarray]

@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
+from mlx_ft.data.tokens import write_split
 from mlx_ft.errors import Fault, GateFailed, Interrupted, ModelError, RunError
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json_lines
-from mlx_ft.tokens import write_split
 from mlx_ft.train import supervisor
-from mlx_ft.train.handover import (
+from mlx_ft.train.handoff import (
     Pulse,
     TrainStage,
     read_error,
@@ -36,7 +36,7 @@ from mlx_ft.train.handover import (
     write_error,
     write_stage,
 )
-from mlx_ft.train.prompts import Prompt
+from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.supervisor import (
     MAX_DEATHS_WITHOUT_PROGRESS,
     Ending,
@@ -145,7 +145,7 @@ class Miser(Killer):
 def children() -> list[int]:
     """Return the training processes that this process has started."""
     found = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.train.child"],
+        ["pgrep", "-P", str(os.getpid()), "-f", "mlx_ft.train.process"],
         capture_output=True,
         text=True,
         check=False,
@@ -206,7 +206,7 @@ from pathlib import Path
 from mlx_ft.system.console import Console
 from mlx_ft.errors import MlxFtError
 from mlx_ft.system.signals import interruptible
-from mlx_ft.train.handover import read_stage
+from mlx_ft.train.handoff import read_stage
 from mlx_ft.train.supervisor import supervise
 place = Path(sys.argv[1])
 try:

@@ -1,0 +1,139 @@
+"""The models that are asked, as columns of a table: from a folder or a name to one that answers.
+
+Does: say what a target of `mlx-ft eval` stands for (a run and its column, a folder, a Hub id, a
+built-in name), open a model for as long as it is asked. Does not: ask, score, or import MLX before
+a model is opened. Servers are in `endpoint.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_ft.errors import Fault, InputError
+from mlx_ft.evaluate.column import Column
+from mlx_ft.evaluate.local_model import ModelPlace, local_column
+from mlx_ft.model.resolve import identity_of, resolve_model
+from mlx_ft.model.thinking_mode import thinking_mode_of
+from mlx_ft.recipe.schema import COLUMNS
+from mlx_ft.runs.models import RunModels, column_folders, read_run
+from mlx_ft.system.files import hash_of
+
+DEFAULT_COLUMN = "quantized"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target stands for: the name of its column, the model, and the hash of its weights.
+
+    `trained_with` is the chat fingerprint of the run that it comes from, if it comes from one.
+    """
+
+    name: str
+    place: ModelPlace
+    sha256: str
+    trained_with: Mapping[str, Any] | None
+    reusable: bool
+    facts: Mapping[str, Any]
+
+    def column(self, batch_size: int) -> Column:
+        """Return it as a column to be asked."""
+        return local_column(
+            self.name,
+            self.place,
+            self.sha256,
+            batch_size=batch_size,
+            trained_with=self.trained_with,
+            reusable=self.reusable,
+            facts=self.facts,
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is one that a recipe has run in."""
+    return (folder / "run.json").is_file()
+
+
+def read_targets(
+    texts: Sequence[str],
+    *,
+    enable_thinking: bool | None,
+    default_thinking: bool,
+    date: str,
+    say: Callable[[str], None],
+) -> list[Target]:
+    """Return what the targets of a command line stand for.
+
+    `enable_thinking` None is what a run was trained with or a model folder names, and
+    `default_thinking` for other models.
+    Raises InputError with the faults of all targets.
+    """
+    targets: list[Target] = []
+    faults: list[Fault] = []
+    for text in texts:
+        try:
+            made = _run_and_column(text)
+            if made is not None:
+                target = run_target(*made, enable_thinking)
+            else:
+                target = _model_target(text, enable_thinking, default_thinking, date, say)
+        except InputError as error:
+            faults += error.faults
+            continue
+        if any(target.name == other.name for other in targets):
+            faults.append(Fault(text, f"a second column called {target.name}", "name it once"))
+        targets.append(target)
+    if faults:
+        raise InputError(faults)
+    return targets
+
+
+def _run_and_column(text: str) -> tuple[RunModels, str] | None:
+    """Return what `RUN` or `RUN:COLUMN` names, or None for anything else."""
+    head, _, column = text.rpartition(":")
+    if head and column in COLUMNS and is_run(Path(head)):
+        return read_run(Path(head)), column
+    return (read_run(Path(text)), DEFAULT_COLUMN) if is_run(Path(text)) else None
+
+
+def _model_target(
+    text: str,
+    enable_thinking: bool | None,
+    default_thinking: bool,
+    date: str,
+    say: Callable[[str], None],
+) -> Target:
+    model = resolve_model(text, None, say)
+    named = thinking_mode_of(model.path) if enable_thinking is None else enable_thinking
+    thinking = default_thinking if named is None else named
+    name = Path(text).resolve().name if model.source == "local" else text.replace("/", "--")
+    return Target(
+        name=name,
+        place=ModelPlace(model.path, None, thinking, date),
+        sha256=model.identity,
+        trained_with=None,
+        reusable=True,
+        facts={"model": model.name, "source": model.source, "revision": model.revision},
+    )
+
+
+def run_target(made: RunModels, column: str, enable_thinking: bool | None = None) -> Target:
+    """Return one model of a run; RunError when it is not there."""
+    folder, adapter = column_folders(made, column)
+    model = made.record["model"]
+    if column == "base":  # the same in all runs that began with it
+        sha256 = identity_of(model["source"], model["name"], model["revision"])
+    else:
+        stage = "train" if column == "adapter" else "export"
+        sha256 = hash_of([column, made.manifest(stage).inputs])
+    thinking = made.enable_thinking if enable_thinking is None else enable_thinking
+    return Target(
+        name=f"{made.name}--{column}",
+        place=ModelPlace(folder, adapter, thinking, made.date),
+        sha256=sha256,
+        trained_with=made.manifest("data").info.get("fingerprint"),
+        reusable=column == "base",
+        facts={"run": made.name, "column": column, "model": model["name"]},
+    )

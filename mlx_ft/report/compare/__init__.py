@@ -1,0 +1,3 @@
+"""`mlx-ft compare`: `document.py` holds the runs against each other, `tables.py` and `formats.py`
+write the result.
+"""

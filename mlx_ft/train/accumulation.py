@@ -1,0 +1,172 @@
+"""Gradients as exact sums, and the optimizer update that they make.
+
+Does: cut a mini-batch into micro-batches of at most so many tokens; add up loss and gradient
+over an accumulation window; divide once, clip, and update, unless something is not finite. Does
+not: choose rows, count iterations, or know of checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_ft.data.tokens import Offsets, TokenizedSplit
+from mlx_ft.engine.load import scalar
+from mlx_ft.errors import Fault, RecipeError
+from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.train.numerics.losses import Batch, make_batch
+from mlx_ft.train.numerics.packing import packed_groups
+
+OPTIMIZERS = {
+    "adam": optimizers.Adam,
+    "adamw": optimizers.AdamW,
+    "muon": optimizers.Muon,
+    "sgd": optimizers.SGD,
+    "adafactor": optimizers.Adafactor,
+    "lion": optimizers.Lion,
+}
+# By itself Adafactor ignores the learning rate, or scales it by the weights' size, which is nothing
+# for a fresh adapter. Transformers' trainer uses it as here.
+ADAFACTOR_BY_RATE = {"relative_step": False, "scale_parameter": False}
+# What a group of rows costs by itself, in the time of so many tokens.
+GROUP_COST_TOKENS = 16
+# (batch, its prefix) -> the sum of its loss
+LossOf = Callable[[Batch, mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a window: the norm of its mean gradient before clipping, and whether the
+    weights were changed. `loss` is its mean, in nats a trained token.
+    """
+
+    gradient_norm: float
+    loss: float
+    applied: bool
+
+
+def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
+    """Return the recipe's optimizer; RecipeError when it does not take the options."""
+    options = ADAFACTOR_BY_RATE if train.optimizer == "adafactor" else {}
+    try:
+        return OPTIMIZERS[train.optimizer](
+            learning_rate=train.learning_rate, **{**options, **train.optimizer_config}
+        )
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            Fault("train.optimizer_config", str(error), f"see mlx.optimizers.{train.optimizer}")
+        ) from error
+
+
+def micro_batches(
+    split: TokenizedSplit, rows: Sequence[int], shared_tokens: int | None, limit_tokens: int
+) -> Iterator[Batch]:
+    """Yield the rows in batches of at most `limit_tokens`: behind each other, with `shared_tokens`
+    that all begin with, or padded when that is None.
+    """
+    if shared_tokens is None:
+        groups = padded_groups(split.lengths, rows, limit_tokens)
+    else:
+        groups = packed_groups(split.lengths, rows, shared_tokens, limit_tokens)
+    return (make_batch(split, group, shared_tokens) for group in groups)
+
+
+def padded_groups(
+    lengths: Offsets, rows: Sequence[int], limit_tokens: int
+) -> list[tuple[int, ...]]:
+    """Return the rows, shortest first, in groups of at most `limit_tokens` padded tokens, such that
+    padding and what each group costs by itself are least together.
+
+    Sums do not depend on how rows are grouped, so this bounds memory and changes no result beyond
+    float32 round-off. A row that is longer than the limit is a group of its own.
+    """
+    ordered = sorted(rows, key=lambda row: (int(lengths[row]), row))
+    # For the first n of them: the least cost in tokens, and where the last group then begins.
+    best = [(0, 0)]
+    for end in range(1, len(ordered) + 1):
+        longest = int(lengths[ordered[end - 1]])
+        costs = []
+        for first in range(end - 1, -1, -1):
+            padded = longest * (end - first)
+            if padded > limit_tokens and end - first > 1:
+                break
+            costs.append((best[first][0] + padded + GROUP_COST_TOKENS, first))
+        best.append(min(costs))
+    groups = []
+    end = len(ordered)
+    while end:
+        first = best[end][1]
+        groups.append(tuple(ordered[first:end]))
+        end = first
+    return groups[::-1]
+
+
+def gradient_norm(gradient: Any) -> mx.array:
+    """Return the Euclidean norm of all gradients together, in float32."""
+    squares = [mx.square(array.astype(mx.float32)).sum() for _, array in tree_flatten(gradient)]
+    return mx.sqrt(mx.sum(mx.stack(squares)))
+
+
+class GradientWindow:
+    """Sums of loss and gradient since the last update, and the update itself."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossOf,
+        optimizer: optimizers.Optimizer,
+        max_gradient_norm: float | None,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._max_norm = max_gradient_norm
+        self._loss_and_gradient = nn.value_and_grad(model, loss)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._gradient: Any = None
+        self._loss = 0.0
+        self._weight = 0.0
+        self.rows: tuple[int, ...] = ()
+
+    def add(self, batch: Batch, prefix: mx.array) -> float:
+        """Add a micro-batch; return the sum of its loss, which may not be finite."""
+        loss, gradient = self._loss_and_gradient(batch, prefix)
+        if self._gradient is not None:
+            gradient = tree_map(mx.add, self._gradient, gradient)
+        mx.eval(loss, gradient)
+        self._gradient = gradient
+        self._loss += scalar(loss)
+        self._weight += batch.weight
+        self.rows += batch.rows
+        return scalar(loss)
+
+    def update(self, learning_rate: float) -> Update:
+        """Change the weights by the window's mean gradient and begin a new window.
+
+        When loss or gradient is not finite the weights stay as they are.
+        """
+        weight = self._weight or 1.0
+        gradient = tree_map(lambda g: g / weight, self._gradient)
+        norm = scalar(gradient_norm(gradient))
+        result = Update(
+            gradient_norm=norm,
+            loss=self._loss / weight,
+            applied=math.isfinite(norm) and math.isfinite(self._loss),
+        )
+        if result.applied:
+            if self._max_norm is not None and norm > self._max_norm:
+                # Pascanu, Mikolov, Bengio, arXiv 1211.5063, section 3.2, algorithm 1.
+                gradient = tree_map(lambda g: g * (self._max_norm / norm), gradient)
+            self._optimizer.learning_rate = learning_rate
+            self._optimizer.update(self._model, gradient)
+            mx.eval(self._model.trainable_parameters(), self._optimizer.state)
+        self._clear()
+        return result

@@ -1,0 +1,54 @@
+"""Functions of arrays with gradients of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+
+Function = Callable[..., mx.array]
+# (inputs, slope of the output) -> slopes of the inputs
+Gradient = Callable[[tuple[mx.array, ...], mx.array], tuple[mx.array, ...]]
+
+
+def with_gradient(function: Function, gradient: Gradient) -> Function:
+    """Return a function of arrays, one at least, that is differentiated by `gradient`.
+
+    No gradient passes to arrays that `function` takes from elsewhere.
+    """
+    custom = mx.custom_function(function)
+
+    @custom.vjp
+    def slopes(inputs: Any, slope: mx.array, output: Any) -> Any:
+        # MLX gives a single input as it is, and takes a single slope so.
+        if isinstance(inputs, mx.array):
+            return gradient((inputs,), slope)[0]
+        return gradient(tuple(inputs), slope)
+
+    return lambda *arrays: cast(mx.array, custom(*arrays))
+
+
+def take(values: mx.array, positions: mx.array) -> mx.array:
+    """Return the rows (N, width) of values (T, width) at positions (N), all different."""
+    tokens = values.shape[0]
+    return with_gradient(
+        lambda values: values[positions], lambda _, slope: (_put(slope, positions, tokens),)
+    )(values)
+
+
+def put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
+    """Return (tokens, width) with the rows of values (N, width) at positions (N), all different,
+    and zero elsewhere.
+    """
+    return with_gradient(
+        lambda values: _put(values, positions, tokens), lambda _, slope: (slope[positions],)
+    )(values)
+
+
+def _put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
+    count = positions.size
+    # Of each token the row that it gets; the one behind the last is zero.
+    row = mx.full((tokens,), count, mx.int32).at[positions].add(mx.arange(count) - count)
+    nothing = mx.zeros((1, values.shape[1]), values.dtype)
+    return mx.concatenate([values, nothing])[row]

@@ -1,0 +1,361 @@
+"""A model in three parts: frozen prefix, trained top, vocabulary head.
+
+Does: split any mlx-lm model whose forward allows it, without touching its code; prove on real rows
+that the parts put together give the plain model's logits; fall back to the plain forward, saying
+so, when they do not. Does not: train, or decide what is trained.
+
+Why: layers below the adapters never change their output for a row, so it is computed once; and
+logits are only worth computing where a token is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
+
+from mlx_ft.engine.load import read_lazily
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
+from mlx_ft.train.numerics.packing import Packing, packed
+from mlx_ft.train.numerics.recompute import cheap_inputs_again, checkpointed
+
+# Logits of a long row would take more memory than the training itself.
+PROOF_LOGIT_TOKENS = 64
+
+
+class Forward(Protocol):
+    """The three parts, as the loop uses them. B rows, T tokens, N trained positions."""
+
+    note: str
+    frozen_layers: int
+    head_is_frozen: bool
+    frozen_released: bool
+    packs: bool
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        """Return what the frozen part makes of ids (B, T)."""
+
+    def evaluate(self, *arrays: Any) -> None:
+        """Evaluate what was computed with the frozen part, alone or not."""
+
+    def top(
+        self,
+        ids: mx.array,
+        prefix: mx.array,
+        packing: Packing | None = None,
+        wanted: mx.array | None = None,
+    ) -> mx.array:
+        """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
+
+        With a `packing`, which only a forward that `packs` takes, B is 1 and the sequence holds
+        rows behind each other. With `wanted` positions (N) of the flattened (B, T), others may be
+        anything finite.
+        """
+
+    def head(self, hidden: mx.array) -> mx.array:
+        """Return logits (N, vocabulary) of hidden states (N, hidden)."""
+
+    def release_frozen(self) -> None:
+        """Let go of the frozen layers' weights; `prefix` must not be asked any more."""
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        """Take the frozen layers' weights back from layers that have them."""
+
+
+class SplitForward:
+    """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`.
+
+    Each part is the whole inner model with stand-ins for the layers of the other part, so that what
+    depends on a layer's number, or happens before the first one, stays as it is.
+
+    With `weights`, the model's folder, frozen layers are streamed from there: a graph that is
+    evaluated after its layers were given other arrays is the only one to hold the old ones, so each
+    is read right before its first use and gone after its last. With `inputs_again`, adapters keep
+    no inputs that take little to compute.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        frozen_layers: int,
+        grad_checkpoint: bool = False,
+        weights: Path | None = None,
+        inputs_again: bool = False,
+    ) -> None:
+        inner = model.model
+        self.note = ""
+        self.packs = False  # until it is proved
+        self.head_is_frozen = not trained_outside_layers(model)
+        self.frozen_layers = frozen_layers
+        self.frozen_released = False
+        self.layer_count = len(inner.layers)
+        self.skips = False  # until it is proved that the last layer may skip positions
+        self._packing: Packing | None = None
+        self._wanted: mx.array | None = None
+        self._last_layer = inner.layers[-1]
+        self.streamed_from = weights
+        self._inputs_again = cheap_inputs_again if inputs_again else nullcontext
+        self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
+        if grad_checkpoint:
+            tops = [checkpointed(layer, self._as_asked) for layer in tops]
+        self._prefix = Part(inner, 0, self._frozen, norm=False)
+        self._top = Part(inner, frozen_layers, tops, norm=True)
+        self._head = copy.copy(model)
+        self._head.model = Given(inner)
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        if self.frozen_layers == 0:
+            return mx.zeros((*ids.shape, 0))
+        return self._prefix(ids)
+
+    def evaluate(self, *arrays: Any) -> None:
+        if self.streamed_from is not None:
+            unread, _ = read_lazily(self.streamed_from)
+            for layer, other in zip(self._frozen, unread.model.layers, strict=False):
+                layer.update(other.parameters())
+        mx.eval(*arrays)
+
+    def prefix_after(self, ids: mx.array, caches: Sequence[Any]) -> mx.array:
+        """Return the prefix of ids (B, T) that follow what the layers' `caches` hold."""
+        return self._prefix(ids, caches=caches)
+
+    @contextmanager
+    def _as_asked(self, model: nn.Module) -> Iterator[None]:
+        with (
+            packed(model, self._packing),
+            only_at(self._last_layer, self._wanted),
+            self._inputs_again(model),
+        ):
+            yield
+
+    def top(
+        self,
+        ids: mx.array,
+        prefix: mx.array,
+        packing: Packing | None = None,
+        wanted: mx.array | None = None,
+    ) -> mx.array:
+        # Kept until the next call: layers that are computed twice ask for it then.
+        self._packing = packing
+        self._wanted = wanted if self.skips and worthwhile(wanted, ids.size) else None
+        return self._top(ids, prefix, within=self._as_asked)
+
+    def head(self, hidden: mx.array) -> mx.array:
+        logits: mx.array = self._head(hidden[None])[0]
+        return logits
+
+    def release_frozen(self) -> None:
+        for layer in self._frozen:
+            layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
+        self.frozen_released = True
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        for layer, other in zip(self._frozen, layers, strict=True):
+            layer.update(other.parameters())
+        self.frozen_released = False
+
+
+class PlainForward:
+    """The model as it is: nothing cached, logits everywhere, trained ones picked afterwards."""
+
+    def __init__(self, model: nn.Module, note: str) -> None:
+        self.note = note
+        self.frozen_layers = 0
+        self.frozen_released = False
+        # What is called hidden here are the logits, and nothing comes after them.
+        self.head_is_frozen = True
+        self.packs = False
+        self._model = model
+
+    def prefix(self, ids: mx.array) -> mx.array:
+        return mx.zeros((*ids.shape, 0))
+
+    def evaluate(self, *arrays: Any) -> None:
+        mx.eval(*arrays)
+
+    def top(
+        self,
+        ids: mx.array,
+        prefix: mx.array,
+        packing: Packing | None = None,
+        wanted: mx.array | None = None,
+    ) -> mx.array:
+        assert packing is None, "its rows are padded"
+        logits: mx.array = self._model(ids)
+        return logits
+
+    def head(self, hidden: mx.array) -> mx.array:
+        return hidden
+
+    def release_frozen(self) -> None:
+        pass  # nothing is frozen apart
+
+    def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far the split is from the plain model: largest difference over largest value."""
+
+    relative_difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        # Written so that NaN fails.
+        return bool(self.relative_difference <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class RowStates:
+    """What a split makes of a row: ids (1, T), their prefix and their final states (1, T, hidden).
+
+    Of a row's beginning it makes the beginning of these.
+    """
+
+    ids: mx.array
+    prefix: mx.array
+    hidden: mx.array
+
+    def first(self, tokens: int) -> RowStates:
+        """Return the states of the row's first tokens alone."""
+        ids, prefix, hidden = (a[:, :tokens] for a in (self.ids, self.prefix, self.hidden))
+        return RowStates(ids, prefix, hidden)
+
+
+def states_of(split: Forward, row: Sequence[int]) -> RowStates:
+    """Return what the split makes of a row, evaluated."""
+    ids = mx.array([list(row)])
+    prefix = split.prefix(ids)
+    hidden = split.top(ids, prefix)
+    split.evaluate(prefix, hidden)
+    return RowStates(ids, prefix, hidden)
+
+
+def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> Proof:
+    """Compare the split with the plain model on real rows: the final hidden states at every
+    position, and the logits at the first 64.
+
+    A split holds for rows up to the longest one given: beyond a sliding window, layers differ that
+    are alike before it. Without rows nothing is proved.
+    """
+    worst = 0.0 if rows else float("inf")
+    for row in rows:
+        few = PROOF_LOGIT_TOKENS
+        plain_hidden = model.model(row.ids)
+        split.evaluate(plain_hidden)
+        plain_logits = model(row.ids[:, :few])[0]
+        split.evaluate(plain_logits)
+        pairs = ((row.hidden, plain_hidden), (split.head(row.hidden[0, :few]), plain_logits))
+        for ours, plain in pairs:
+            difference = relative_difference(ours, plain)
+            if not difference <= worst:  # NaN too
+                worst = difference
+            if worst != worst:
+                return Proof(worst, EQUAL_TOLERANCE)
+    return Proof(worst, EQUAL_TOLERANCE)
+
+
+def prove_packing(split: SplitForward, row: RowStates) -> Proof:
+    """Compare a row and its first half behind each other with the two one by one: the final hidden
+    states at every position.
+    """
+    tokens = row.ids.size
+    half = max(1, tokens // 2)
+    pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
+    ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
+    together = split.top(ids, prefix, Packing(0, (tokens, half)))
+    return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
+
+
+def prove_skipping(split: SplitForward, row: RowStates) -> Proof:
+    """Compare the final hidden states at every third of a row's first positions with those of the
+    whole row, when the last layer computes no others.
+
+    What is skipped treats each position by itself, so that the row need not be a long one.
+    """
+    start = row.first(PROOF_LOGIT_TOKENS)
+    wanted = mx.arange(1, start.ids.size, 3)
+    split.skips = True
+    few = split.top(start.ids, start.prefix, None, wanted)[0]
+    split.skips = False
+    return Proof(relative_difference(few[wanted], start.hidden[0, wanted]), EQUAL_TOLERANCE)
+
+
+def _holds(
+    proof: Callable[[SplitForward, RowStates], Proof], split: SplitForward, row: RowStates
+) -> bool:
+    try:
+        return proof(split, row).holds
+    except Exception:  # any model's code, called in a way that its author did not plan
+        return False
+
+
+def trained_outside_layers(model: nn.Module) -> list[str]:
+    """Return the trainable parameters that are in no layer: of the embedding, norm or head."""
+    names = (name for name, _ in tree_flatten(model.trainable_parameters()))
+    return [name for name in names if "layers" not in name.split(".")]
+
+
+def choose_forward(
+    model: nn.Module,
+    adapted_layers: int,
+    rows: Sequence[Sequence[int]],
+    grad_checkpoint: bool = False,
+    weights: Path | None = None,
+    inputs_again: bool = False,
+) -> PlainForward | SplitForward:
+    """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
+    one.
+
+    `adapted_layers` counts from the top; `rows` hold one as long as the longest that will be
+    trained or validated; with `weights`, the model's folder, frozen layers are read from there when
+    they are needed; `inputs_again`, which layers with dropout must not have, as in `SplitForward`.
+    The note of the result says what was chosen and why.
+    """
+    name = type(model).__module__.rsplit(".", 1)[-1]
+    inner = getattr(model, "model", None)
+    if inner is None or not all(hasattr(inner, part) for part in ("layers", "norm")):
+        return PlainForward(model, f"plain forward: {name} is not built as embed, layers, norm")
+    try:
+        frozen = max(0, len(inner.layers) - adapted_layers)
+        if trained_outside_layers(model):
+            frozen = 0  # an embedding that is trained moves every layer above it
+        streamed = weights if frozen else None
+        split = SplitForward(model, frozen, grad_checkpoint, streamed, inputs_again)
+        states = [states_of(split, row) for row in rows]
+        proof = prove_equal(model, split, states)
+    except Exception as error:  # any model's code, called in a way that its author did not plan
+        return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
+    if not proof.holds:
+        return PlainForward(
+            model,
+            f"plain forward: the split of {name} differs by {proof.relative_difference:.1e} "
+            f"(limit {proof.tolerance:.0e})",
+        )
+    longest = max(states, key=lambda row: row.ids.size)
+    split.packs = _holds(prove_packing, split, longest)
+    skippable = bool(parts_of(inner.layers[-1]))
+    split.skips = skippable and _holds(prove_skipping, split, longest)
+    split.note = (
+        f"{frozen} of {len(inner.layers)} layers frozen"
+        + (", computed once a row" if frozen else "")
+        + "; logits "
+        + ("and most of the last layer " if split.skips else "")
+        + "only at trained tokens; equal to the plain forward within "
+        + f"{proof.relative_difference:.1e}"
+        + ("; rows behind each other, unpadded" if split.packs else "; rows padded")
+        + ("; activations computed twice" if grad_checkpoint else "")
+        + ("; norms and gates computed twice" if inputs_again else "")
+        + ("; frozen weights read when needed" if split.streamed_from else "")
+    )
+    return split

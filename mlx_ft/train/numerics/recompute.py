@@ -1,0 +1,155 @@
+"""Activations that are computed a second time instead of kept for the backward pass.
+
+Does: a stand-in for a layer that keeps nothing but its input; while it lasts, adapters that keep no
+input of their own that takes little to compute. Does not: decide where.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.tuner.lora import LoRALinear
+
+from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.train.numerics.custom_vjp import Function, with_gradient
+
+RANDOM_STATE: Any = mx.random.state  # a list of one array, which its type does not say
+
+
+@contextmanager
+def drawing_from(state: mx.array) -> Iterator[None]:
+    """While it lasts, random numbers are drawn from this state of MLX's generator; afterwards they
+    are what they would have been, unless the state was this one already.
+    """
+    before = RANDOM_STATE[0]
+    if before is state:
+        yield
+        return
+    _set_random_state(state)
+    yield
+    _set_random_state(before)
+
+
+def _set_random_state(state: mx.array) -> None:
+    high, low = map(int, np.array(state))  # a seed's upper and lower 32 bits
+    mx.random.seed(high << 32 | low)
+
+
+def checkpointed(
+    layer: nn.Module, within: Callable[[nn.Module], AbstractContextManager[None]]
+) -> nn.Module:
+    """Return a stand-in for a layer, with the same parameters, that keeps none of its activations
+    for the backward pass but computes them again (Chen et al., arXiv 1604.06174), `within` the same
+    context.
+    """
+    original = type(layer)
+
+    def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
+        drawn_from = RANDOM_STATE[0]
+
+        def compute(parameters: Any, *arguments: Any) -> mx.array:
+            layer.update(parameters)
+            # The second time nobody else is around it, and its dropout must draw the same masks.
+            with fast_math(layer), within(layer), drawing_from(drawn_from):
+                outputs: mx.array = layer(*arguments, **named)
+            return outputs
+
+        result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), *arguments)
+        return result
+
+    twin = copy.copy(layer)
+    # A class of its own for this layer alone: the model's own layers stay as they are.
+    twin.__class__ = type(f"Checkpointed{original.__name__}", (original,), {"__call__": call})
+    return twin
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an array was made of. It is held itself, so that no other gets its identity."""
+
+    made: mx.array
+    first: mx.array
+    function: Callable[[mx.array], mx.array]
+
+    def again(self, after: mx.array) -> mx.array:
+        """Return the array computed once more, not before `after` is there."""
+        return self.function(mx.depends(self.first, after))
+
+
+@contextmanager
+def cheap_inputs_again(model: nn.Module) -> Iterator[None]:
+    """While it lasts, LoRA layers keep no input that a norm or a gate has made, and gates keep only
+    what they are made of: their gradients compute these again, in the same bits. Layers with
+    dropout must not be among them.
+
+    In a layer like Llama's that is nearly half of what it keeps, and little of its work (selective
+    recomputation: Korthikanti et al., arXiv 2205.05198, section 5). Such inputs are recognised as
+    the very arrays that MLX's norm, or mlx-lm's gate, has returned; another is kept as ever.
+    """
+    sources: dict[int, _Source] = {}
+    place = vars(sys.modules[type(model).__module__])
+    norm, gate, project = mx.fast.rms_norm, place.get("swiglu"), LoRALinear.__call__
+    mx.fast.rms_norm = _noting(norm, sources)
+    LoRALinear.__call__ = _projecting(project, sources)
+    if gate is not None:
+        place["swiglu"] = _noting(_gate_again(gate), sources)
+    try:
+        yield
+    finally:
+        mx.fast.rms_norm = norm
+        LoRALinear.__call__ = project
+        if gate is not None:
+            place["swiglu"] = gate
+
+
+def _noting(function: Function, sources: dict[int, _Source]) -> Function:
+    """Return a function that notes what its outputs were made of: its first argument."""
+
+    def noted(first: mx.array, *others: Any, **named: Any) -> mx.array:
+        output = function(first, *others, **named)
+        sources[id(output)] = _Source(
+            output, first, lambda again: function(again, *others, **named)
+        )
+        return output
+
+    return noted
+
+
+def _gate_again(gate: Function) -> Function:
+    """Return a gate whose gradient is made of its inputs alone."""
+
+    def gradient(inputs: tuple[mx.array, ...], slope: mx.array) -> tuple[mx.array, ...]:
+        first, *others = inputs
+        return tuple(mx.vjp(gate, [mx.depends(first, slope), *others], [slope])[1])
+
+    return with_gradient(gate, gradient)
+
+
+def _projecting(project: Function, sources: dict[int, _Source]) -> Function:
+    """Return the call of LoRA layers that compute an input again where they know how."""
+
+    def call(self: nn.Module, hidden: mx.array) -> mx.array:
+        source = sources.get(id(hidden))
+        if source is None:
+            return project(self, hidden)
+
+        def projected(hidden: mx.array, lora_a: mx.array, lora_b: mx.array) -> mx.array:
+            twin = copy.copy(self)
+            twin.lora_a, twin.lora_b = lora_a, lora_b
+            return project(twin, hidden)
+
+        def gradient(inputs: tuple[mx.array, ...], slope: mx.array) -> tuple[mx.array, ...]:
+            _, *weights = inputs
+            return tuple(mx.vjp(projected, [source.again(slope), *weights], [slope])[1])
+
+        return with_gradient(projected, gradient)(hidden, self.lora_a, self.lora_b)
+
+    return call
