@@ -66,7 +66,7 @@ $(CLIENTS)/.ready: Makefile
 	@touch $@
 
 bench: $(DEV_READY)  ## Time one training by mlx_lm.lora and by mlx-ft, in turn (an hour; alone on the machine; options="...").
-	@$(BIN)/python -m tests.bench.training $(options)
+	@$(BIN)/python -m tests.benchmarks.training $(options)
 
 check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documentation.
 	$(BIN)/ruff check .

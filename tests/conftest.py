@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from mlx_ft import BLAS
 from mlx_ft.system.cache import CACHE_HOME_VARIABLE, cache_home
-from tests.tiny import open_run_of, write_place
+from tests.support.jobs import open_run_of, write_place
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("mlx-ft", deadline=None)

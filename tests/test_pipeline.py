@@ -32,7 +32,7 @@ from mlx_ft.runs.folder import verify_files
 from mlx_ft.runs.lock import worked_on, working
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.system.hardware import machine
-from tests.tiny import job_of, open_run_of, write_place
+from tests.support.jobs import job_of, open_run_of, write_place
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from mlx_ft.recipe.write import yaml_text
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.lock import working
 from mlx_ft.system.console import Console
-from tests.test_recipe_loading import MINIMAL
-from tests.tiny import open_run_of, write_place
+from tests.recipe.test_load import MINIMAL
+from tests.support.jobs import open_run_of, write_place
 
 SMALL = (
     "train.epochs=null",

@@ -22,16 +22,12 @@ from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.model_folder import write_model_folder
 from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatRenderer, RowRefused
 from tests.export.test_gguf import CONFIGS, PATCHED, patch_tokenizer
-from tests.tiny import (
-    SENTENCEPIECE_TOKENS,
-    TINY_CONFIGS,
-    write_random_weights,
-    write_tiny_sentencepiece,
-)
+from tests.support.models import TINY_CONFIGS, write_random_weights
+from tests.support.paths import ROOT
+from tests.support.tokenizers import SENTENCEPIECE_TOKENS, write_tiny_sentencepiece
 
 pytestmark = pytest.mark.clients
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / ".clients" / "node_modules" / "node-llama-cpp" / "dist" / "index.js"
 SHARED_TOKENIZERS = ROOT.parent / "shared" / "tokenizers"
 DATE = "2025-01-01"

@@ -18,7 +18,7 @@ from tests.evaluate.test_harness import (
     make_suite,
     renderer_of,
 )
-from tests.tiny import write_tiny_tokenizer
+from tests.support.tokenizers import write_tiny_tokenizer
 
 MODEL = "a" * 64
 

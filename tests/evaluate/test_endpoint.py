@@ -22,9 +22,9 @@ from mlx_ft.evaluate.column import Answer, Question
 from mlx_ft.evaluate.endpoint import Endpoint, server_column
 from mlx_ft.evaluate.harness import evaluate
 from mlx_ft.evaluate.scorers.text import Perplexity
+from tests.deploy.test_serve import free_port
 from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite, silent
-from tests.test_serve import free_port
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
 
 Reply = tuple[int, Any, dict[str, str]]
 QUESTION = Question([{"role": "user", "content": "hello"}], None, None, 8, ("<think>",))

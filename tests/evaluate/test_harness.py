@@ -35,7 +35,8 @@ from mlx_ft.evaluate.local_model import LocalModel
 from mlx_ft.evaluate.scorers.text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.model.chat import ChatRenderer
-from tests.tiny import CHATML_TEMPLATE, write_tiny_tokenizer
+from tests.support.paths import ROOT
+from tests.support.tokenizers import CHATML_TEMPLATE, write_tiny_tokenizer
 
 MODEL = "0" * 64
 QUESTIONS = ("hello", "what is the capital of France?", "how are you", "talk", "files and tests")
@@ -262,7 +263,7 @@ killed.say = killed.answer_all
 loaded = LoadedModel(nn.Module(), renderer_of(Path({str(tokenizer_folder)!r})), {{}}, "")
 ask(make_suite(), loaded, Path({str(tmp_path)!r}), killed)
 """
-    root = Path(__file__).resolve().parents[2]
+    root = ROOT
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, cwd=root)
     assert done.returncode == -signal.SIGKILL

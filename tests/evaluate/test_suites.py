@@ -12,8 +12,8 @@ from mlx_ft.errors import DataError
 from mlx_ft.evaluate.scorers.text import Choice, Contains, Exact, Regex, Talk
 from mlx_ft.evaluate.scorers.tool_calls import WrappedCall
 from mlx_ft.evaluate.suites import load_suite, load_suites
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TALK_YAML = """\
 name: chat
 description: a few words

@@ -26,9 +26,10 @@ from mlx_ft.evaluate.column import Column, Question
 from mlx_ft.evaluate.harness import evaluate, questions_of
 from mlx_ft.model.chat import ChatRenderer
 from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite, silent
-from tests.tiny import write_tiny_model, write_tiny_tokenizer
+from tests.support.models import write_tiny_model
+from tests.support.paths import TOKENIZERS
+from tests.support.tokenizers import write_tiny_tokenizer
 
-TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
 TOOLS = (
     {
         "type": "function",

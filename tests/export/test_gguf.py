@@ -18,12 +18,10 @@ from mlx_ft.errors import GateFailed, ModelError
 from mlx_ft.export.gguf import rope_factors, write_gguf
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.model.gguf_support import ARCHITECTURES, model_shape
-from tests.tiny import (
+from tests.support.models import TINY_CONFIGS, write_random_weights, write_tiny_model
+from tests.support.tokenizers import (
     CHATML_TEMPLATE,
     SENTENCEPIECE_TOKENS,
-    TINY_CONFIGS,
-    write_random_weights,
-    write_tiny_model,
     write_tiny_sentencepiece,
     write_tiny_tokenizer,
 )

@@ -22,7 +22,7 @@ from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by
 from mlx_ft.export.gptq_math import How, correction_factor, input_order, pack_codes, quantize_inputs
 from mlx_ft.export.layerwise import is_in_layers, why_not_by_layers
 from mlx_ft.export.layerwise_models import lane_of_folder, lane_of_fused
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
 
 Rows = list[list[int]]
 ROWS: Rows = [

@@ -12,8 +12,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_ft.runs.folder import read_manifest
-from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import base_of
+from tests.support.exports import trained_adapter
 
 KILLS = 4
 CHILD = """

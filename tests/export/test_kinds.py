@@ -24,8 +24,8 @@ from mlx_ft.export import safetensors_writer
 from mlx_ft.export.build import ExportJob, export_model
 from mlx_ft.export.fuse import fuse
 from mlx_ft.system.console import Console
-from tests.export.jobs import KINDS, export_job, trained_adapter
-from tests.tiny import TINY_CONFIGS, write_random_weights
+from tests.support.exports import KINDS, export_job, trained_adapter
+from tests.support.models import TINY_CONFIGS, write_random_weights
 
 EXPERTS = {
     "model_type": "qwen3_moe",

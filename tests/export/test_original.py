@@ -11,9 +11,9 @@ from mlx_ft.errors import ModelError
 from mlx_ft.export.build import export_model
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.system.console import Console
-from tests.export.jobs import trained_adapter
 from tests.export.test_kinds import base_of, job_of, plainly_fused
-from tests.tiny import TINY_CONFIGS, write_random_weights
+from tests.support.exports import trained_adapter
+from tests.support.models import TINY_CONFIGS, write_random_weights
 
 
 @pytest.mark.parametrize("method", ["round", "gptq"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .synthetic import TOKEN, write_run
+from tests.support.run_folders import TOKEN, write_run
 
 
 @pytest.fixture(autouse=True)

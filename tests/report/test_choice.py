@@ -15,8 +15,7 @@ from mlx_ft.report.terminal import result_lines
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import read_manifest, seal
 from mlx_ft.system.files import read_json, write_json
-
-from .synthetic import HOSTILE, metrics, write_lines
+from tests.support.run_folders import HOSTILE, metrics, write_lines
 
 # JSON files of a run are UTF-8, which has no lone surrogates.
 BAD = HOSTILE.replace("\ud800", "")

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from mlx_ft.report import curves
 from mlx_ft.runs.document import run_document
 from mlx_ft.text.safe import clean
-
-from .synthetic import HOSTILE, metrics
+from tests.support.run_folders import HOSTILE, metrics
 
 
 def all_charts(document: dict[str, Any]) -> dict[str, str | None]:

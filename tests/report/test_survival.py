@@ -12,8 +12,7 @@ from mlx_ft.report.html import report_html
 from mlx_ft.report.terminal import result_lines
 from mlx_ft.runs.document import run_document
 from mlx_ft.system.files import read_json, write_json
-
-from .synthetic import survival as audit
+from tests.support.run_folders import survival as audit
 
 MakeRun = Callable[..., Path]
 

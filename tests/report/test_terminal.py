@@ -11,8 +11,7 @@ import pytest
 from mlx_ft.report.terminal import result_lines
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import update_record
-
-from .synthetic import HOSTILE, TOKEN, write_mismatch
+from tests.support.run_folders import HOSTILE, TOKEN, write_mismatch
 
 MakeRun = Callable[..., Path]
 

@@ -3,32 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mlx_ft.data.tokens import TokenizedSplit, pack_rows
+from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter
-from mlx_ft.train.contract import Listener, TrainingJob, TrainingResult
-from mlx_ft.train.loop import train
-from mlx_ft.train.metrics import Metric
+from mlx_ft.train.contract import TrainingJob
 from mlx_ft.train.numerics.forward import choose_forward
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
+from tests.support.trainings import random_rows
 
 MakeJob = Callable[..., TrainingJob]
-
-
-def random_rows(count: int, seed: int, longest: int = 30) -> TokenizedSplit:
-    """Return rows of random ids; the last half of each is trained, as an answer would be."""
-    generator = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        length = int(generator.integers(4, longest))
-        trained = np.zeros(length, np.uint8)
-        trained[length // 2 :] = 1
-        rows.append((generator.integers(3, 320, length).astype(np.int32), trained))
-    return pack_rows(rows, list(range(1, count + 1)))
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen3"])
@@ -91,32 +77,3 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         )
 
     return make
-
-
-def listener(metrics: list[Metric] | None = None, stop_after: int | None = None) -> Listener:
-    """Collect metrics; ask to stop once `stop_after` progress reports have come."""
-    seen = {"steps": 0}
-
-    def progress(done: float, total: float, text: str) -> None:
-        seen["steps"] += text.startswith("iteration")
-
-    def stop() -> bool:
-        return stop_after is not None and seen["steps"] > stop_after
-
-    return Listener((metrics if metrics is not None else []).append, progress, stop)
-
-
-def trained_past_its_best(
-    job_of_seed: Callable[[int], TrainingJob],
-) -> tuple[TrainingJob, TrainingResult]:
-    """Train jobs until one has its lowest validation loss well before its end, and return that.
-
-    At a high rate a tiny model's loss goes up and down, and which seed ends above its best depends
-    on the last bits of a machine's arithmetic.
-    """
-    for seed in range(8):
-        job = job_of_seed(seed)
-        result = train(job, listener())
-        if result.best_iteration < 35:
-            return job, result
-    raise AssertionError("eight seeds were all at their best at the end")

@@ -14,7 +14,7 @@ import pytest
 from mlx_ft.system.console import Console
 from mlx_ft.train.handoff import write_stage
 from mlx_ft.train.supervisor import last_checkpoint, supervise
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
 from tests.train.test_supervisor import SUPERVISE, learned, stage_in
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-e", "-c"]

@@ -12,7 +12,7 @@ import pytest
 
 from mlx_ft.system.console import Console
 from mlx_ft.train.supervisor import last_checkpoint, supervise
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
 from tests.train.test_supervisor import Killer, learned, stage_in
 
 KILLS = 200

@@ -21,8 +21,8 @@ from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
-from tests.tiny import write_tiny_model
-from tests.train.conftest import random_rows
+from tests.support.models import write_tiny_model
+from tests.support.trainings import random_rows
 
 ROWS = random_rows(6, seed=3)
 PROMPT = mx.array([[5, 6, 7, 8, 9, 10, 11]])

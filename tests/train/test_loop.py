@@ -22,7 +22,8 @@ from mlx_ft.train.contract import TrainingJob
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.packing import Packing
-from tests.train.conftest import MakeJob, listener, random_rows, trained_past_its_best
+from tests.support.trainings import listener, random_rows, trained_past_its_best
+from tests.train.conftest import MakeJob
 
 
 def adapter_of(job: TrainingJob) -> dict[str, np.ndarray]:

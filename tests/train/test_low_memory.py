@@ -15,8 +15,9 @@ from mlx_ft.train.loop import train
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from mlx_ft.train.setup import Ground
-from tests.tiny import TINY_CONFIGS, write_random_model, write_tiny_model
-from tests.train.conftest import MakeJob, listener, random_rows
+from tests.support.models import TINY_CONFIGS, write_random_model, write_tiny_model
+from tests.support.trainings import listener, random_rows
+from tests.train.conftest import MakeJob
 
 ROWS = random_rows(13, seed=1)
 LAYERS, TRAINED = 12, 2

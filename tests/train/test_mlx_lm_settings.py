@@ -31,9 +31,10 @@ from mlx_ft.train.batches import plan_epoch
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.recompute import checkpointed
-from tests.tiny import write_tiny_model
-from tests.train.conftest import MakeJob, listener
-from tests.train.test_forward import gradient_difference
+from tests.support.models import write_tiny_model
+from tests.support.trainings import listener
+from tests.train.conftest import MakeJob
+from tests.train.numerics.test_forward import gradient_difference
 
 FLAT = {"model": "m", "data": "d", "train": True}
 

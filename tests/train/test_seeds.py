@@ -19,7 +19,7 @@ from mlx_ft.train.handoff import TrainStage, seed_folder
 from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import Around, run_seeds, run_train_stage
 from mlx_ft.train.supervisor import last_checkpoint, supervise
-from tests.tiny import write_tiny_model
+from tests.support.models import write_tiny_model
 from tests.train.test_supervisor import TIMES, children, learned, stage_in
 
 SEEDS = (3, 0, 5)

@@ -22,7 +22,7 @@ from mlx_ft.train.numerics.forward import PlainForward
 from mlx_ft.train.numerics.losses import frozen_head_loss
 from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import Around, run_train_stage
-from tests.tiny import write_stored
+from tests.support.models import write_stored
 from tests.train.test_supervisor import stage_in
 
 SIXTEEN_BITS = {"float16": mx.float16, "bfloat16": mx.bfloat16}

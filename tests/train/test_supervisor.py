@@ -44,8 +44,8 @@ from mlx_ft.train.supervisor import (
     last_checkpoint,
     supervise,
 )
-from tests.tiny import write_tiny_model
-from tests.train.conftest import random_rows
+from tests.support.models import write_tiny_model
+from tests.support.trainings import random_rows
 
 # What says how fast or when, not what was learned.
 TIMES = ("seconds", "seconds_left", "tokens_per_second", "peak_memory_bytes")
