@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO, cast
+from typing import Protocol, TextIO, cast
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 
 from mlx_ft.text.quantities import format_seconds
 from mlx_ft.text.safe import printable
@@ -72,10 +73,18 @@ class _Lasting:
                 os.close(nowhere)
 
 
+class Progress(Protocol):
+    """Progress of one piece of work, as the code that does the work sees it."""
+
+    def update(self, done: float, text: str = "") -> None:
+        """Show that `done` of the total is done."""
+        ...
+
+
 class ProgressLine:
     """Progress of one piece of work; `update` with how much of `total` is done and a short text."""
 
-    def __init__(self, title: str, total: float, stream: TextIO, bar: Progress | None) -> None:
+    def __init__(self, title: str, total: float, stream: TextIO, bar: RichProgress | None) -> None:
         self._title = title
         self._total = max(total, 1e-9)
         self._stream = stream
@@ -148,5 +157,5 @@ class Console:
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} % {task.fields[text]}"),
         )
-        with Progress(*columns, console=self._rich, transient=True) as bar:
+        with RichProgress(*columns, console=self._rich, transient=True) as bar:
             yield ProgressLine(title, total, self._stream, bar)

@@ -10,7 +10,7 @@ import fcntl
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from mlx_ft.errors import MlxFtError
 from mlx_ft.system.console import Console
@@ -25,21 +25,12 @@ from mlx_ft.train.handoff import (
 )
 from mlx_ft.train.judge import judge
 
-if TYPE_CHECKING:
-    from mlx_ft.train.contract import MakeJudge
-
-
 # Exit code of a process that has done its share of a run (EX_TEMPFAIL of sysexits.h).
 SEGMENT_OVER = 75
 
 
-def main(
-    control: Path, console_fd: int, parent: int, make_judge: MakeJudge = lambda *_: None
-) -> int:
-    """Run the job in `control`; narrate to an open file descriptor; stop when `parent` is gone.
-
-    `make_judge` says who scores the model in training, if its recipe wants that.
-    """
+def main(control: Path, console_fd: int, parent: int) -> int:
+    """Run the job in `control`; narrate to an open file descriptor; stop when `parent` is gone."""
     stream: TextIO = os.fdopen(console_fd, "w", buffering=1, encoding="utf-8", closefd=False)
     pulse = Pulse(control)
     with (control / LOCK_FILE).open("w") as lock:
@@ -55,9 +46,7 @@ def main(
         try:
             stage = read_stage(control)
             with disk_errors_explained(stage.folder):
-                around = Around(
-                    Console(stream), pulse.beat, lambda: os.getppid() != parent, make_judge
-                )
+                around = Around(Console(stream), pulse.beat, lambda: os.getppid() != parent, judge)
                 info = (run_seeds if stage.seeds else run_train_stage)(stage, around)
         except MlxFtError as error:
             write_error(control, error)
@@ -72,7 +61,3 @@ def main(
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), judge))

@@ -81,7 +81,7 @@ def _stage(job: Job, valid: FileRows, folder: Path) -> TrainStage:
 def _supervise(job: Job, stage: TrainStage) -> dict[str, Any]:
     from mlx_ft.train.supervisor import supervise
 
-    return supervise(stage, job.run, job.console, "mlx_ft.train.process")
+    return supervise(stage, job.run, job.console)
 
 
 def _train_seeds(job: Job, stage: TrainStage) -> dict[str, Any]:
