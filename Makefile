@@ -1,6 +1,6 @@
 # One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
 .DEFAULT_GOAL := $(if $(recipe),run,help)
-.PHONY: help run install test test-slow test-recipes test-clients bench check format docs clean
+.PHONY: help run install test test-all test-stress test-recipes test-clients bench check format docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,11 +43,14 @@ $(DEV_READY): $(RUN_READY)
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 
-test: $(DEV_READY)  ## Run the tests (two processes; fetches the built-in model once).
+test: $(DEV_READY)  ## Run the tests (4 minutes, two processes; fetches the built-in model once).
 	@$(BIN)/python -m pytest -n 2
 
-test-slow: $(DEV_READY)  ## Run the slow tests (20 minutes: 200 kills of one training).
-	@$(BIN)/python -m pytest -m slow
+test-all: $(DEV_READY)  ## Run these and the slower ones, and every shipped recipe in miniature.
+	@$(BIN)/python -m pytest -n 2 -m "not stress and not clients"
+
+test-stress: $(DEV_READY)  ## Run the stress tests (20 minutes: 200 kills of one training).
+	@$(BIN)/python -m pytest -m stress
 
 test-recipes: $(DEV_READY)  ## Rehearse every shipped recipe with a random miniature of its kind of model.
 	@$(BIN)/python -m pytest -n 2 -m recipes

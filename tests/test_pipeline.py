@@ -256,6 +256,7 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     assert times_of(job.run) == before, "a finished run is not touched"
 
 
+@pytest.mark.slow
 def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(place: Path) -> None:
     sets = ("export.keep_fused=false",)
     run_pipeline(open_run_of(place, *sets))
@@ -425,6 +426,7 @@ def long_run(place: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     long_run: tuple[Path, subprocess.Popen[str]],
 ) -> None:

@@ -206,7 +206,7 @@ def hostile_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(hostile_lines, min_size=1, max_size=3), beside_good_rows=st.booleans())
 def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
@@ -327,6 +327,7 @@ def test_results_that_nobody_reads_are_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
     """As with `2>&1 | head -1`: also the training process writes into the closed pipe."""
     write_place(tmp_path)

@@ -104,6 +104,7 @@ def test_the_command_prints_a_table_or_json(
         assert CliRunner().invoke(cli, wrong).exit_code == 2, wrong
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_kill_lose_no_answer(tmp_path: Path) -> None:
     """A real child that is stopped in the middle, at first gently, then not; the third ends."""
     write_place(tmp_path)

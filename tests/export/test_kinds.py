@@ -156,6 +156,7 @@ def test_streamed_is_the_whole_model_computed_plainly(
                 assert equal.mean() > 0.98, f"{folder} {name}"
 
 
+@pytest.mark.slow
 def test_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly all of this model is its vocabulary; neither that nor all layers are ever there."""
     monkeypatch.setattr(safetensors_writer, "PART_BYTES", 1 << 18)

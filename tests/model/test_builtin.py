@@ -518,6 +518,7 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory):
     shutil.rmtree(work)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_every_weight_of_the_real_model_is_unchanged(smollm2: Path, smollm2_gguf):
     names = {theirs: ours for ours, (theirs, *_) in LAYER_SHAPES.items()}

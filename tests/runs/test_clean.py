@@ -96,6 +96,7 @@ def test_a_run_drops_its_own_fused_model_while_it_works_on_itself(run: Path) -> 
     assert not (run / "export" / "fused-f16").exists() and verify_files(run / "export") == []
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_that_is_worked_on_is_found_or_removed(run: Path) -> None:
     (run / "export.tmp").mkdir()
     update_record(run, status="gate_failed")

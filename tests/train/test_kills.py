@@ -1,6 +1,6 @@
 """A run that is killed 200 times at random moments is the run that nobody disturbed, bit for bit.
 
-Slow: `make test-slow`.
+Minutes long: `make test-stress`.
 """
 
 import io
@@ -25,7 +25,7 @@ class Impatient(Killer):
         self.done.wait(random.Random(self.left).uniform(0, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_200_kills_change_nothing(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base", "llama", layers=3)
     settings = {"iters": 8000, "save_every": 3, "steps_per_report": 50, "steps_per_eval": 500}

@@ -117,6 +117,7 @@ def test_which_number_counts_and_how_far_off_it_may_be() -> None:
     assert got(Numeric(), "twelve", {"number": 12}) == (0.0, "no_answer")
 
 
+@pytest.mark.slow
 def test_a_pattern_that_would_never_end_is_given_up() -> None:
     evil = r"(?:(a|aa|a{3})+)+b\1$"
     with pytest.raises(TooSlow):

@@ -107,6 +107,7 @@ def has_sent(run: Path, iteration: int) -> bool:
     return sent(run) >= iteration
 
 
+@pytest.mark.slow
 def test_everything_is_told_once_in_one_run_although_trainings_begin_anew(
     tmp_path: Path, told: Path
 ) -> None:
