@@ -17,11 +17,9 @@ from mlx_ft.evaluate.column import Column
 from mlx_ft.evaluate.local_model import ModelPlace, local_column
 from mlx_ft.model.resolve import identity_of, resolve_model
 from mlx_ft.model.thinking_mode import thinking_mode_of
-from mlx_ft.recipe.schema import COLUMNS
+from mlx_ft.recipe.names import COLUMNS, DEFAULT_COLUMN
 from mlx_ft.runs.models import RunModels, column_folders, read_run
 from mlx_ft.system.files import hash_of
-
-DEFAULT_COLUMN = "quantized"
 
 
 @dataclass(frozen=True)

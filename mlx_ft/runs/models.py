@@ -14,10 +14,10 @@ from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.runs.folder import Manifest, read_manifest
+from mlx_ft.runs.names import KEPT_STAGES
 from mlx_ft.system.files import file_sha256, read_json
 
 FINISH = "run the recipe again, it goes on where it was"
-KEPT_STAGES = ("data", "train", "export", "eval")
 
 
 @dataclass(frozen=True)

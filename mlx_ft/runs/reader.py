@@ -12,15 +12,15 @@ from typing import Any
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.runs.folder import MANIFEST, read_manifest
+from mlx_ft.runs.names import RECORDED_STAGES
 
-STAGES = ("data", "preflight", "train", "export", "eval")
 COMPLETE, CHANGED, UNFINISHED = "complete", "changed", "unfinished"
 # What only this program writes: a folder of somebody's own may well be called data or train.
 MARKS_OF_A_RUN = (
     "run.json",
     "recipe.json",
     "preflight.json",
-    *(f"{stage}/{MANIFEST}" for stage in STAGES),
+    *(f"{stage}/{MANIFEST}" for stage in RECORDED_STAGES),
 )
 
 
@@ -123,7 +123,7 @@ class ArtifactReader:
         top = relative.split("/")[0].split(":")[0]
         fix = (
             f"delete {self.run / top} and run the recipe again"
-            if top.removesuffix(".tmp") in STAGES
+            if top.removesuffix(".tmp") in RECORDED_STAGES
             else "restore the file, or run the recipe again with another --runs folder"
         )
         self.faults.append(Fault(str(self.run / relative), found, fix))
