@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import MlxFtError, RunError
-from mlx_ft.runs.folder import MANIFEST, forget_files, read_manifest
+from mlx_ft.runs.folder import MANIFEST, forget_files, is_run, no_run, read_manifest
 from mlx_ft.runs.listing import disk_bytes, run_folders
 from mlx_ft.runs.lock import working
 from mlx_ft.runs.names import KEPT_STAGES
-from mlx_ft.runs.reader import no_run
-from mlx_ft.runs.state import is_run, last_sign, state_of
+from mlx_ft.runs.state import last_sign, state_of
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.files import read_json
 from mlx_ft.text.quantities import format_bytes

@@ -63,7 +63,11 @@ class ExportedModel:
 
 
 def read_run(run: Path) -> RunModels:
-    """Return what a run folder says of itself; RunError when it is none."""
+    """Return the record and the recipe of a run folder, which both must be readable.
+
+    Stricter than `is_run`: without the model's folder and the chat format no model can be opened.
+    Raises RunError.
+    """
     folder = run.resolve()
     try:
         record = read_json(folder / "run.json")

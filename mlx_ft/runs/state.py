@@ -48,11 +48,6 @@ class RunState:
     seconds_left: float | None = None
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's: it has a record or a resolved recipe."""
-    return any((folder / name).is_file() for name in ("run.json", "recipe.json"))
-
-
 def record_of(run: Path) -> Mapping[str, Any]:
     try:
         record = read_json(run / "run.json")
