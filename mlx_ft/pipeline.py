@@ -44,15 +44,16 @@ from mlx_ft.runs.folder import (
     update_record,
 )
 from mlx_ft.runs.lock import working
+from mlx_ft.runs.names import KEPT_STAGES, StageName
 from mlx_ft.system.environment import environment
 from mlx_ft.system.files import disk_errors_explained, read_json, write_json
 from mlx_ft.system.signals import interruptible
 from mlx_ft.text.quantities import format_bytes, format_seconds
 from mlx_ft.train import stage as train_stage
 
-LAST = "eval"
-CHECKED = "preflight"
-TRACKED = ("train", "eval")  # stages that measure what trackers are told
+LAST: StageName = "eval"
+CHECKED: StageName = "preflight"
+TRACKED: tuple[StageName, ...] = ("train", "eval")  # stages that measure what trackers are told
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -63,15 +64,18 @@ class Stage:
     name: its name in run.json, and of its folder.
     run: makes it.
     title: the heading when it begins.
-    kept: it is a folder with a manifest; other stages are done anew whenever any stage is.
     shared: it is taken over from a run that made the same of the same inputs.
     """
 
-    name: str
+    name: StageName
     run: Callable[[OpenRun], None]
     title: str
-    kept: bool = True
     shared: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is a folder with a manifest; the others run again whenever any stage runs."""
+        return self.name in KEPT_STAGES
 
 
 def _data(run: OpenRun) -> None:
@@ -100,8 +104,8 @@ def _eval(run: OpenRun) -> None:
 
 STAGES: tuple[Stage, ...] = (
     Stage("data", _data, "Data: rows to token ids", shared=True),
-    Stage(CHECKED, _preflight, "Preflight: is anything wrong before training?", kept=False),
-    Stage("base", _base, "Base: is the model sound before it is trained?", kept=False),
+    Stage(CHECKED, _preflight, "Preflight: is anything wrong before training?"),
+    Stage("base", _base, "Base: is the model sound before it is trained?"),
     Stage("train", _train, "Training", shared=True),
     Stage("export", _export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", _eval, "Evaluation through the chat template"),
@@ -153,7 +157,7 @@ def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
 
     When that is one that is not kept, such as the checks, it is always run.
     """
-    names = [stage.name for stage in of]
+    names: list[str] = [stage.name for stage in of]
     wanted = of[: names.index(until) + 1]
     missing = {s.name for s in wanted if s.kept and not is_complete(job, s.name)}
     if not missing and wanted[-1].kept and (until != LAST or _status(job) == "done"):

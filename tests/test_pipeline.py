@@ -30,6 +30,7 @@ from mlx_ft.rehearse import rehearsal_sets, rehearse
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import verify_files
 from mlx_ft.runs.lock import worked_on, working
+from mlx_ft.runs.names import STAGE_NAMES
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.system.hardware import machine
 from tests.support.jobs import job_of, open_run_of, write_place
@@ -475,7 +476,7 @@ def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
 
 def test_stages_in_the_documented_order() -> None:
     names = ["data", "preflight", "base", "train", "export", "eval"]
-    assert [stage.name for stage in STAGES] == names
+    assert [stage.name for stage in STAGES] == names == list(STAGE_NAMES)
 
 
 def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_ft import sweep
 from mlx_ft.errors import Fault, GateFailed, RecipeError
+from mlx_ft.inputs import OpenRun
 from mlx_ft.pipeline import LAST
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.write import yaml_text
@@ -109,12 +110,13 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     job_fault = Fault("look before you merge", "it loops", "less")
     plain = sweep.run_pipeline
 
-    def until_checked(job: Any, until: str = LAST) -> None:
-        plain(job, "data")
+    def until_checked(run: OpenRun, until: str = LAST) -> None:
+        plain(run, "data")
         if until != LAST:
             return
-        ran.append(job.recipe.train.seed)
-        if job.recipe.train.seed == 1:
+        seed = run.job.recipe.train.seed
+        ran.append(seed)
+        if seed == 1:
             raise GateFailed(job_fault)
 
     monkeypatch.setattr(sweep, "run_pipeline", until_checked)
@@ -158,10 +160,10 @@ def test_a_member_that_is_done_or_worked_on_is_not_checked(
     checked: list[Path] = []
     plain = sweep.run_pipeline
 
-    def counted(job: Any, until: str = LAST) -> None:
+    def counted(run: OpenRun, until: str = LAST) -> None:
         if until != LAST:
-            checked.append(job.run)
-            plain(job, until)
+            checked.append(run.job.run)
+            plain(run, until)
 
     monkeypatch.setattr(sweep, "run_pipeline", counted)
     settings = sweep.grid_settings(["train.seed=0,1"])

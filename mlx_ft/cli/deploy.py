@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 
 from mlx_ft.cli.options import COLUMN, RUN, console_for_people, open_recipe
+from mlx_ft.recipe.names import DEFAULT_COLUMN, EXPORTED
 
-EXPORTED = ["quantized", "fused"]
+# As choices, the default first.
+MODELS = EXPORTED[::-1]
 
 
 @click.command()
@@ -30,7 +32,7 @@ def chat(run: Path, column: str, max_tokens: int) -> None:
 @click.option("--lm-studio", "target", flag_value="lm-studio", help="Into LM Studio.")
 @click.option("--ollama", "target", flag_value="ollama", help="Into Ollama, from the GGUF file.")
 @click.option("--name", help="Name of the model there; made from the run's name when left out.")
-@click.option("--column", type=click.Choice(EXPORTED), help="LM Studio: quantized, if not given.")
+@click.option("--column", type=click.Choice(MODELS), help="LM Studio: quantized, if not given.")
 @click.option("--link", is_flag=True, help="LM Studio: link the run's folder instead of a copy.")
 @click.option(
     "--models-folder",
@@ -51,7 +53,7 @@ def install(
 
         lines = install_lm_studio(
             run,
-            column=column or "quantized",
+            column=column or DEFAULT_COLUMN,
             name=name,
             models_folder=models_folder,
             link=link,
@@ -87,7 +89,7 @@ def serve(run: Path, column: str, host: str, port: int) -> None:
 @click.command()
 @RUN
 @click.argument("repo", metavar="REPO")
-@click.option("--column", type=click.Choice(EXPORTED), default="quantized", show_default=True)
+@click.option("--column", type=click.Choice(MODELS), default=DEFAULT_COLUMN, show_default=True)
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--yes", is_flag=True, help="Upload without asking.")
 def publish(run: Path, repo: str, column: str, private: bool, yes: bool) -> None:

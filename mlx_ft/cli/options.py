@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlx_ft.recipe.names import COLUMNS, DEFAULT_COLUMN
+
 if TYPE_CHECKING:
     from mlx_ft.inputs import OpenRun
     from mlx_ft.job import Job
@@ -98,8 +100,8 @@ def recipe_command(
 RUN = click.argument("run", type=click.Path(path_type=Path))
 COLUMN = click.option(
     "--column",
-    type=click.Choice(["base", "adapter", "fused", "quantized"]),
-    default="quantized",
+    type=click.Choice(COLUMNS),
+    default=DEFAULT_COLUMN,
     show_default=True,
     help="Which model of the run.",
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from mlx_ft.cli.options import RUN, RUNS, command_line, runs_option, show_result
-from mlx_ft.runs.state import STATES
+from mlx_ft.report.compare.names import FORMATS, Format
+from mlx_ft.runs.names import STATES
 
 
 @click.command()
@@ -34,7 +35,6 @@ def show(run: Path, as_json: bool) -> None:
         show_result(run)
 
 
-FORMATS = ("text", "markdown", "csv", "json", "html")
 DEFAULT_DAYS = 7.0
 
 
@@ -47,7 +47,7 @@ DEFAULT_DAYS = 7.0
     help="text, if not given, or what the ending of --output says.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="File to write instead.")
-def compare(runs: tuple[Path, ...], form: str | None, output: Path | None) -> None:
+def compare(runs: tuple[Path, ...], form: Format | None, output: Path | None) -> None:
     """Set runs beside each other: what was changed, losses, scores, time, memory.
 
     The first run is the baseline. Scores are judged prompt by prompt.

@@ -19,8 +19,9 @@ from typing import Any
 
 from mlx_ft.errors import Fault
 from mlx_ft.evaluate.suites import Suite
-from mlx_ft.recipe.gates import AGAINST_BASE, COLUMN_NAMES, METRICS, Gate
+from mlx_ft.recipe.gates import AGAINST_BASE, METRICS, Gate
 from mlx_ft.recipe.keys import did_you_mean
+from mlx_ft.recipe.names import COLUMNS
 
 SHOWN_SAMPLES = 5
 MARGIN = "margin"
@@ -126,7 +127,7 @@ def _judge_gate(
 
 def _last(columns: Mapping[str, Any]) -> str:
     """Return the column of the model that leaves, whatever the order of asking."""
-    known = [name for name in COLUMN_NAMES if name in columns]
+    known: list[str] = [name for name in COLUMNS if name in columns]
     return (known or list(columns))[-1]
 
 

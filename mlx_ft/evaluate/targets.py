@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.errors import Fault, InputError
+from mlx_ft.errors import Fault, InputError, RunError
 from mlx_ft.evaluate.column import Column
 from mlx_ft.evaluate.local_model import ModelPlace, local_column
 from mlx_ft.model.resolve import identity_of, resolve_model
 from mlx_ft.model.thinking_mode import thinking_mode_of
-from mlx_ft.recipe.schema import COLUMNS
+from mlx_ft.recipe.names import COLUMNS, DEFAULT_COLUMN
+from mlx_ft.runs.folder import is_run
 from mlx_ft.runs.models import RunModels, column_folders, read_run
 from mlx_ft.system.files import hash_of
-
-DEFAULT_COLUMN = "quantized"
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,6 @@ class Target:
             reusable=self.reusable,
             facts=self.facts,
         )
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is one that a recipe has run in."""
-    return (folder / "run.json").is_file()
 
 
 def read_targets(
@@ -92,10 +86,18 @@ def read_targets(
 
 def _run_and_column(text: str) -> tuple[RunModels, str] | None:
     """Return what `RUN` or `RUN:COLUMN` names, or None for anything else."""
-    head, _, column = text.rpartition(":")
-    if head and column in COLUMNS and is_run(Path(head)):
-        return read_run(Path(head)), column
-    return (read_run(Path(text)), DEFAULT_COLUMN) if is_run(Path(text)) else None
+    folder, column = Path(text), str(DEFAULT_COLUMN)
+    head, _, last = text.rpartition(":")
+    if head and last in COLUMNS and is_run(Path(head)):
+        folder, column = Path(head), last
+    if not is_run(folder):
+        return None
+    try:
+        return read_run(folder), column
+    except RunError:
+        if (Path(text) / "config.json").is_file():  # a model folder with a file named as a run's
+            return None
+        raise
 
 
 def _model_target(

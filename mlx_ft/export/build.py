@@ -44,11 +44,12 @@ from mlx_ft.export.verify_checks import (
     checks_info,
     require_all,
 )
-from mlx_ft.export.verify_models import BASE, Compared, Steps, compare_models
+from mlx_ft.export.verify_models import Compared, Steps, compare_models
 from mlx_ft.export.write_weights import Observer, half_layouts
 from mlx_ft.model.resolve import read_config
 from mlx_ft.model.safetensors_headers import dequantized_shapes
 from mlx_ft.recipe.export import FOR_GGUF
+from mlx_ft.recipe.names import BASE
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import require_free_bytes, write_json

@@ -18,13 +18,13 @@ from mlx_ft.engine.load import load_weights
 from mlx_ft.export.bit_widths import Bits
 from mlx_ft.export.fuse import FusedModel, fuse, quantized_names
 from mlx_ft.export.layerwise_models import lane_of_folder, lane_of_fused
-from mlx_ft.export.survival.audit import FUSED, QUANTIZED, Passages, rounded_models
+from mlx_ft.export.survival.audit import Passages, rounded_models
 from mlx_ft.export.survival.measures import Divergence
 from mlx_ft.export.verify_checks import Check, check_fused, check_quantized
 from mlx_ft.export.verify_logits import Comparison, Difference, compare_lanes, compare_whole
 from mlx_ft.export.write_weights import Rounding, rounded
+from mlx_ft.recipe.names import ADAPTER, BASE, FUSED, QUANTIZED
 
-BASE, ADAPTER = "base", "adapter"
 # With another base than the trained one: what was trained, and what it would be fused and rounded.
 TRAINED, TRAINED_FUSED, TRAINED_ROUNDED = "trained", "trained, fused", "trained, rounded"
 

@@ -6,15 +6,13 @@ suites, export or evaluate.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from mlx_ft.recipe.fields import Conflict, Section, Text, Whole
 from mlx_ft.recipe.gates import Gate, GateRefused, parse_gate
-
-Column = Literal["base", "adapter", "fused", "quantized"]
-COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
+from mlx_ft.recipe.names import COLUMNS, ColumnName
 
 
 def _limit_text(value: object) -> object:
@@ -29,7 +27,7 @@ class EvalRecipe(Section):
     suites: list[Text] = Field(
         default_factory=list, description="Suite files, relative to the current folder."
     )
-    columns: list[Column] = Field(
+    columns: list[ColumnName] = Field(
         default_factory=lambda: list(COLUMNS),
         min_length=1,
         description="Models to measure, side by side.",

@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlx_ft.recipe.names import COLUMNS
+
 # Metric -> what it is. The first group is of one column, the second of a column against the base.
 OF_ONE: Mapping[str, str] = {
     "mean": "mean score",
@@ -30,8 +32,6 @@ AGAINST_BASE: Mapping[str, str] = {
     "drop_high": "upper end of the drop's 95 % interval: the loss that is not excluded",
 }
 METRICS: Mapping[str, str] = {**OF_ONE, **AGAINST_BASE}
-COLUMN_NAMES = ("base", "adapter", "fused", "quantized")
-OPERATORS = (">=", "<=", ">", "<")
 _LIMIT = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
@@ -83,7 +83,7 @@ def parse_gate(name: str, limit: str) -> Gate:
     The name is SUITE.COLUMN.METRIC or SUITE.METRIC; a suite's own name may have dots.
     """
     *front, metric = name.split(".")
-    column = front.pop() if len(front) > 1 and front[-1] in COLUMN_NAMES else None
+    column = front.pop() if len(front) > 1 and front[-1] in COLUMNS else None
     if metric not in METRICS:
         near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
         known = f"the metrics are {', '.join(METRICS)}"
@@ -95,7 +95,7 @@ def parse_gate(name: str, limit: str) -> Gate:
             "write SUITE.COLUMN.METRIC, such as code_mode.quantized.mean",
         )
     if column is None and len(front) > 1:
-        near = difflib.get_close_matches(front[-1], COLUMN_NAMES, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(front[-1], COLUMNS, n=1, cutoff=0.7)
         if near:
             fix = f"did you mean {'.'.join([*front[:-1], near[0], metric])}?"
             raise GateRefused(f"{front[-1]!r} is no column", fix)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_ft.recipe.data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe.evaluation import COLUMNS, Column, EvalRecipe
+from mlx_ft.recipe.evaluation import EvalRecipe
 from mlx_ft.recipe.export import Q_BITS, ExportRecipe
 from mlx_ft.recipe.fields import Section, Text
 from mlx_ft.recipe.preflight import PreflightRecipe
@@ -27,12 +27,10 @@ from mlx_ft.recipe.train import (
 )
 
 __all__ = [
-    "COLUMNS",
     "DEFAULT_EPOCHS",
     "DEFAULT_SCALE",
     "Q_BITS",
     "ChatRecipe",
-    "Column",
     "DataRecipe",
     "EvalRecipe",
     "ExportRecipe",

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import MlxFtError, RunError
-from mlx_ft.runs.folder import MANIFEST, forget_files, read_manifest
+from mlx_ft.runs.folder import MANIFEST, forget_files, is_run, no_run, read_manifest
 from mlx_ft.runs.listing import disk_bytes, run_folders
 from mlx_ft.runs.lock import working
-from mlx_ft.runs.reader import no_run
-from mlx_ft.runs.state import is_run, last_sign, state_of
+from mlx_ft.runs.names import KEPT_STAGES
+from mlx_ft.runs.state import last_sign, state_of
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.files import read_json
 from mlx_ft.text.quantities import format_bytes
@@ -29,7 +29,6 @@ from mlx_ft.text.safe import printable
 DAY_SECONDS = 86400.0
 # Stages that go on from what an interruption left; the others begin anew.
 CONTINUED = ("train", "eval")
-STAGES = ("data", "train", "export", "eval")
 # A left-over that nobody has written to for so long was left by a process that died.
 ABANDONED_SECONDS = 3600.0
 DOOMED = ".removing"  # ending of a run folder that is on its way out
@@ -139,7 +138,7 @@ def _fused(run: Path, before: float) -> Iterator[Rubbish]:
 
 def _stale(run: Path, before: float) -> Iterator[Rubbish]:
     """Yield what dead processes left: unfinished stages that begin anew, half-written files."""
-    for stage in STAGES:
+    for stage in KEPT_STAGES:
         partial = run / f"{stage}.tmp"
         over = (run / stage / MANIFEST).exists() or stage not in CONTINUED
         if partial.is_dir() and over:

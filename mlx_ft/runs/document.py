@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_ft.recipe.schema import COLUMNS
+from mlx_ft.recipe.names import COLUMNS
 from mlx_ft.runs.metrics import metrics_place
-from mlx_ft.runs.reader import CHANGED, COMPLETE, STAGES, ArtifactReader
+from mlx_ft.runs.names import RECORDED_STAGES
+from mlx_ft.runs.reader import CHANGED, COMPLETE, ArtifactReader
 from mlx_ft.text.safe import without_credentials
 
 SCHEMA = 1
@@ -279,7 +280,7 @@ def _gates(reader: ArtifactReader, results: dict[str, Any] | None) -> list[dict[
 def _timings(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     recorded = _object(record.get("stages")) or {}
     stages = {}
-    for stage in dict.fromkeys((*STAGES, *recorded)):
+    for stage in dict.fromkeys((*RECORDED_STAGES, *recorded)):
         if stage == "report":
             continue  # recorded after the report was written, which would differ the next time
         entry = _object(recorded.get(stage)) or {}

@@ -1,13 +1,15 @@
 """The run folder: stages that are complete or do not exist, and a record of what happened.
 
-Does: name run folders, write a stage into `<stage>.tmp`, flush it, write its manifest last and
-rename; find out whether a stage is complete for given inputs; keep `run.json`.
-Does not: know what is inside a stage, or what the stages are.
+Does: name run folders, tell them from other folders, write a stage into `<stage>.tmp`, flush it,
+write its manifest last and rename; find out whether a stage is complete for given inputs; keep
+`run.json`.
+Does not: know what is inside a stage.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.runs.names import KEPT_STAGES, StageName
 from mlx_ft.system.files import file_sha256, flush_to_disk, read_json, write_json
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# Files of the run itself, outside of its stages' folders.
+OWN_FILES = ("run.json", "recipe.json", "preflight.json")
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,32 @@ def run_folder(runs_root: Path, recipe_name: str, identity: str) -> Path:
             Fault(str(folder), f"cannot be written ({error.strerror})", "choose --runs FOLDER")
         ) from error
     return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run folder, whole or broken.
+
+    One of these files is enough, since a run may have lost the others: run.json, recipe.json,
+    preflight.json, or the manifest of a stage that names this stage.
+    A folder called data or train is not enough, nor is recipe.yaml: those may be the user's own.
+    """
+    # os.path: a folder that may not be read is no run, and no error.
+    return any(os.path.isfile(folder / name) for name in OWN_FILES) or any(
+        _names_stage(folder / stage / MANIFEST, stage) for stage in KEPT_STAGES
+    )
+
+
+def _names_stage(manifest: Path, stage: StageName) -> bool:
+    try:
+        return bool(read_json(manifest)["stage"] == stage)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def no_run(folder: Path) -> Fault:
+    """Return the fault of a folder that is named as a run and is none."""
+    found = "holds nothing of a run" if folder.is_dir() else "no such folder"
+    return Fault(str(folder), found, "name a run folder, as `mlx-ft runs` lists them")
 
 
 def update_record(run: Path, **changes: Any) -> dict[str, Any]:

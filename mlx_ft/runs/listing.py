@@ -14,8 +14,9 @@ from typing import Any
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.runs.document import ordered_columns, read_document
+from mlx_ft.runs.folder import is_run
 from mlx_ft.runs.reader import ArtifactReader
-from mlx_ft.runs.state import is_run, record_of, state_of
+from mlx_ft.runs.state import record_of, state_of
 
 SCHEMA = 1
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
 from mlx_ft.runs.folder import Manifest, read_manifest
+from mlx_ft.runs.names import KEPT_STAGES
 from mlx_ft.system.files import file_sha256, read_json
 
 FINISH = "run the recipe again, it goes on where it was"
-KEPT_STAGES = ("data", "train", "export", "eval")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ class ExportedModel:
 
 
 def read_run(run: Path) -> RunModels:
-    """Return what a run folder says of itself; RunError when it is none."""
+    """Return the record and the recipe of a run folder, which both must be readable.
+
+    Stricter than `is_run`: without the model's folder and the chat format no model can be opened.
+    Raises RunError.
+    """
     folder = run.resolve()
     try:
         record = read_json(folder / "run.json")

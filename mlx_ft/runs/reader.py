@@ -11,23 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.runs.folder import MANIFEST, read_manifest
+from mlx_ft.runs.folder import MANIFEST, is_run, no_run, read_manifest
+from mlx_ft.runs.names import RECORDED_STAGES
 
-STAGES = ("data", "preflight", "train", "export", "eval")
 COMPLETE, CHANGED, UNFINISHED = "complete", "changed", "unfinished"
-# What only this program writes: a folder of somebody's own may well be called data or train.
-MARKS_OF_A_RUN = (
-    "run.json",
-    "recipe.json",
-    "preflight.json",
-    *(f"{stage}/{MANIFEST}" for stage in STAGES),
-)
-
-
-def no_run(folder: Path) -> Fault:
-    """Return the fault of a folder that is named as a run and is none."""
-    found = "holds nothing of a run" if folder.is_dir() else "no such folder"
-    return Fault(str(folder), found, "name a run folder, as `mlx-ft runs` lists them")
 
 
 def _not_finite(_: str) -> None:
@@ -43,7 +30,7 @@ class ArtifactReader:
     def __init__(self, run: Path):
         self.run = run
         self.faults: list[Fault] = []
-        if not any((run / mark).exists() for mark in MARKS_OF_A_RUN):
+        if not is_run(run):
             raise RunError(no_run(run))
 
     def raise_faults(self) -> None:
@@ -123,7 +110,7 @@ class ArtifactReader:
         top = relative.split("/")[0].split(":")[0]
         fix = (
             f"delete {self.run / top} and run the recipe again"
-            if top.removesuffix(".tmp") in STAGES
+            if top.removesuffix(".tmp") in RECORDED_STAGES
             else "restore the file, or run the recipe again with another --runs folder"
         )
         self.faults.append(Fault(str(self.run / relative), found, fix))

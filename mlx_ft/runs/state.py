@@ -6,21 +6,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from mlx_ft.runs.document import is_report
 from mlx_ft.runs.folder import MANIFEST
 from mlx_ft.runs.lock import worked_on
 from mlx_ft.runs.metrics import metrics_place
+from mlx_ft.runs.names import State
 from mlx_ft.runs.reader import ArtifactReader
 from mlx_ft.system.files import read_json
 from mlx_ft.text.quantities import format_seconds
 from mlx_ft.text.safe import one_line
 
-State = Literal[
-    "running", "dead", "interrupted", "stopped", "finished", "gate_failed", "failed", "unknown"
-]
-STATES: tuple[State, ...] = get_args(State)
 # Without a lock to ask: silence after which a run that says it is running is taken for dead.
 SILENT_SECONDS = 1800.0
 RECORDED: Mapping[str, State] = {
@@ -49,11 +46,6 @@ class RunState:
     name: State
     words: str
     seconds_left: float | None = None
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run's: it has a record or a resolved recipe."""
-    return any((folder / name).is_file() for name in ("run.json", "recipe.json"))
 
 
 def record_of(run: Path) -> Mapping[str, Any]:

@@ -48,23 +48,35 @@ def mlx_ft(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     )
 
 
-def test_help_is_instant_and_does_not_import_mlx() -> None:
+# What --help may load: click, what it needs of the standard library, and the modules of the verbs.
+# A count and not a time: it is the same on a busy machine.
+MOST_MODULES = 160
+HEAVY = ("mlx.core", "mlx_lm", "transformers", "numpy", "pydantic", "rich", "matplotlib", "yaml")
+
+
+def printed_help(*verb: str) -> str:
+    """Return what `mlx-ft VERB --help` prints; checks the exit code and what it imports."""
     code = (
-        "import sys\nfrom mlx_ft.cli.main import main\nsys.argv = ['mlx-ft', '--help']\n"
+        "import sys\nbefore = set(sys.modules)\nfrom mlx_ft.cli.main import main\n"
+        f"sys.argv = ['mlx-ft', *{verb!r}, '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'mlx.core', 'mlx_lm', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"heavy = set({HEAVY!r}) & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        f"assert len(sys.modules) <= {MOST_MODULES}, set(sys.modules) - before"
     )
-    fastest = 9.0
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        fastest = min(fastest, time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        assert "check" in done.stdout and "run" in done.stdout
-    assert fastest < 0.3, f"--help took {fastest:.2f} s"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    printed = printed_help()
+    assert "check" in printed and "run" in printed
+
+
+@pytest.mark.parametrize("verb", list(main.cli.commands))
+def test_help_of_every_verb_loads_nothing_heavy(verb: str) -> None:
+    assert "Usage: " in printed_help(verb)
 
 
 @pytest.mark.parametrize(
@@ -231,19 +243,6 @@ def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
     assert "Traceback" not in said.err
     assert ("wrong input: " in said.err) == (code == 2)
     assert ("nothing stops it" in said.out) == (code == 0)
-
-
-@pytest.mark.parametrize("verb", ["runs", "compare", "watch", "clean"])
-def test_help_of_the_verbs_on_many_runs_is_instant_and_loads_nothing_heavy(verb: str) -> None:
-    code = (
-        f"import sys\nfrom mlx_ft.cli.main import main\nsys.argv = ['mlx-ft', {verb!r}, '--help']\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'mlx.core', 'rich', 'numpy', 'pydantic', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Usage: " in done.stdout
 
 
 def test_the_verbs_on_many_runs_end_with_a_next_step_and_without_mlx(tmp_path: Path) -> None:

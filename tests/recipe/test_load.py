@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from mlx_ft.errors import RecipeError
 from mlx_ft.recipe.keys import dotted, section_keys, section_of, value_at, value_keys
 from mlx_ft.recipe.load import LoadedRecipe, load_recipe
+from mlx_ft.recipe.names import COLUMNS
 from mlx_ft.recipe.optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
-from mlx_ft.recipe.schema import COLUMNS, Recipe
+from mlx_ft.recipe.schema import Recipe
 from mlx_ft.recipe.strict_yaml import read_yaml
 from mlx_ft.recipe.write import dump_resolved, upgrade_text, yaml_text
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.errors import RunError
+from mlx_ft.recipe.names import COLUMNS
 from mlx_ft.report.html import report_html, write_report
 from mlx_ft.runs.folder import update_record
 from mlx_ft.text.safe import clean
-from tests.support.run_folders import COLUMNS, HOSTILE, TOKEN, write_mismatch
+from tests.support.run_folders import HOSTILE, TOKEN, write_mismatch
 
 MakeRun = Callable[..., Path]
 VOID = {"meta", "link", "br", "img", "hr", "input", "base", "embed", "source"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from mlx_ft.recipe.names import COLUMNS
 from mlx_ft.report.samples import SHOWN, read_suite_samples
 from mlx_ft.runs.reader import ArtifactReader
-from tests.support.run_folders import CATEGORIES, COLUMNS, write_lines
+from tests.support.run_folders import CATEGORIES, write_lines
 
 
 def test_failures_of_the_final_model_come_first_and_every_category_is_shown(done_run: Path) -> None:

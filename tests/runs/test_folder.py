@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import RunError
 from mlx_ft.runs import folder as runs_folder
+from mlx_ft.runs.clean import find_rubbish
 from mlx_ft.runs.folder import (
     MANIFEST,
     Manifest,
     complete_stage,
+    is_run,
     read_manifest,
     run_folder,
     seal,
@@ -30,6 +32,8 @@ from mlx_ft.runs.folder import (
     verify_files,
     writing_stage,
 )
+from mlx_ft.runs.listing import run_folders
+from mlx_ft.runs.reader import ArtifactReader
 from mlx_ft.system.files import (
     canonical_json,
     hash_of,
@@ -380,3 +384,51 @@ def test_a_stage_of_the_same_inputs_is_taken_over_whole_or_not_at_all(tmp_path: 
     for run in (made, fresh):
         (run / "data" / "rows").write_text("sowr")  # of the same size
     assert taken_over(third, "data", "inputs") is None and not list(third.iterdir())
+
+
+MANIFEST_OF = '{"schema": 1, "stage": "%s", "inputs": "i", "files": {}, "info": {}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("run.json", "{}", True),
+        ("run.json", '{"status": "do', True),  # broken, and so to be told
+        ("recipe.json", "{}", True),
+        ("preflight.json", "{}", True),
+        ("data/manifest.json", MANIFEST_OF % "data", True),
+        ("train/manifest.json", MANIFEST_OF % "train", True),
+        ("export/manifest.json", MANIFEST_OF % "export", True),
+        ("eval/manifest.json", '{"stage": "eval", "files": {"gone": {"bytes": 1}}}', True),
+        ("train/manifest.json", MANIFEST_OF % "data", False),
+        ("train/manifest.json", '{"name": "of something else"}', False),
+        ("train/manifest.json", "[]", False),
+        ("train/manifest.json", "{", False),
+        ("manifest.json", MANIFEST_OF % "train", False),  # a stage's folder, not a run's
+        ("train.tmp/manifest.json", MANIFEST_OF % "train", False),
+        ("recipe.yaml", "model: m\n", False),
+        ("data/train.jsonl", "{}", False),
+        ("results.json", "{}", False),  # of `mlx-ft eval`
+    ],
+)
+def test_one_file_that_only_a_run_has_makes_a_run_folder_for_every_reader(
+    tmp_path: Path, name: str, content: str, expected: bool
+) -> None:
+    folder = tmp_path / "some"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text(content)
+    assert is_run(folder) is expected
+    assert run_folders(tmp_path) == ([folder] if expected else [])
+    if expected:
+        ArtifactReader(folder)
+        find_rubbish(tmp_path, [folder], ["stale"], 0)
+        return
+    for read in (ArtifactReader, lambda run: find_rubbish(tmp_path, [run], ["stale"], 0)):
+        with pytest.raises(RunError, match="holds nothing of a run"):
+            read(folder)
+
+
+def test_a_folder_that_is_not_there_or_is_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "run.json").mkdir()
+    assert not any(is_run(tmp_path / name) for name in ("none", "file", "."))

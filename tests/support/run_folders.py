@@ -12,12 +12,12 @@ from mlx_ft.evaluate.gates import judge, judgements_json
 from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.recipe.gates import Gate
+from mlx_ft.recipe.names import COLUMNS
 from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import seal
 from mlx_ft.system.files import write_json
 
 CATEGORIES = ("check", "navigate", "read", "refactor", "search", "multi_step")
-COLUMNS = ("base", "adapter", "fused", "quantized")
 CREATED = 1_760_000_000.0
 TOKEN = "hf_" + "PlantedFakeTokenOfTheTest1234567"
 HOSTILE = (

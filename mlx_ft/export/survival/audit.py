@@ -26,9 +26,9 @@ from mlx_ft.export.layerwise_models import lane_of_fused
 from mlx_ft.export.safetensors_writer import flat_rows
 from mlx_ft.export.survival.measures import Floats, LayerAudit, Rows, audit_layer
 from mlx_ft.export.write_weights import Rounding, rounded
+from mlx_ft.recipe.names import FUSED, QUANTIZED
 from mlx_ft.recipe.schema import Q_BITS
 
-FUSED, QUANTIZED = "fused", "quantized"
 # What goes into a layer at this many positions, drawn evenly from the trained ones of held-out
 # rows: 7 MB for the widest layer of a model of 14B parameters.
 INPUT_POSITIONS = 128

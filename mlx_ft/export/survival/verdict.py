@@ -12,8 +12,9 @@ from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.export.bit_widths import Bits
-from mlx_ft.export.survival.audit import FUSED, QUANTIZED, rounded_name
+from mlx_ft.export.survival.audit import rounded_name
 from mlx_ft.export.survival.measures import Change, Divergence, Kept, LayerAudit, model_survival
+from mlx_ft.recipe.names import FUSED, QUANTIZED
 from mlx_ft.recipe.schema import Q_BITS, ExportRecipe
 
 SURVIVAL_FILE = "survival.json"

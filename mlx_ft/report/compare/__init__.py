@@ -1,3 +1,3 @@
 """`mlx-ft compare`: `document.py` holds the runs against each other, `tables.py` and `formats.py`
-write the result.
+write the result in the formats that `names.py` names.
 """

@@ -16,7 +16,8 @@ from typing import Any
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.paired_stats import Rows, compare_logs
 from mlx_ft.recipe.keys import flattened, setting
-from mlx_ft.report.compare.formats import FORMATS
+from mlx_ft.report.compare.formats import WRITERS
+from mlx_ft.report.compare.names import Format
 from mlx_ft.report.tables import ASSUMED
 from mlx_ft.runs.document import is_report, ordered_columns, read_document
 from mlx_ft.runs.listing import disk_bytes
@@ -27,7 +28,7 @@ from mlx_ft.text.quantities import is_number
 SCHEMA = 1
 # Names and places differ between any two runs and explain nothing.
 NOT_COMPARED = ("name",)
-ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html"}
+ENDINGS: Mapping[str, Format] = {".md": "markdown", ".csv": "csv", ".json": "json", ".html": "html"}
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
@@ -279,10 +280,10 @@ def _base_notes(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["the runs start from different base models"] if len(models) > 1 else []
 
 
-def form_of(form: str | None, output: Path | None) -> Callable[[Mapping[str, Any]], str]:
+def form_of(form: Format | None, output: Path | None) -> Callable[[Mapping[str, Any]], str]:
     """Return what writes a comparison in a format, or in that of the output's ending."""
-    ending = ENDINGS.get(output.suffix.lower(), "text") if output is not None else "text"
-    return FORMATS[form or ending]
+    ending: Format = ENDINGS.get(output.suffix.lower(), "text") if output is not None else "text"
+    return WRITERS[form or ending]
 
 
 def write_comparison(output: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mlx_ft.report.compare.names import Format
 from mlx_ft.report.compare.tables import comparison_tables, notes
 from mlx_ft.report.html import environment
 from mlx_ft.report.tables import Cell, Table, setting_text
@@ -156,7 +157,7 @@ def as_html(comparison: Mapping[str, Any]) -> str:
     return page
 
 
-FORMATS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+WRITERS: Mapping[Format, Callable[[Mapping[str, Any]], str]] = {
     "text": as_text,
     "markdown": as_markdown,
     "csv": as_csv,

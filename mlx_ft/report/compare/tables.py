@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_ft.export.survival.words import kept_text, way_name, ways_of
+from mlx_ft.recipe.names import EXPORTED
 from mlx_ft.report.evidence import TONES, said
 from mlx_ft.report.tables import Cell, Row, Table, setting_text, table
 from mlx_ft.runs.document import ordered_columns
@@ -31,7 +32,6 @@ TELLING = (
 TELLING_SHOWN = 3
 NOTHING = "-"
 BASELINE = "baseline"
-EXPORTED = ("fused", "quantized")
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:

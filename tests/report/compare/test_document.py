@@ -12,7 +12,8 @@ import pytest
 
 from mlx_ft.errors import RunError
 from mlx_ft.report.compare.document import compare, form_of, write_comparison
-from mlx_ft.report.compare.formats import FORMATS
+from mlx_ft.report.compare.formats import WRITERS
+from mlx_ft.report.compare.names import FORMATS
 from mlx_ft.system.files import write_json
 from tests.support.experiments import write_experiment
 from tests.support.run_folders import HOSTILE, TOKEN, metrics, survival, write_run
@@ -36,7 +37,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_three_experiments_give_the_table_that_one_would_write_by_hand(
     experiments: list[Path],
 ) -> None:
-    text = FORMATS["markdown"](compare(experiments))
+    text = WRITERS["markdown"](compare(experiments))
     table = [line for line in text.splitlines() if line.startswith("|")][:5]
     assert table == [
         "| run | training rows | epochs | lr\\_schedule name | validation loss | change from "
@@ -67,7 +68,7 @@ def test_scores_are_judged_prompt_by_prompt_against_the_first_run(experiments: l
     assert eleven_won["difference"] == pytest.approx(11 / 27)
     assert 0 < eleven_won["low"] < 11 / 27 < eleven_won["high"] < 1
     assert eleven_won["p_holm"] == pytest.approx(2 * eleven_won["p"])  # two suites were asked
-    text = FORMATS["text"](compare(experiments))
+    text = WRITERS["text"](compare(experiments))
     assert "cannot tell" in text and f"about {one_won['more_prompts']} more would" in text
 
 
@@ -81,7 +82,7 @@ def test_survival_is_told_of_every_run_that_was_audited(
     noise["model"]["ways"]["fused"]["survival"] = None
     (run / "export.tmp").mkdir()
     write_json(run / "export.tmp" / "survival.json", noise)
-    text = FORMATS["markdown"](compare([*experiments[:1], run]))
+    text = WRITERS["markdown"](compare([*experiments[:1], run]))
     rows = [line for line in text.splitlines() if "-bit, gptq" in line]
     assert [row.split(" | ")[1:] for row in rows] == [
         ["100.0 % (float16)", "99.6 % (5-bit, gptq)", "90.0 % |"],
@@ -133,7 +134,7 @@ def test_runs_in_any_state_are_compared_with_what_they_have(
     empty.mkdir()
     write_json(empty / "run.json", {})
     comparison = compare([experiments[0], *others, empty])
-    text = FORMATS[form](comparison)
+    text = WRITERS[form](comparison)
     assert "nan" not in text.lower().split()
     notes = "\n".join(note for run in comparison["runs"] for note in run["notes"])
     assert notes.count("no evaluation") == 4
@@ -150,12 +151,12 @@ def test_hostile_texts_and_a_planted_token_reach_no_format(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     sets = {"data.path": TEXT, "train.optimizer": "=cmd|' /C calc'!A0", "model": TOKEN}
     bad = write_experiment(tmp_path, "bad", sets, 1.0, 10)
-    text = FORMATS[form](compare([experiments[0], bad]))
+    text = WRITERS[form](compare([experiments[0], bad]))
     assert TOKEN not in text
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text
     if form == "html":
         assert "<script" not in text and "onerror=alert(2)>" not in text
-        assert FORMATS[form](compare([experiments[0], bad])) == text
+        assert WRITERS[form](compare([experiments[0], bad])) == text
     if form == "csv":
         assert not any(
             cell.startswith(("=", "@")) for row in csv.reader(io.StringIO(text)) for cell in row
@@ -164,10 +165,14 @@ def test_hostile_texts_and_a_planted_token_reach_no_format(
         assert "<img" not in text.replace("\\<", "")
 
 
+def test_every_format_that_the_command_line_names_is_written() -> None:
+    assert tuple(WRITERS) == FORMATS
+
+
 def test_csv_and_json_hold_the_same_numbers(experiments: list[Path]) -> None:
     comparison = compare(experiments)
-    rows = list(csv.DictReader(io.StringIO(FORMATS["csv"](comparison))))
-    document = json.loads(FORMATS["json"](comparison))
+    rows = list(csv.DictReader(io.StringIO(WRITERS["csv"](comparison))))
+    document = json.loads(WRITERS["json"](comparison))
     for row, run in zip(rows, document["runs"], strict=True):
         assert row["run"] == run["run"]
         assert float(row["loss.validation"]) == run["losses"]["validation"]
@@ -191,10 +196,10 @@ def test_the_output_has_the_format_of_its_ending_and_appears_whole(
     comparison = compare(experiments)
     for ending, form in ((".md", "markdown"), (".html", "html"), (".csv", "csv"), (".log", "text")):
         path = tmp_path / f"c{ending}"
-        assert form_of(None, path) is FORMATS[form]
+        assert form_of(None, path) is WRITERS[form]
         write_comparison(path, form_of(None, path)(comparison))
-        assert path.read_text() == FORMATS[form](comparison)
-    assert form_of("json", tmp_path / "c.md") is FORMATS["json"]
+        assert path.read_text() == WRITERS[form](comparison)
+    assert form_of("json", tmp_path / "c.md") is WRITERS["json"]
     with pytest.raises(RunError, match="cannot be written"):
         write_comparison(tmp_path / "no" / "c.md", "x")
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".html", ".log", ".md"]
