@@ -202,10 +202,10 @@ def scorers() -> str:
     from mlx_ft.evaluate.scorers.registry import SCORERS
 
     rows = []
-    for name, (keys, target, rule) in SCORERS.items():
-        wanted = _keys_of(target)
-        text = " ".join((rule.__doc__ or "").split())
-        rows.append([f"`{name}`", _keys_of(keys, ["name"]), wanted, text])
+    for name, entry in SCORERS.items():
+        text = " ".join((entry.rule.__doc__ or "").split())
+        keys, target = _keys_of(entry.keys, ["name"]), _keys_of(entry.target)
+        rows.append([f"`{name}`", keys, target, text])
     return table(["scorer", "its keys", "target", "rule"], rows)
 
 

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.scorers.instructions import Rules
+from mlx_ft.evaluate.scorers.keys import ScorerKeys
 from mlx_ft.evaluate.scorers.protocol import Given, Scorer
-from mlx_ft.evaluate.scorers.registry import SCORERS, ScorerKeys, target_fault
+from mlx_ft.evaluate.scorers.registry import SCORERS
 from mlx_ft.evaluate.scorers.score import ideal_answer, score
 from mlx_ft.evaluate.scorers.tool_calls import WantedCall, WantedToolCall
 from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
@@ -174,7 +175,7 @@ def _scorer_keys(path: Path, reading: Reading) -> tuple[ScorerKeys | None, list[
         fix = _did_you_mean(str(name), list(SCORERS), f"use one of {', '.join(SCORERS)}")
         where = _where(path, reading, ("scorer", "name"))
         return None, [Fault(where, f"`scorer.name` is {shown(name)}", fix)]
-    keys = SCORERS[name][0]
+    keys = SCORERS[name].keys
     return _checked(keys, config, lambda key: _where(path, reading, key), ("scorer",))
 
 
@@ -219,9 +220,9 @@ def _read_sample(where: str, line: str, scorer: ScorerKeys) -> tuple[Sample | No
     target = value.get("target") if isinstance(value, dict) else None
     if not isinstance(target, dict):
         return None, faults
-    checked, target_faults = _checked(SCORERS[scorer.name][1], target, lambda _: where, ("target",))
+    checked, target_faults = _checked(scorer.target, target, lambda _: where, ("target",))
     faults += target_faults
-    misfit = target_fault(scorer, checked) if checked is not None else None
+    misfit = scorer.target_fault(checked) if checked is not None else None
     if misfit is not None:
         faults.append(Fault(where, misfit, "correct the target, or the scorer's keys"))
     if row is None or faults:

@@ -10,29 +10,17 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlx_ft.evaluate.scorers.keys import Count
+from mlx_ft.evaluate.scorers.keys import Count, ScorerKeys
 from mlx_ft.evaluate.scorers.protocol import Given, Score, Scorer, right, wrong
-from mlx_ft.evaluate.scorers.text import (
-    has_word,
-    plain,
-)
+from mlx_ft.evaluate.scorers.text import has_word, plain
 from mlx_ft.evaluate.suite_keys import Filled
 from mlx_ft.recipe.fields import Section
 from mlx_ft.text.language import LANGUAGES, language_of
 from mlx_ft.text.python_code import open_brackets
-
-
-class InstructionsKeys(Section):
-    """`scorer: {name: instructions}`"""
-
-    name: Literal["instructions"]
-
-    def build(self) -> Scorer:
-        return Instructions()
 
 
 class Rules(Section):
@@ -71,15 +59,18 @@ class InstructionsTarget(Section):
     rules: Rules
 
 
-MAX_OPEN_BRACKETS = 64
-_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=\s|$|[\"')\]])")
-_BULLET = re.compile(r"(?m)^[ \t]*[-*\u2022][ \t]+\S")
-_NUMBERED = re.compile(r"(?m)^[ \t]*\d{1,3}[.)][ \t]+\S")
-_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+class InstructionsKeys(ScorerKeys):
+    """`scorer: {name: instructions}`"""
+
+    name: Literal["instructions"]
+    target = InstructionsTarget
+
+    def build(self) -> Scorer:
+        return Instructions()
 
 
 @dataclass(frozen=True)
-class Instructions:
+class Instructions(Scorer):
     """Rules that a text can be checked for. Target: {"rules": {rule: value, ...}}.
 
     The score is the share of rules that are followed, so 1.0 means all of them. `min_words`,
@@ -90,8 +81,6 @@ class Instructions:
     `json`, `no_commas`, `quoted` (in double quotes) and `title` (a line `# ...` or `<<...>>` at the
     top) are true where they must hold.
     """
-
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         rules: Mapping[str, Any] = target["rules"]
@@ -107,8 +96,12 @@ class Instructions:
         reason = f"{found} ({name}{others})"
         return wrong("instruction", reason, "", 1 - len(broken) / len(rules))
 
-    def ideal(self, target: Mapping[str, Any]) -> str | None:
-        return None
+
+MAX_OPEN_BRACKETS = 64
+_SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f]+(?=\s|$|[\"')\]])")
+_BULLET = re.compile(r"(?m)^[ \t]*[-*\u2022][ \t]+\S")
+_NUMBERED = re.compile(r"(?m)^[ \t]*\d{1,3}[.)][ \t]+\S")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
 def sentences_in(text: str) -> int:

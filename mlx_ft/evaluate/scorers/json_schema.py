@@ -1,213 +1,417 @@
-"""The part of JSON Schema that says what a structured answer must look like.
+"""JSON Schema checks (draft 2020-12), by the jsonschema package.
 
-Does: check a schema before it is used (an unknown keyword is a fault, not a wish), and name every
-place where a value breaks it. Does not: follow references, or load anything.
-Keywords: type, properties, required, additionalProperties, items, enum, const, minimum, maximum,
-exclusiveMinimum, exclusiveMaximum, multipleOf, minLength, maxLength, pattern, minItems, maxItems,
-uniqueItems, anyOf, allOf, and title, description, default, examples, which say nothing.
+Does: refuse a schema that would not be kept in full (an unknown keyword is a fault, not a wish),
+and name every place where a value breaks a schema. Does not: load anything. A reference leads to
+another place of the same schema, so nothing is fetched, from a disk or a network.
+
+The value is a model's and may be anything. Its check ends, because:
+- a pattern is searched with a limit on its time (`mlx_ft/text/timed_regex.py`);
+- a schema whose references go round in a circle, without entering the value, is refused;
+- a value nested deeper than MAX_DEPTH_OF_VALUE is not checked, so that references that follow it
+  down stay within Python's stack;
+- a reference is followed once for each part of the value, however many ways lead there, and
+  MAX_REFERENCES is the last for one value.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import Any
+from urllib.parse import unquote
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+from referencing import Registry
 
 from mlx_ft.text.timed_regex import TooSlow, pattern_fault, search
 
-MAX_DEPTH = 20
-MAX_FAULTS = 20
-SAYS_NOTHING = ("title", "description", "default", "examples", "$schema", "$id", "$comment")
-TYPES = ("string", "integer", "number", "boolean", "array", "object", "null")
+MAX_DEPTH_OF_SCHEMA = 20
+MAX_DEPTH_OF_VALUE = 64
+MAX_VIOLATIONS = 20
+MAX_REFERENCES = 50_000
+# A search that was given up counts as so many references: the third ends the check.
+SLOW_SEARCH = MAX_REFERENCES // 2
+
+# Keywords that hold schemas: one, a list, or a mapping of names to them.
+_ONE_SCHEMA = ("items", "additionalProperties", "propertyNames", "contains")
+_ONE_SCHEMA_IN_PLACE = ("not", "if", "then", "else")
+_LIST_IN_PLACE = ("anyOf", "allOf", "oneOf")
+_LIST = ("prefixItems", *_LIST_IN_PLACE)
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+# Schemas under these are about the same value as the schema around them.
+_IN_PLACE = (*_ONE_SCHEMA_IN_PLACE, *_LIST_IN_PLACE, "dependentSchemas")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
-_LISTS = ("anyOf", "allOf")
+_AT_THE_TOP = ("$id", "$schema")
+_SAYS_NOTHING = (
+    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
+    # OpenAPI's, which pydantic writes beside a oneOf.
+    *("$comment", "discriminator"),
+)
+KEYWORDS = (
+    *(*_ONE_SCHEMA, *_ONE_SCHEMA_IN_PLACE, *_LIST, *_NAMED, *_NUMBERS),
+    *("type", "enum", "const", "pattern", "required", "dependentRequired", "uniqueItems", "$ref"),
+    *("minLength", "maxLength", "minItems", "maxItems", "minContains", "maxContains"),
+    *("minProperties", "maxProperties", *_AT_THE_TOP, *_SAYS_NOTHING),
+)
+# A place in a schema: the keys and numbers that lead to it.
+Place = tuple[str, ...]
+_TOO_DEEP = "nested too deeply"
 
 
-def schema_faults(schema: Any, at: str = "schema", depth: int = 0) -> Iterator[str]:
-    """Yield what is wrong with a schema, each with its place in it."""
+def schema_faults(schema: Any) -> Iterator[str]:
+    """Yield the faults of a schema, each with its place in it."""
+    places = dict(_schemas_in(schema, (), MAX_DEPTH_OF_SCHEMA))
+    if _TOO_DEEP in places.values():
+        place = next(place for place, each in places.items() if each is _TOO_DEEP)
+        yield f"{_dotted(place)} is nested too deeply"
+        return
+    faults: dict[Place, str] = {}
+    for place, each in places.items():
+        for key, fault in _own_faults(each, at_the_top=not place):
+            faults.setdefault((*place, *key), fault)
+    for error in Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema):
+        place = tuple(map(str, error.absolute_path))
+        faults.setdefault(place, f"is {error.instance!r:.60}")
+    if not faults:
+        faults = dict(_reference_faults(places))
+    yield from (f"{_dotted(place)} {fault}" for place, fault in faults.items())
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(("schema", *place))
+
+
+def _schemas_in(schema: Any, place: Place, levels: int) -> Iterator[tuple[Place, Any]]:
+    """Yield a schema and those within it; below `levels`, _TOO_DEEP in their place."""
+    yield place, schema if levels >= 0 else _TOO_DEEP
+    if isinstance(schema, Mapping) and levels >= 0:
+        for key, inner in _within(schema):
+            yield from _schemas_in(inner, (*place, *key), levels - 1)
+
+
+def _within(schema: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
+    """Yield the schemas directly within one, each with the keys that lead to it."""
+    for key, value in schema.items():
+        if key in (*_ONE_SCHEMA, *_ONE_SCHEMA_IN_PLACE):
+            yield (key,), value
+        elif key in _LIST and isinstance(value, list):
+            yield from (((key, str(number)), inner) for number, inner in enumerate(value))
+        elif key in _NAMED and isinstance(value, Mapping):
+            yield from (((key, str(name)), inner) for name, inner in value.items())
+
+
+def _own_faults(schema: Any, *, at_the_top: bool) -> Iterator[tuple[Place, str]]:
+    """Yield what the draft allows and would not be kept here, or not come to an end."""
     if isinstance(schema, bool):
         return
-    if not isinstance(schema, Mapping) or depth > MAX_DEPTH:
-        yield f"{at} is no schema" if depth <= MAX_DEPTH else f"{at} is nested too deeply"
+    if not isinstance(schema, Mapping):
+        yield (), "is no schema"
         return
     for key, value in schema.items():
-        here = f"{at}.{key}"
-        if key == "type":
-            given = value if isinstance(value, list) else [value]
-            yield from (f"{here} is {each!r}" for each in given if each not in TYPES)
-        elif key == "properties":
-            if not isinstance(value, Mapping):
-                yield f"{here} is no mapping of names to schemas"
-                continue
-            for name, inner in value.items():
-                yield from schema_faults(inner, f"{here}.{name}", depth + 1)
-        elif key in ("items", "additionalProperties"):
-            yield from schema_faults(value, here, depth + 1)
-        elif key in _LISTS:
-            if not isinstance(value, list) or not value:
-                yield f"{here} is no list of schemas"
-                continue
-            for number, inner in enumerate(value):
-                yield from schema_faults(inner, f"{here}.{number}", depth + 1)
-        elif not _is_right_keyword(key, value):
-            known = key in KEYWORDS
-            yield f"{here} is {value!r:.60}" if known else f"{here} is not a keyword known here"
-        elif key == "pattern" and (fault := pattern_fault(value)) is not None:
-            yield f"{here} is no regular expression ({fault})"
+        if key not in KEYWORDS:
+            yield (key,), "is not a keyword known here"
+        elif key in _AT_THE_TOP and not at_the_top:
+            yield (key,), "is known only at the top of a schema"
+        elif (key in _NUMBERS and not _is_number(value)) or (key == "enum" and value == []):
+            yield (key,), f"is {value!r:.60}"
+        patterns = {"pattern": [value], "patternProperties": value}.get(key, ())
+        for pattern in patterns if isinstance(patterns, list | Mapping) else ():
+            if isinstance(pattern, str) and (fault := pattern_fault(pattern)) is not None:
+                where = (key,) if key == "pattern" else (key, pattern)
+                yield where, f"is no regular expression ({fault})"
 
 
-def _is_right_keyword(key: str, value: Any) -> bool:
-    if key in _NUMBERS:
-        positive = key != "multipleOf" or (_is_number(value) and value > 0)
-        return _is_number(value) and positive
-    if key in _COUNTS:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if key == "required":
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    if key == "enum":
-        return isinstance(value, list) and bool(value)
-    if key == "uniqueItems":
-        return isinstance(value, bool)
-    return key in ("const", *SAYS_NOTHING) or (key == "pattern" and isinstance(value, str))
+def _reference_faults(places: Mapping[Place, Any]) -> Iterator[tuple[Place, str]]:
+    """Yield references that lead out of the schema, to no schema in it, or round in a circle."""
+    same_value: dict[Place, list[Place]] = {}
+    for place, schema in places.items():
+        if not isinstance(schema, Mapping):
+            continue
+        inner = [(*place, *key) for key, _ in _within(schema) if key[0] in _IN_PLACE]
+        if "$ref" in schema:
+            reference = schema["$ref"]
+            target = _target(reference)
+            if target is None:
+                yield (*place, "$ref"), f"is {reference!r:.60}, which is not in this schema"
+            elif target not in places:
+                yield (*place, "$ref"), f"is {reference!r:.60}, where there is no schema"
+            else:
+                inner.append(target)
+        same_value[place] = inner
+    try:
+        TopologicalSorter(same_value).prepare()
+    except CycleError as error:
+        yield error.args[1][0], "refers to itself without going into the value"
 
 
-KEYWORDS = (
-    *("type", "properties", "required", "additionalProperties", "items", "enum", "const"),
-    *(*_NUMBERS, *_COUNTS, *_LISTS, *SAYS_NOTHING),
-    *("pattern", "uniqueItems"),
-)
+def _target(reference: str) -> Place | None:
+    """Return the place that a reference such as `#/$defs/Item` names; None: in another document."""
+    if not reference.startswith("#/"):
+        return () if reference == "#" else None
+    parts = unquote(reference[2:]).split("/")
+    return tuple(part.replace("~1", "/").replace("~0", "~") for part in parts)
 
 
-def violations(value: Any, schema: Any, at: str = "") -> list[str]:
+class _TooMuchWork(Exception):
+    """The check of a value was given up."""
+
+
+@dataclass
+class _Work:
+    """State of the check of one value.
+
+    left: how many more references may be followed
+    followed: (reference, id of a part of the value) -> its violations, at most MAX_VIOLATIONS
+    """
+
+    left: int = MAX_REFERENCES
+    followed: dict[tuple[str, int], list[ValidationError]] = field(default_factory=dict)
+
+    def spend(self, references: int) -> None:
+        """Count references; raises _TooMuchWork beyond the last."""
+        self.left -= references
+        if self.left < 0:
+            raise _TooMuchWork
+
+
+# Of the value that is being checked: jsonschema hands the functions below nothing of ours.
+_work: ContextVar[_Work] = ContextVar("_work")
+
+
+def violations(value: Any, schema: Any) -> list[str]:
     """Return where a JSON value breaks a schema that has no faults, at most 20 places."""
-    found = []
-    for each in _violations(value, schema, at or "the answer", 0):
-        found.append(each)
-        if len(found) == MAX_FAULTS:
-            break
+    if _is_deeper_than(MAX_DEPTH_OF_VALUE, value):
+        return ["the answer is nested too deeply"]
+    if isinstance(schema, Mapping):
+        # With them, jsonschema would take its own validator of that draft in place of this one.
+        schema = {key: each for key, each in schema.items() if key not in _AT_THE_TOP}
+    found: list[str] = []
+    _work.set(_Work())
+    try:
+        errors = _Validator(schema, registry=Registry()).iter_errors(value)
+        for error in islice(errors, MAX_VIOLATIONS):
+            found.append(f"{_place_in_answer(error)} {_words(error)}")
+    except _TooMuchWork:
+        found.append("the answer takes too long to check")
+    except RecursionError:
+        # Only where a schema has long chains of references at every level of a deep value.
+        found.append("the answer is nested too deeply")
     return found
 
 
-def _violations(value: Any, schema: Any, at: str, depth: int) -> Iterator[str]:
-    if schema is True:
-        return
-    if schema is False:
-        yield f"{at} should not be there"
-        return
-    if depth > MAX_DEPTH:
-        yield f"{at} is nested too deeply"
-        return
-    wanted = schema.get("type")
-    if wanted is not None and not any(
-        is_of_type(value, each) for each in (wanted if isinstance(wanted, list) else [wanted])
-    ):
-        yield f"{at} is no {' or '.join(wanted) if isinstance(wanted, list) else wanted}"
-        return
-    if "enum" in schema and not any(same_json(value, each) for each in schema["enum"]):
-        yield f"{at} is none of the {len(schema['enum'])} values allowed"
-    if "const" in schema and not same_json(value, schema["const"]):
-        yield f"{at} is not {json.dumps(schema['const'])}"
-    for check in (_of_number, _of_text):
-        yield from (f"{at} {fault}" for fault in check(value, schema))
-    yield from _of_array(value, schema, at, depth)
-    yield from _of_object(value, schema, at, depth)
-    for inner in schema.get("allOf", ()):
-        yield from _violations(value, inner, at, depth + 1)
-    options = schema.get("anyOf")
-    if options and all(next(_violations(value, o, at, depth + 1), None) for o in options):
-        yield f"{at} is none of the {len(options)} forms allowed"
+def _is_deeper_than(most: int, value: Any) -> bool:
+    """Return whether lists and objects of a value are nested more than `most` levels deep."""
+    level = [value]  # all parts that are so many levels deep
+    for _ in range(most):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
 
 
-def _of_number(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
-    if not _is_number(value):
-        return
-    limits: Sequence[tuple[str, Callable[[float, float], bool], str]] = (
-        ("minimum", lambda a, b: a >= b, "is below"),
-        ("maximum", lambda a, b: a <= b, "is above"),
-        ("exclusiveMinimum", lambda a, b: a > b, "is not above"),
-        ("exclusiveMaximum", lambda a, b: a < b, "is not below"),
-    )
-    for key, holds, words in limits:
-        if key in schema and not holds(value, schema[key]):
-            yield f"{words} {schema[key]}"
-    step = schema.get("multipleOf")
-    if step is not None and not math.isclose(value / step, round(value / step), abs_tol=1e-9):
-        yield f"is no multiple of {step}"
+def _place_in_answer(error: ValidationError) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    return "the answer" + "".join(parts)
 
 
-def _of_text(value: Any, schema: Mapping[str, Any]) -> Iterator[str]:
+# Words for keywords with one limit; those that are not here have a message of their own.
+_WORDS: Mapping[str, str] = {
+    "minimum": "is below {limit}",
+    "maximum": "is above {limit}",
+    "exclusiveMinimum": "is not above {limit}",
+    "exclusiveMaximum": "is not below {limit}",
+    "minLength": "has {size} characters",
+    "maxLength": "has {size} characters",
+    "minItems": "has {size} items",
+    "maxItems": "has {size} items",
+    "items": "has {size} items",
+    "minProperties": "has {size} fields",
+    "maxProperties": "has {size} fields",
+    "minContains": "has too few items of the form wanted",
+    "maxContains": "has too many items of the form wanted",
+    "contains": "has no item of the form wanted",
+    "not": "is of a form that is not allowed",
+    "dependentRequired": "has a field without another that belongs to it",
+    "enum": "is none of the {count} values allowed",
+    "anyOf": "is none of the {count} forms allowed",
+}
+
+
+def _words(error: ValidationError) -> str:
+    """Return what is wrong with a value, in the words of this package."""
+    keyword: Any = error.validator
+    limit: Any = error.validator_value
+    value: Any = error.instance
+    if keyword is None:  # the schema `false`
+        return "should not be there"
+    if keyword == "type":
+        return f"is no {' or '.join(limit) if isinstance(limit, list) else limit}"
+    if keyword == "const":
+        return f"is not {json.dumps(limit)}"
+    if keyword == "oneOf":
+        several = "none" if error.context else "more than one"
+        return f"is {several} of the {len(limit)} forms allowed"
+    count = len(limit) if isinstance(limit, list) else 0
+    size = len(value) if isinstance(value, str | list | dict) else 0
+    words = _WORDS.get(str(keyword), "{message}")
+    return words.format(limit=limit, count=count, size=size, message=error.message)
+
+
+def _found(pattern: str, text: str) -> bool:
+    """Return whether a pattern is found; raises TooSlow."""
+    try:
+        return search(pattern, text, dot_all=False) is not None
+    except TooSlow:
+        _work.get().spend(SLOW_SEARCH)
+        raise
+
+
+def _reference(
+    validator: Any, reference: str, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    work = _work.get()
+    found = work.followed.get((reference, id(value)))
+    if found is None:
+        work.spend(1)
+        errors = Draft202012Validator.VALIDATORS["$ref"](validator, reference, value, schema)
+        found = list(islice(errors, MAX_VIOLATIONS))
+        work.followed[reference, id(value)] = found
+    # Copies: each gets the path of one way that leads here.
+    yield from (ValidationError.create_from(error) for error in found)
+
+
+def _pattern(
+    validator: Any, pattern: str, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
     if not isinstance(value, str):
         return
-    if len(value) < schema.get("minLength", 0):
-        yield f"has {len(value)} characters"
-    if len(value) > schema.get("maxLength", len(value)):
-        yield f"has {len(value)} characters"
-    if "pattern" in schema:
+    try:
+        if not _found(pattern, value):
+            yield ValidationError("does not match its pattern")
+    except TooSlow as error:
+        yield ValidationError(f"could not be matched: {error}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        for pattern, wanted in patterns.items():
+            try:
+                matches = _found(pattern, name)
+            except TooSlow as error:
+                yield ValidationError(f"has a name that could not be matched: {error}")
+                continue
+            if matches:
+                yield from _field(validator, name, inner, wanted)
+
+
+def _additional_properties(
+    validator: Any, wanted: Any, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    for name, inner in value.items() if isinstance(value, dict) else ():
         try:
-            if search(schema["pattern"], value, dot_all=False) is None:
-                yield "does not match its pattern"
-        except TooSlow as error:
-            yield f"could not be matched: {error}"
+            known = name in named or any(_found(pattern, name) for pattern in patterns)
+        except TooSlow:
+            known = True  # a violation already, of patternProperties
+        if not known:
+            yield from _field(validator, name, inner, wanted)
 
 
-def _of_array(value: Any, schema: Mapping[str, Any], at: str, depth: int) -> Iterator[str]:
-    if not isinstance(value, list):
+def _properties(
+    validator: Any, wanted: Mapping[str, Any], value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    for name, inner in wanted.items() if isinstance(value, dict) else ():
+        if name in value:
+            yield from _field(validator, name, value[name], inner)
+
+
+def _field(validator: Any, name: str, value: Any, wanted: Any) -> Iterator[ValidationError]:
+    """Check one field of an object; where it is forbidden, the package would not name it."""
+    if wanted is False:
+        yield ValidationError("should not be there", path=[name])
+    else:
+        yield from validator.descend(value, wanted, path=name)
+
+
+def _required(
+    validator: Any, names: Sequence[str], value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if isinstance(value, dict):
+        yield from (ValidationError(f"has no {name}") for name in names if name not in value)
+
+
+def _multiple_of(
+    validator: Any, step: float, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    """Forgive a billionth: in binary, 0.3 is no exact multiple of 0.1."""
+    if not _is_number(value):
         return
-    if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
-        yield f"{at} has {len(value)} items"
-    if schema.get("uniqueItems"):
-        texts = [json.dumps(each, sort_keys=True) for each in value]
-        if len(set(texts)) < len(texts):
-            yield f"{at} has an item twice"
-    if "items" in schema:
-        for number, each in enumerate(value):
-            yield from _violations(each, schema["items"], f"{at}[{number}]", depth + 1)
+    count = value / step
+    if math.isfinite(count):
+        whole = math.isclose(count, round(count), abs_tol=1e-9)
+    else:
+        whole = (Fraction(value) / Fraction(step)).denominator == 1
+    if not whole:
+        yield ValidationError(f"is no multiple of {step}")
 
 
-def _of_object(value: Any, schema: Mapping[str, Any], at: str, depth: int) -> Iterator[str]:
-    if not isinstance(value, dict):
-        return
-    properties = schema.get("properties", {})
-    for name in schema.get("required", ()):
-        if name not in value:
-            yield f"{at} has no {name}"
-    for name, each in value.items():
-        if name in properties:
-            yield from _violations(each, properties[name], f"{at}.{name}", depth + 1)
-        elif "additionalProperties" in schema:
-            yield from _violations(each, schema["additionalProperties"], f"{at}.{name}", depth + 1)
+def _unique_items(
+    validator: Any, wanted: bool, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    """Compare through a set, where the package may compare every item with every other."""
+    if wanted and isinstance(value, list) and len({_identity(each) for each in value}) < len(value):
+        yield ValidationError("has an item twice")
 
 
-def is_of_type(value: Any, name: str) -> bool:
-    """Return whether a JSON value has one of the TYPES; 3.0 is an integer, true is no number."""
+def _identity(value: Any) -> Any:
+    """Return an equal, hashable thing for equal JSON values: 1 is 1.0, but not true."""
     if isinstance(value, bool):
-        return name == "boolean"
-    if name in ("integer", "number"):
-        return _is_number(value) and (name == "number" or float(value).is_integer())
-    kinds: Mapping[str, type] = {
-        "string": str,
-        "array": list,
-        "object": dict,
-        "null": type(None),
-        "boolean": bool,
-    }
-    return isinstance(value, kinds[name])
-
-
-def same_json(one: Any, other: Any) -> bool:
-    """Return whether two JSON values are equal, where 1 is 1.0 but not true."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_json, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same_json(one[k], other[k]) for k in one)
-    return bool(one == other)
+        return ("boolean", value)
+    if isinstance(value, list):
+        return ("array", *map(_identity, value))
+    if isinstance(value, dict):
+        return ("object", frozenset((name, _identity(each)) for name, each in value.items()))
+    return value
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether a value is a number to compute with: no boolean, finite, below 1e300."""
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) < 10**300
     return isinstance(value, float) and math.isfinite(value)
+
+
+_Validator: Any = extend(  # type: ignore[no-untyped-call]  # its stub has no annotations
+    Draft202012Validator,
+    validators={
+        "$ref": _reference,
+        "pattern": _pattern,
+        "properties": _properties,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+        "required": _required,
+        "multipleOf": _multiple_of,
+        "uniqueItems": _unique_items,
+    },
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "number": lambda _, value: _is_number(value),
+            "integer": lambda _, value: _is_number(value) and float(value).is_integer(),
+        }
+    ),
+)

@@ -1,10 +1,13 @@
-"""What every scorer is given and gives back. Does not: judge anything."""
+"""Score, Scorer: what a scorer is given and what it returns.
+
+Does not: judge anything.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 MAX_TEXT_CHARACTERS = 32_768
 FAILURES = (
@@ -44,9 +47,12 @@ FAILURES = (
 
 @dataclass(frozen=True)
 class Score:
-    """A value from 0 to 1, the `answer` understood, the `reason`, and the `failure` kind.
+    """Result of judging one answer.
 
-    `failure` is one of FAILURES, or None exactly when the value is 1.
+    value: from 0 to 1
+    answer: the part of the text that was understood as the answer
+    reason: why the value is what it is, in words
+    failure: one of FAILURES; None exactly when the value is 1
     """
 
     value: float
@@ -62,11 +68,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Given:
-    """What is known of an answer besides its text, for the scorers that need it.
+    """Facts about an answer besides its text, for the scorers that need them.
 
-    `raw` is the text with its control tokens (None: there are none), `tools` the tools that the
-    prompt declared, as JSON schemas, and `reference_loss` the mean loss, in nats a token, of the
-    target's reference after the prompt, its stop token included (None: it was not measured).
+    raw: the text with its control tokens (None: there are none)
+    tools: the tools that the prompt declared, as JSON schemas
+    reference_loss: mean loss of the target's reference after the prompt, its stop token included
+        (nats a token; None: it was not measured)
     """
 
     raw: str | None = None
@@ -77,10 +84,13 @@ class Given:
 class Scorer(Protocol):
     """A scorer: its configuration, and a pure function from a text and its target to a Score.
 
-    `leaves_no_room` says that a text with the full score cannot loop, by the rule itself.
+    leaves_no_room: a text with the full score cannot loop, by the rule itself
+    reads: what the rule looks at: the `text`, the text with its control tokens (`raw`), or
+        `nothing` but the model's own probabilities
     """
 
-    leaves_no_room: ClassVar[bool]
+    leaves_no_room: ClassVar[bool] = False
+    reads: ClassVar[Literal["text", "raw", "nothing"]] = "text"
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         """Return the score of any text that is not empty and has at most 32,768 characters."""
@@ -88,11 +98,15 @@ class Scorer(Protocol):
 
     def ideal(self, target: Mapping[str, Any]) -> str | None:
         """Return a text that scores 1.0, or None where the target does not spell one."""
-        ...
+        return None
+
+    def reference(self, target: Mapping[str, Any]) -> str | None:
+        """Return the text whose loss the rule needs (`Given.reference_loss`), or None."""
+        return None
 
 
 def wrong(failure: str, reason: str, answer: str = "", value: float = 0.0) -> Score:
-    """Return the score of an answer that is not right."""
+    """Return a score below 1, with its kind of failure."""
     return Score(value, answer, reason, failure)
 
 

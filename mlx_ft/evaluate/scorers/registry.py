@@ -1,149 +1,58 @@
-"""The keys that each scorer may have in a suite, and which targets belong to it: the closed list.
+"""The closed list of scorers: name -> keys and rule. The keys name the class of the target.
 
-Does: declare them, with the checks within one value, and build the scorers (`keys.py` has
-the targets' keys). Does not: read files or judge answers.
+A new scorer is added in two places. Its file (`text.py`, `structured.py`, or a new one) gets three
+classes that stand together: `XTarget`, a Section with the keys of a sample's target; `XKeys`, a
+ScorerKeys with the keys of the suite, `build` and, where needed, `target_fault`; and `X`, a Scorer
+whose docstring is the rule as the README prints it. SCORERS below gets one entry. Reading suites,
+any_of and all_of, and the table in the README follow from it.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from mlx_ft.evaluate.scorers.instructions import Instructions, InstructionsKeys, InstructionsTarget
-from mlx_ft.evaluate.scorers.keys import SeveralTarget
+from mlx_ft.evaluate.scorers import combined, instructions, structured, text, tool_calls
+from mlx_ft.evaluate.scorers.keys import ScorerKeys
 from mlx_ft.evaluate.scorers.protocol import Scorer
-from mlx_ft.evaluate.scorers.score import AllOf, AnyOf
-from mlx_ft.evaluate.scorers.structured import Json, JsonKeys, JsonTarget
-from mlx_ft.evaluate.scorers.text import (
-    Choice,
-    ChoiceKeys,
-    ChoiceTarget,
-    Contains,
-    ContainsKeys,
-    ContainsTarget,
-    Exact,
-    ExactKeys,
-    ExactTarget,
-    Numeric,
-    NumericKeys,
-    NumericTarget,
-    Perplexity,
-    PerplexityKeys,
-    PerplexityTarget,
-    Regex,
-    RegexKeys,
-    RegexTarget,
-    Similarity,
-    SimilarityKeys,
-    SimilarityTarget,
-    Talk,
-    TalkKeys,
-    TalkTarget,
-)
-from mlx_ft.evaluate.scorers.tool_calls import (
-    ToolCall,
-    ToolCallKeys,
-    ToolCallTarget,
-    WrappedCall,
-    WrappedCallKeys,
-    WrappedCallTarget,
-)
 from mlx_ft.recipe.fields import Section
-from mlx_ft.recipe.strict_yaml import key_path
 
 
-class AnyOfKeys(Section):
-    """`scorer: {name: any_of, scorers: [...]}`"""
+class Entry(NamedTuple):
+    """One scorer of the list: the class of its keys, and the class that judges."""
 
-    name: Literal["any_of"]
-    scorers: list[ScorerKeys] = Field(min_length=2, max_length=8)
+    keys: type[ScorerKeys]
+    rule: type[Scorer]
 
-    def build(self) -> Scorer:
-        return AnyOf(tuple(each.build() for each in self.scorers))
-
-
-class AllOfKeys(Section):
-    """`scorer: {name: all_of, scorers: [...]}`"""
-
-    name: Literal["all_of"]
-    scorers: list[ScorerKeys] = Field(min_length=2, max_length=8)
-
-    def build(self) -> Scorer:
-        return AllOf(tuple(each.build() for each in self.scorers))
+    @property
+    def target(self) -> type[Section]:
+        """The class that reads a sample's target."""
+        return self.keys.target
 
 
-ScorerKeys = Annotated[
-    WrappedCallKeys
-    | ToolCallKeys
-    | JsonKeys
-    | InstructionsKeys
-    | TalkKeys
-    | ExactKeys
-    | ContainsKeys
-    | RegexKeys
-    | NumericKeys
-    | ChoiceKeys
-    | SimilarityKeys
-    | PerplexityKeys
-    | AnyOfKeys
-    | AllOfKeys,
-    Field(discriminator="name"),
-]
-SCORERS: dict[str, tuple[type[Any], type[Section], type[Any]]] = {
-    "wrapped_call": (WrappedCallKeys, WrappedCallTarget, WrappedCall),
-    "tool_call": (ToolCallKeys, ToolCallTarget, ToolCall),
-    "json": (JsonKeys, JsonTarget, Json),
-    "instructions": (InstructionsKeys, InstructionsTarget, Instructions),
-    "talk": (TalkKeys, TalkTarget, Talk),
-    "exact": (ExactKeys, ExactTarget, Exact),
-    "contains": (ContainsKeys, ContainsTarget, Contains),
-    "regex": (RegexKeys, RegexTarget, Regex),
-    "numeric": (NumericKeys, NumericTarget, Numeric),
-    "choice": (ChoiceKeys, ChoiceTarget, Choice),
-    "similarity": (SimilarityKeys, SimilarityTarget, Similarity),
-    "perplexity": (PerplexityKeys, PerplexityTarget, Perplexity),
-    "any_of": (AnyOfKeys, SeveralTarget, AnyOf),
-    "all_of": (AllOfKeys, SeveralTarget, AllOf),
+SCORERS: Mapping[str, Entry] = {
+    "wrapped_call": Entry(tool_calls.WrappedCallKeys, tool_calls.WrappedCall),
+    "tool_call": Entry(tool_calls.ToolCallKeys, tool_calls.ToolCall),
+    "json": Entry(structured.JsonKeys, structured.Json),
+    "instructions": Entry(instructions.InstructionsKeys, instructions.Instructions),
+    "talk": Entry(text.TalkKeys, text.Talk),
+    "exact": Entry(text.ExactKeys, text.Exact),
+    "contains": Entry(text.ContainsKeys, text.Contains),
+    "regex": Entry(text.RegexKeys, text.Regex),
+    "numeric": Entry(text.NumericKeys, text.Numeric),
+    "choice": Entry(text.ChoiceKeys, text.Choice),
+    "similarity": Entry(text.SimilarityKeys, text.Similarity),
+    "perplexity": Entry(text.PerplexityKeys, text.Perplexity),
+    "any_of": Entry(combined.AnyOfKeys, combined.AnyOf),
+    "all_of": Entry(combined.AllOfKeys, combined.AllOf),
 }
-
-
-def target_fault(scorer: Any, target: Section) -> str | None:
-    """Return what is wrong with a target under this scorer although its keys are right, or None."""
-    if isinstance(target, ChoiceTarget) and isinstance(scorer, ChoiceKeys):
-        known = target.choice in scorer.choices
-        return None if known else f"{target.choice!r} is not one of {', '.join(scorer.choices)}"
-    if isinstance(target, WrappedCallTarget) and isinstance(scorer, WrappedCallKeys):
-        return _wrapped_call_fault(scorer, target)
-    if isinstance(target, JsonTarget) and isinstance(scorer, JsonKeys):
-        empty = target.value is None and scorer.form is None
-        return "there is neither a value nor a schema to compare with" if empty else None
-    if isinstance(target, SeveralTarget):
-        return _several_fault(scorer, target)
-    return None
-
-
-def _wrapped_call_fault(scorer: WrappedCallKeys, target: WrappedCallTarget) -> str | None:
-    for call in target.calls:
-        if call.name not in scorer.tools:
-            return f"target calls {call.name}, which is not one of the scorer's tools"
-        unknown = [name for name in call.arguments if name not in scorer.tools[call.name]]
-        if unknown:
-            return f"target gives {call.name} the argument {unknown[0]}, which it does not have"
-    return None
-
-
-def _several_fault(scorer: Any, target: SeveralTarget) -> str | None:
-    if len(target.of) != len(scorer.scorers):
-        return f"{len(target.of)} targets for {len(scorer.scorers)} scorers"
-    for number, (inner, given) in enumerate(zip(scorer.scorers, target.of, strict=True)):
-        try:
-            checked = SCORERS[inner.name][1].model_validate(given)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(key_path(("of", number, *first["loc"])))
-            return f"target.{key}: {first['msg']}"
-        fault = target_fault(inner, checked)
-        if fault is not None:
-            return f"target.of.{number}: {fault}"
-    return None
+# The type of an item of any_of and all_of: the keys of any scorer here, chosen by `name`.
+_one_of_them: Any = functools.reduce(operator.or_, (entry.keys for entry in SCORERS.values()))
+for _keys in (combined.AnyOfKeys, combined.AllOfKeys):
+    _keys.model_rebuild(
+        _types_namespace={"ListedKeys": Annotated[_one_of_them, Field(discriminator="name")]}
+    )

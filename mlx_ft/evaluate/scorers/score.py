@@ -1,67 +1,19 @@
-"""Judge one answer: a value from 0 to 1, what was understood, why, and which kind of wrong it is.
+"""Score one answer: a value from 0 to 1, what was understood, why, and the kind of failure.
 
-Does: pure functions from (scorer, text, target) to a Score; what goes for every scorer, and those
-that combine others. The rule of each is its docstring (`text.py`, `tool_calls.py`,
-`structured.py`, `instructions.py`). Does not: generate, read files, execute code, or import MLX.
-Text is a model's and may be anything.
+Does: the checks that come before and after every scorer's own rule. Does not: generate, read
+files, execute code, or import MLX. The text is a model's and may be anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from mlx_ft.evaluate.scorers.protocol import MAX_TEXT_CHARACTERS, Given, Score, Scorer, wrong
-from mlx_ft.evaluate.scorers.text import Perplexity
-from mlx_ft.evaluate.scorers.tool_calls import ToolCall
 from mlx_ft.evaluate.signs import THINKING_TAGS
 from mlx_ft.text.repetition import degenerate_reason
 
 NOTHING_MORE = Given()
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """The best of several scorers. Target: {"of": [...]}, one target for each, in their order."""
-
-    scorers: tuple[Scorer, ...]
-    leaves_no_room: ClassVar[bool] = False
-
-    def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
-        return max(_judged(self.scorers, text, target, given), key=lambda each: each.value)
-
-    def ideal(self, target: Mapping[str, Any]) -> str | None:
-        spelled = (s.ideal(t) for s, t in zip(self.scorers, target["of"], strict=True))
-        return next((text for text in spelled if text is not None), None)
-
-
-@dataclass(frozen=True)
-class AllOf:
-    """The worst of several scorers. Target: {"of": [...]}, one target for each, in their order."""
-
-    scorers: tuple[Scorer, ...]
-    leaves_no_room: ClassVar[bool] = False
-
-    def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
-        return min(_judged(self.scorers, text, target, given), key=lambda each: each.value)
-
-    def ideal(self, target: Mapping[str, Any]) -> str | None:
-        pairs = list(zip(self.scorers, target["of"], strict=True))
-        spelled = [text for s, t in pairs if (text := s.ideal(t)) is not None]
-        whole = (
-            text for text in spelled if all(s.judge(text, t, _SURE).value == 1 for s, t in pairs)
-        )
-        return next(whole, None)
-
-
-_SURE = Given(reference_loss=0.0)
-
-
-def _judged(
-    scorers: Sequence[Scorer], text: str, target: Mapping[str, Any], given: Given
-) -> list[Score]:
-    return [s.judge(text, t, given) for s, t in zip(scorers, target["of"], strict=True)]
 
 
 def score(
@@ -71,17 +23,18 @@ def score(
     ids: Sequence[int] | None = None,
     given: Given = NOTHING_MORE,
 ) -> Score:
-    """Judge `text` against `target` by the scorer's rule.
+    """Judge `text` against `target` by the scorer's rule. Never raises, for any text.
 
-    `ids` are the text's token ids where they are known; they only help to tell a loop. Never raises
-    for any text. Before the rule: nothing but space is `empty`, a thinking tag `thinking_leak`,
-    over 32,768 characters `too_large`; after it, an answer that loops is a `loop`, unless it is
-    exactly what was wanted. A scorer of the model's own probabilities looks at no text.
+    ids: the text's token ids where they are known; they only help to recognise a loop
+
+    Before the rule: only white space is `empty`, a thinking tag is `thinking_leak`, over 32,768
+    characters is `too_large`. After the rule: an answer that loops is a `loop`, unless it is
+    exactly the answer wanted. A scorer that reads `nothing` is asked without these checks.
     """
-    if isinstance(scorer, Perplexity):
+    if scorer.reads == "nothing":
         return scorer.judge(text, target, given)
     # A call may consist of control tokens only, which the text leaves out.
-    marks_count = isinstance(scorer, ToolCall | AnyOf | AllOf) and given.raw is not None
+    marks_count = scorer.reads == "raw" and given.raw is not None
     said = (given.raw or "") if marks_count else text
     if not said.strip():
         return wrong("empty", "nothing was said")
@@ -105,9 +58,4 @@ def ideal_answer(scorer: Scorer, target: Mapping[str, Any]) -> str | None:
 
 def reference_of(scorer: Scorer, target: Mapping[str, Any]) -> str | None:
     """Return the text whose loss the scorer has to be given (`Given.reference_loss`), or None."""
-    if isinstance(scorer, Perplexity):
-        return str(target["reference"])
-    if isinstance(scorer, AnyOf | AllOf):
-        found = (reference_of(s, t) for s, t in zip(scorer.scorers, target["of"], strict=True))
-        return next((text for text in found if text is not None), None)
-    return None
+    return scorer.reference(target)

@@ -1,4 +1,8 @@
-"""The scorer of structured answers: is it JSON, has it the form wanted, are its fields right?"""
+"""json: target, keys and rule together.
+
+Does: say whether an answer is JSON, keeps its schema, and has the right fields.
+Does not: raise, for any text.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +10,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlx_ft.evaluate.scorers.json_schema import same_json, schema_faults, violations
+from mlx_ft.evaluate.scorers.keys import ScorerKeys, Size
 from mlx_ft.evaluate.scorers.protocol import Given, Score, Scorer, right, wrong
-from mlx_ft.evaluate.scorers.text import (
-    Size,
-)
 from mlx_ft.evaluate.suite_keys import Filled
 from mlx_ft.recipe.fields import Section
 from mlx_ft.text.python_code import open_brackets
-
-
-class JsonKeys(Section):
-    """`scorer: {name: json, ...}`"""
-
-    name: Literal["json"]
-    form: dict[str, Any] | None = Field(None, alias="schema")
-    ignore: list[Filled] = Field(default_factory=list)
-    tolerance: Size = 0.0
-    ignore_case: bool = False
-
-    @model_validator(mode="after")
-    def _known_keywords(self) -> JsonKeys:
-        faults = list(schema_faults(self.form)) if self.form is not None else []
-        if faults:
-            raise ValueError("; ".join(faults[:5]))
-        return self
-
-    def build(self) -> Scorer:
-        return Json(self.form, tuple(self.ignore), self.tolerance, self.ignore_case)
 
 
 class JsonTarget(Section):
@@ -46,14 +27,38 @@ class JsonTarget(Section):
     value: dict[str, Any] | list[Any] | None = None
 
 
-MAX_OPEN_BRACKETS = 64
-MAX_STARTS = 48
-_FENCE = re.compile(r"\A\s*```\w*[ \t]*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
-_START = re.compile(r"[\[{]")
+class JsonKeys(ScorerKeys):
+    """`scorer: {name: json, ...}`"""
+
+    name: Literal["json"]
+    target = JsonTarget
+    form: dict[str, Any] | None = Field(None, alias="schema")
+    ignore: list[Filled] = Field(default_factory=list)
+    tolerance: Size = 0.0
+    ignore_case: bool = False
+
+    @model_validator(mode="after")
+    def _known_keywords(self) -> JsonKeys:
+        if self.form is None:
+            return self
+        # Deferred: it loads jsonschema, which a suite without a schema has no use for.
+        from mlx_ft.evaluate.scorers.json_schema import schema_faults
+
+        faults = list(schema_faults(self.form))
+        if faults:
+            raise ValueError("; ".join(faults[:5]))
+        return self
+
+    def build(self) -> Scorer:
+        return Json(self.form, tuple(self.ignore), self.tolerance, self.ignore_case)
+
+    def target_fault(self, target: JsonTarget) -> str | None:
+        empty = target.value is None and self.form is None
+        return "there is neither a value nor a schema to compare with" if empty else None
 
 
 @dataclass(frozen=True)
-class Json:
+class Json(Scorer):
     """A JSON answer. Target: {"value": {...}}, or {} where only the form counts.
 
     The score is the share of fields that are right, a field being every value in the target that is
@@ -68,14 +73,13 @@ class Json:
     ignore: tuple[str, ...] = ()
     tolerance: float = 0.0
     ignore_case: bool = False
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         value, alone = _read(text)
         if value is None:
             return wrong("not_json", "no JSON object or array in it")
         answer = json.dumps(value, ensure_ascii=False)
-        broken = violations(value, self.schema) if self.schema is not None else []
+        broken = self._violations(value)
         share, difference = 1.0, None
         if target.get("value") is not None:
             share, difference = self._share(value, target["value"])
@@ -92,6 +96,13 @@ class Json:
     def ideal(self, target: Mapping[str, Any]) -> str | None:
         value = target.get("value")
         return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def _violations(self, value: Any) -> list[str]:
+        if self.schema is None:
+            return []
+        from mlx_ft.evaluate.scorers.json_schema import violations
+
+        return violations(value, self.schema)
 
     def _share(self, found: Any, wanted: Any) -> tuple[float, tuple[str, str] | None]:
         """Return the share of fields that are right, and (failure, reason) of the first wrong."""
@@ -129,6 +140,23 @@ class Json:
         if all(isinstance(each, int | float) and not isinstance(each, bool) for each in both):
             return bool(one == other or abs(one - other) <= self.tolerance)
         return same_json(one, other)
+
+
+MAX_OPEN_BRACKETS = 64
+MAX_STARTS = 48
+_FENCE = re.compile(r"\A\s*```\w*[ \t]*\n(.*?)\n?\s*```\s*\Z", re.DOTALL)
+_START = re.compile(r"[\[{]")
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal, where 1 is 1.0 but not true."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(one[k], other[k]) for k in one)
+    return bool(one == other)
 
 
 def _read(text: str) -> tuple[Any, bool]:

@@ -1,6 +1,6 @@
-"""Scorers of words: talk, exact, contains, regex, numeric, choice, similarity, perplexity.
+"""talk, exact, contains, regex, numeric, choice, similarity, perplexity: target, keys, rule.
 
-Each class is a scorer and its docstring the rule. Pure functions; no text makes them raise.
+Does: pure functions from a text and a target to a Score. Does not: raise, for any text.
 """
 
 from __future__ import annotations
@@ -10,98 +10,25 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mlx_ft.evaluate.scorers.keys import Number
+from mlx_ft.evaluate.scorers.keys import Number, ScorerKeys, Size
 from mlx_ft.evaluate.scorers.protocol import Given, Score, Scorer, right, wrong
 from mlx_ft.evaluate.suite_keys import Filled
 from mlx_ft.recipe.fields import Section
 from mlx_ft.text.timed_regex import TooSlow, pattern_fault, search
 
-Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+def plain(text: str) -> str:
+    """Return text for comparing words: lower case, one kind of apostrophe, single spaces."""
+    return " ".join(text.lower().replace("\u2019", "'").split())
 
 
-class TalkKeys(Section):
-    """`scorer: {name: talk, ...}`"""
-
-    name: Literal["talk"]
-    forbid: list[Filled] = Field(default_factory=list)
-
-    def build(self) -> Scorer:
-        return Talk(tuple(self.forbid))
-
-
-class ExactKeys(Section):
-    """`scorer: {name: exact, ...}`"""
-
-    name: Literal["exact"]
-    ignore_case: bool = False
-
-    def build(self) -> Scorer:
-        return Exact(self.ignore_case)
-
-
-class ContainsKeys(Section):
-    """`scorer: {name: contains, ...}`"""
-
-    name: Literal["contains"]
-    ignore_case: bool = True
-
-    def build(self) -> Scorer:
-        return Contains(self.ignore_case)
-
-
-class RegexKeys(Section):
-    """`scorer: {name: regex, ...}`"""
-
-    name: Literal["regex"]
-    ignore_case: bool = False
-
-    def build(self) -> Scorer:
-        return Regex(self.ignore_case)
-
-
-class NumericKeys(Section):
-    """`scorer: {name: numeric, ...}`"""
-
-    name: Literal["numeric"]
-    tolerance: Size = 0.0
-    relative_tolerance: Size = 0.0
-    take: Literal["last", "first", "only"] = "last"
-
-    def build(self) -> Scorer:
-        return Numeric(self.tolerance, self.relative_tolerance, self.take)
-
-
-class ChoiceKeys(Section):
-    """`scorer: {name: choice, ...}`"""
-
-    name: Literal["choice"]
-    choices: list[Filled] = Field(min_length=2)
-
-    def build(self) -> Scorer:
-        return Choice(tuple(self.choices))
-
-
-class SimilarityKeys(Section):
-    """`scorer: {name: similarity, ...}`"""
-
-    name: Literal["similarity"]
-    full_at: float = Field(1.0, gt=0, le=1)
-
-    def build(self) -> Scorer:
-        return Similarity(self.full_at)
-
-
-class PerplexityKeys(Section):
-    """`scorer: {name: perplexity}`"""
-
-    name: Literal["perplexity"]
-
-    def build(self) -> Scorer:
-        return Perplexity()
+def has_word(words: str, phrase: str) -> bool:
+    """Return whether a phrase stands, as whole words, in what `plain` returned."""
+    return re.search(rf"(?<!\w){re.escape(plain(phrase))}(?!\w)", words) is not None
 
 
 class TalkTarget(Section):
@@ -118,82 +45,19 @@ class TalkTarget(Section):
         return self
 
 
-class ExactTarget(Section):
-    """Target of exact."""
+class TalkKeys(ScorerKeys):
+    """`scorer: {name: talk, ...}`"""
 
-    text: Filled
+    name: Literal["talk"]
+    target = TalkTarget
+    forbid: list[Filled] = Field(default_factory=list)
 
-
-class ContainsTarget(Section):
-    """Target of contains."""
-
-    any_of: list[Filled] = Field(default_factory=list)
-    all_of: list[Filled] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _something(self) -> ContainsTarget:
-        if not self.any_of and not self.all_of:
-            raise ValueError("any_of and all_of are both empty")
-        return self
-
-
-class RegexTarget(Section):
-    """Target of regex."""
-
-    pattern: Filled
-
-    @model_validator(mode="after")
-    def _compiles(self) -> RegexTarget:
-        fault = pattern_fault(self.pattern)
-        if fault is not None:
-            raise ValueError(f"the pattern is no regular expression ({fault})")
-        return self
-
-
-class NumericTarget(Section):
-    """Target of numeric."""
-
-    number: Number
-
-
-class ChoiceTarget(Section):
-    """Target of choice."""
-
-    choice: Filled
-
-
-class SimilarityTarget(Section):
-    """Target of similarity."""
-
-    references: list[Filled] = Field(min_length=1)
-
-
-class PerplexityTarget(Section):
-    """Target of perplexity."""
-
-    reference: Filled
-    max_perplexity: float = Field(ge=1, allow_inf_nan=False)
-
-
-# Before a number no letter, digit or point; thousands in groups of three after a comma.
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3})?"
-)
-MAX_CHRF_CHARACTERS = 8_192
-
-
-def plain(text: str) -> str:
-    """Return text for comparing words: lower case, one kind of apostrophe, single spaces."""
-    return " ".join(text.lower().replace("\u2019", "'").split())
-
-
-def has_word(words: str, phrase: str) -> bool:
-    """Return whether a phrase stands, as whole words, in what `plain` returned."""
-    return re.search(rf"(?<!\w){re.escape(plain(phrase))}(?!\w)", words) is not None
+    def build(self) -> Scorer:
+        return Talk(tuple(self.forbid))
 
 
 @dataclass(frozen=True)
-class Talk:
+class Talk(Scorer):
     """Ordinary talk. Target: {"any_of": [...], "min_words": 1, "max_words": 120}, all optional.
 
     1.0: the text contains one of `any_of` as whole words (any text when there are none; case, kind
@@ -202,7 +66,6 @@ class Talk:
     """
 
     forbid: tuple[str, ...] = ()
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         words = plain(text)
@@ -226,12 +89,29 @@ class Talk:
         return " ".join([*(f"w{number}" for number in range(missing)), word])
 
 
+class ExactTarget(Section):
+    """Target of exact."""
+
+    text: Filled
+
+
+class ExactKeys(ScorerKeys):
+    """`scorer: {name: exact, ...}`"""
+
+    name: Literal["exact"]
+    target = ExactTarget
+    ignore_case: bool = False
+
+    def build(self) -> Scorer:
+        return Exact(self.ignore_case)
+
+
 @dataclass(frozen=True)
-class Exact:
+class Exact(Scorer):
     """1.0 when the text is the target's {"text"}, outer white space aside."""
 
     ignore_case: bool = False
-    leaves_no_room: ClassVar[bool] = True
+    leaves_no_room = True
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         answer, wanted = text.strip(), target["text"].strip()
@@ -244,12 +124,35 @@ class Exact:
         return str(target["text"])
 
 
+class ContainsTarget(Section):
+    """Target of contains."""
+
+    any_of: list[Filled] = Field(default_factory=list)
+    all_of: list[Filled] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _something(self) -> ContainsTarget:
+        if not self.any_of and not self.all_of:
+            raise ValueError("any_of and all_of are both empty")
+        return self
+
+
+class ContainsKeys(ScorerKeys):
+    """`scorer: {name: contains, ...}`"""
+
+    name: Literal["contains"]
+    target = ContainsTarget
+    ignore_case: bool = True
+
+    def build(self) -> Scorer:
+        return Contains(self.ignore_case)
+
+
 @dataclass(frozen=True)
-class Contains:
+class Contains(Scorer):
     """1.0 when the text has all of {"all_of"} and one of {"any_of"} (where given) in it."""
 
     ignore_case: bool = True
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         folded = text.lower() if self.ignore_case else text
@@ -270,15 +173,38 @@ class Contains:
         return "\n".join([*target.get("all_of", []), *target.get("any_of", [])[:1]])
 
 
+class RegexTarget(Section):
+    """Target of regex."""
+
+    pattern: Filled
+
+    @model_validator(mode="after")
+    def _compiles(self) -> RegexTarget:
+        fault = pattern_fault(self.pattern)
+        if fault is not None:
+            raise ValueError(f"the pattern is no regular expression ({fault})")
+        return self
+
+
+class RegexKeys(ScorerKeys):
+    """`scorer: {name: regex, ...}`"""
+
+    name: Literal["regex"]
+    target = RegexTarget
+    ignore_case: bool = False
+
+    def build(self) -> Scorer:
+        return Regex(self.ignore_case)
+
+
 @dataclass(frozen=True)
-class Regex:
+class Regex(Scorer):
     """1.0 when the target's {"pattern"} is found in the text (Python's syntax, `.` spans lines).
 
     A search that takes over a second is given up: 0.0, too_slow.
     """
 
     ignore_case: bool = False
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         try:
@@ -289,12 +215,28 @@ class Regex:
             return wrong("wrong_answer", "the pattern is not in it")
         return right(match.group(), "the pattern is in it")
 
-    def ideal(self, target: Mapping[str, Any]) -> str | None:
-        return None
+
+class NumericTarget(Section):
+    """Target of numeric."""
+
+    number: Number
+
+
+class NumericKeys(ScorerKeys):
+    """`scorer: {name: numeric, ...}`"""
+
+    name: Literal["numeric"]
+    target = NumericTarget
+    tolerance: Size = 0.0
+    relative_tolerance: Size = 0.0
+    take: Literal["last", "first", "only"] = "last"
+
+    def build(self) -> Scorer:
+        return Numeric(self.tolerance, self.relative_tolerance, self.take)
 
 
 @dataclass(frozen=True)
-class Numeric:
+class Numeric(Scorer):
     """A number. Target: {"number"}. 1.0 when the answer's number is within `tolerance` of it, or
     within `relative_tolerance` times its size.
 
@@ -305,7 +247,6 @@ class Numeric:
     tolerance: float = 0.0
     relative_tolerance: float = 0.0
     take: Literal["last", "first", "only"] = "last"
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         numbers = numbers_in(text)
@@ -323,6 +264,12 @@ class Numeric:
         return repr(target["number"])
 
 
+# Before a number no letter, digit or point; thousands in groups of three after a comma.
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3})?"
+)
+
+
 def numbers_in(text: str) -> list[float]:
     """Return the finite numbers in a text, in their order."""
     found = (match.group() for match in _NUMBER.finditer(text))
@@ -330,8 +277,29 @@ def numbers_in(text: str) -> list[float]:
     return [value for value in map(float, plainly) if math.isfinite(value)]
 
 
+class ChoiceTarget(Section):
+    """Target of choice."""
+
+    choice: Filled
+
+
+class ChoiceKeys(ScorerKeys):
+    """`scorer: {name: choice, ...}`"""
+
+    name: Literal["choice"]
+    target = ChoiceTarget
+    choices: list[Filled] = Field(min_length=2)
+
+    def build(self) -> Scorer:
+        return Choice(tuple(self.choices))
+
+    def target_fault(self, target: ChoiceTarget) -> str | None:
+        known = target.choice in self.choices
+        return None if known else f"{target.choice!r} is not one of {', '.join(self.choices)}"
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(Scorer):
     """One of `choices`, such as A, B, C, D. Target: {"choice"}.
 
     The answer is the choice that the text is, begins with (followed by a mark or a line's end), or
@@ -339,7 +307,6 @@ class Choice:
     """
 
     choices: tuple[str, ...]
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         answer, named = _chosen(self.choices, text.strip())
@@ -363,8 +330,25 @@ def _chosen(choices: Sequence[str], text: str) -> tuple[str | None, list[str]]:
     return (named[0] if len(named) == 1 else None), named
 
 
+class SimilarityTarget(Section):
+    """Target of similarity."""
+
+    references: list[Filled] = Field(min_length=1)
+
+
+class SimilarityKeys(ScorerKeys):
+    """`scorer: {name: similarity, ...}`"""
+
+    name: Literal["similarity"]
+    target = SimilarityTarget
+    full_at: float = Field(1.0, gt=0, le=1)
+
+    def build(self) -> Scorer:
+        return Similarity(self.full_at)
+
+
 @dataclass(frozen=True)
-class Similarity:
+class Similarity(Scorer):
     """Likeness to a text. Target: {"references": [...]}, the best of which counts.
 
     chrF, the F-score of shared runs of 1 to 6 characters without white space, recall counting twice
@@ -372,7 +356,6 @@ class Similarity:
     """
 
     full_at: float = 1.0
-    leaves_no_room: ClassVar[bool] = False
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         best = max(chrf(text, reference) for reference in target["references"])
@@ -382,6 +365,9 @@ class Similarity:
 
     def ideal(self, target: Mapping[str, Any]) -> str | None:
         return str(target["references"][0])
+
+
+MAX_CHRF_CHARACTERS = 8_192
 
 
 def chrf(text: str, reference: str, longest: int = 6, beta: float = 2.0) -> float:
@@ -407,8 +393,25 @@ def chrf(text: str, reference: str, longest: int = 6, beta: float = 2.0) -> floa
     return min(1.0, (1 + beta**2) * precision * recall / (beta**2 * precision + recall))
 
 
+class PerplexityTarget(Section):
+    """Target of perplexity."""
+
+    reference: Filled
+    max_perplexity: float = Field(ge=1, allow_inf_nan=False)
+
+
+class PerplexityKeys(ScorerKeys):
+    """`scorer: {name: perplexity}`"""
+
+    name: Literal["perplexity"]
+    target = PerplexityTarget
+
+    def build(self) -> Scorer:
+        return Perplexity()
+
+
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Scorer):
     """How well the model expects a right answer, whatever it says itself.
 
     Target: {"reference", "max_perplexity"}. 1.0 when the perplexity of the reference after the
@@ -416,10 +419,13 @@ class Perplexity:
     perplexity.
     """
 
-    leaves_no_room: ClassVar[bool] = True
+    leaves_no_room = True
+    reads = "nothing"
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
-        assert given.reference_loss is not None, "whoever asks has to measure the reference"
+        assert given.reference_loss is not None, (
+            "the loss of the reference has to be measured first"
+        )
         loss = given.reference_loss
         perplexity = math.exp(min(loss, 700.0)) if not math.isnan(loss) else math.inf
         limit = float(target["max_perplexity"])
@@ -429,4 +435,7 @@ class Perplexity:
         return wrong("unlikely", reason, "", min(limit / perplexity, math.nextafter(1, 0)))
 
     def ideal(self, target: Mapping[str, Any]) -> str | None:
+        return str(target["reference"])
+
+    def reference(self, target: Mapping[str, Any]) -> str | None:
         return str(target["reference"])

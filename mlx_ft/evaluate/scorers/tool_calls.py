@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ from mlx_ft.evaluate.scorers.call_parsing import (
     wrapped_calls,
     written,
 )
-from mlx_ft.evaluate.scorers.keys import Constant, Identifier
+from mlx_ft.evaluate.scorers.keys import Constant, Identifier, ScorerKeys
 from mlx_ft.evaluate.scorers.protocol import Given, Score, Scorer, right, wrong
 from mlx_ft.evaluate.scorers.tool_formats import (
     FoundCall,
@@ -37,34 +37,7 @@ from mlx_ft.evaluate.scorers.tool_formats import (
 from mlx_ft.evaluate.suite_keys import Filled
 from mlx_ft.recipe.fields import Section
 
-
-class WrappedCallKeys(Section):
-    """`scorer: {name: wrapped_call, ...}`"""
-
-    name: Literal["wrapped_call"]
-    wrapper: Identifier
-    tools: dict[Identifier, list[Identifier]] = Field(min_length=1)
-
-    def build(self) -> Scorer:
-        return WrappedCall(self.wrapper, {k: tuple(v) for k, v in self.tools.items()})
-
-
-class ToolCallKeys(Section):
-    """`scorer: {name: tool_call, ...}`"""
-
-    name: Literal["tool_call"]
-    format: str = "auto"
-    order: Literal["any", "given"] = "any"
-    loose_strings: bool = False
-
-    @model_validator(mode="after")
-    def _known_format(self) -> ToolCallKeys:
-        if self.format not in format_names():
-            raise ValueError(f"format is none of {', '.join(format_names())}")
-        return self
-
-    def build(self) -> Scorer:
-        return ToolCall(self.format, self.order, self.loose_strings)
+Difference = tuple[str, str]
 
 
 class WantedCall(Section):
@@ -80,43 +53,29 @@ class WrappedCallTarget(Section):
     calls: list[WantedCall] = Field(min_length=1)
 
 
-class WantedToolCall(Section):
-    """One call of a tool_call target."""
+class WrappedCallKeys(ScorerKeys):
+    """`scorer: {name: wrapped_call, ...}`"""
 
-    name: Filled
-    arguments: dict[str, Any]
-    accepted: dict[str, list[Any]] = Field(default_factory=dict)
-    optional: list[str] = Field(default_factory=list)
+    name: Literal["wrapped_call"]
+    target = WrappedCallTarget
+    wrapper: Identifier
+    tools: dict[Identifier, list[Identifier]] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _known_arguments(self) -> WantedToolCall:
-        unknown = [n for n in (*self.accepted, *self.optional) if n not in self.arguments]
-        if unknown:
-            raise ValueError(f"{unknown[0]} is not one of its arguments")
-        return self
+    def build(self) -> Scorer:
+        return WrappedCall(self.wrapper, {k: tuple(v) for k, v in self.tools.items()})
 
-
-class ToolCallTarget(Section):
-    """Target of tool_call."""
-
-    calls: list[WantedToolCall]
-
-
-Difference = tuple[str, str]
-_IGNORED_MARKS = re.compile(r"[\s,./\-_*^]")
-JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
+    def target_fault(self, target: WrappedCallTarget) -> str | None:
+        for call in target.calls:
+            if call.name not in self.tools:
+                return f"target calls {call.name}, which is not one of the scorer's tools"
+            unknown = [name for name in call.arguments if name not in self.tools[call.name]]
+            if unknown:
+                return f"target gives {call.name} the argument {unknown[0]}, which it does not have"
+        return None
 
 
 @dataclass(frozen=True)
-class WrappedCall:
+class WrappedCall(Scorer):
     """Calls to `tools` (name -> parameter names), made through `wrapper("...")`.
 
     Target: {"calls": [{"name", "arguments": {}}]}, in the order wanted.
@@ -135,7 +94,7 @@ class WrappedCall:
 
     wrapper: str
     tools: Mapping[str, tuple[str, ...]]
-    leaves_no_room: ClassVar[bool] = True
+    leaves_no_room = True
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         wanted = [Call(call["name"], call["arguments"]) for call in target["calls"]]
@@ -209,8 +168,49 @@ def _call_difference(got: Call, want: Call) -> Difference:
     return "wrong_argument", f"{name} is {found}, not {wanted}"
 
 
+class WantedToolCall(Section):
+    """One call of a tool_call target."""
+
+    name: Filled
+    arguments: dict[str, Any]
+    accepted: dict[str, list[Any]] = Field(default_factory=dict)
+    optional: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _known_arguments(self) -> WantedToolCall:
+        unknown = [n for n in (*self.accepted, *self.optional) if n not in self.arguments]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not one of its arguments")
+        return self
+
+
+class ToolCallTarget(Section):
+    """Target of tool_call."""
+
+    calls: list[WantedToolCall]
+
+
+class ToolCallKeys(ScorerKeys):
+    """`scorer: {name: tool_call, ...}`"""
+
+    name: Literal["tool_call"]
+    target = ToolCallTarget
+    format: str = "auto"
+    order: Literal["any", "given"] = "any"
+    loose_strings: bool = False
+
+    @model_validator(mode="after")
+    def _known_format(self) -> ToolCallKeys:
+        if self.format not in format_names():
+            raise ValueError(f"format is none of {', '.join(format_names())}")
+        return self
+
+    def build(self) -> Scorer:
+        return ToolCall(self.format, self.order, self.loose_strings)
+
+
 @dataclass(frozen=True)
-class ToolCall:
+class ToolCall(Scorer):
     """Calls to the tools that the prompt declares, in a model's own format.
 
     Target: {"calls": [{"name", "arguments": {}, "accepted": {}, "optional": []}]}: `accepted` gives
@@ -228,7 +228,7 @@ class ToolCall:
     format: str = "auto"
     order: Literal["any", "given"] = "any"
     loose_strings: bool = False
-    leaves_no_room: ClassVar[bool] = False
+    reads = "raw"
 
     def judge(self, text: str, target: Mapping[str, Any], given: Given) -> Score:
         marked = text if given.raw is None else given.raw
@@ -325,8 +325,22 @@ class ToolCall:
         return one is None and other is None
 
 
+_IGNORED_MARKS = re.compile(r"[\s,./\-_*^]")
+
+
 def _loose(text: str) -> str:
     return _IGNORED_MARKS.sub("", text).lower().replace("'", '"')
+
+
+JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
 
 
 def _types_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

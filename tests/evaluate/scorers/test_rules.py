@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_ft.evaluate.scorers.combined import AllOf, AnyOf
 from mlx_ft.evaluate.scorers.instructions import RULES, Instructions, Rules, sentences_in
 from mlx_ft.evaluate.scorers.json_schema import schema_faults, violations
 from mlx_ft.evaluate.scorers.protocol import Given, Scorer
 from mlx_ft.evaluate.scorers.registry import SCORERS
-from mlx_ft.evaluate.scorers.score import AllOf, AnyOf, ideal_answer, reference_of, score
+from mlx_ft.evaluate.scorers.score import ideal_answer, reference_of, score
 from mlx_ft.evaluate.scorers.structured import Json
 from mlx_ft.evaluate.scorers.text import (
     Exact,
@@ -27,6 +28,7 @@ from mlx_ft.evaluate.scorers.tool_calls import ToolCall
 from mlx_ft.evaluate.scorers.tool_formats import tool_formats
 from mlx_ft.evaluate.signs import signs_of
 from mlx_ft.evaluate.suites import Suite, load_suites
+from mlx_ft.recipe.fields import Section
 from mlx_ft.text.language import language_of
 from mlx_ft.text.timed_regex import TooSlow, search
 from tests.support.paths import EVALS
@@ -79,9 +81,11 @@ def test_every_sample_of_every_suite_can_be_passed_and_not_by_the_answers_of_oth
 
 def test_the_list_of_scorers_is_closed_and_each_has_its_rule_in_words() -> None:
     assert len(SCORERS) == 14
-    for name, (keys, _, rule) in SCORERS.items():
+    for name, entry in SCORERS.items():
+        keys, rule = entry
         assert keys.model_fields["name"].annotation.__args__ == (name,)
-        assert len(rule.__doc__.split()) > 5
+        assert issubclass(entry.target, Section)
+        assert len((rule.__doc__ or "").split()) > 5
 
 
 @pytest.mark.parametrize(

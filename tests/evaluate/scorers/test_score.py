@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_ft.evaluate.scorers.combined import AllOf, AnyOf
 from mlx_ft.evaluate.scorers.instructions import Instructions
 from mlx_ft.evaluate.scorers.protocol import FAILURES, MAX_TEXT_CHARACTERS, Given, Score, Scorer
-from mlx_ft.evaluate.scorers.score import AllOf, AnyOf, score
+from mlx_ft.evaluate.scorers.score import score
 from mlx_ft.evaluate.scorers.structured import Json
 from mlx_ft.evaluate.scorers.text import (
     Choice,
