@@ -89,9 +89,9 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> OpenRun
 
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
-    model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console))
     base = recipe.export.base
-    original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
+    original = attempt(lambda: resolve_model(base, None, console)) if base else None
     start = attempt(lambda: start_sha256(recipe.train.resume_adapter_file))
     faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))

@@ -33,7 +33,7 @@ def prepare_data(job: Job, rows: Mapping[str, FileRows]) -> None:
 
     with writing_stage(job.run, "data") as folder, job.console.progress("rows", 1.0) as line:
         summary = prepare.prepare_data(
-            job.recipe.data, renderer(job), folder, job.console.say, rows, line.update
+            job.recipe.data, renderer(job), folder, job.console, line, rows
         )
         seal(folder, "data", job.inputs["data"], summary.info())
 
@@ -44,5 +44,5 @@ def show_rows(
     """Yield rows of a recipe as they would be trained; no run is begun."""
     from mlx_ft.data.show import shown_rows
 
-    model = resolve_model(recipe.model, recipe.revision, console.say)
+    model = resolve_model(recipe.model, recipe.revision, console)
     yield from shown_rows(recipe.data, renderer_of(recipe, model), split, count, lines)
