@@ -189,9 +189,9 @@ def _evaluate_recipe(
 ) -> None:
     if len(targets) != 1 or server is not None:
         raise click.UsageError("name one recipe, or models with --suite or --tasks")
+    opened = open_recipe(Path(targets[0]), sets, runs_root)
     from mlx_ft.pipeline import run_pipeline
 
-    opened = open_recipe(Path(targets[0]), sets, runs_root)
     run_pipeline(opened, "eval")
     show_result(opened.job.run)
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
-from mlx_ft.evaluate.chat_fingerprint import compare_template
+from mlx_ft.evaluate.chat_fingerprint import compare_template, thinking_faults
 from mlx_ft.evaluate.column import Answer, Column, Question
 from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.sample_log import Row
@@ -288,24 +288,6 @@ def cut_at_stop(text: str, stops: Iterable[str]) -> tuple[str, str | None]:
 def without_thinking(text: str) -> str:
     """Return what follows the last `</think>`; all of it when thinking was never closed."""
     return text.rpartition(THINKING_TAGS[1])[2]
-
-
-def thinking_faults(suites: Sequence[Suite], enable_thinking: bool) -> list[Fault]:
-    """Return a fault for every suite that asks in another thinking mode than this one."""
-
-    def word(mode: bool) -> str:
-        return str(mode).lower()
-
-    return [
-        Fault(
-            f"suite {suite.name}",
-            f"its enable_thinking is {word(suite.enable_thinking)}, but the model was trained and "
-            f"is asked with {word(enable_thinking)}",
-            "make it equal to the recipe's `chat.enable_thinking`",
-        )
-        for suite in suites
-        if suite.enable_thinking != enable_thinking
-    ]
 
 
 def _plan(suite: Suite, column: Column, folder: Path) -> _Plan:

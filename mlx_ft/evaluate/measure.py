@@ -10,13 +10,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
 from mlx_ft.errors import Fault, InputError, Interrupted, RunError
+from mlx_ft.evaluate.column import Column
+from mlx_ft.evaluate.endpoint import Endpoint, server_column
+from mlx_ft.evaluate.harness import evaluate
 from mlx_ft.evaluate.lm_eval import Tasks, require_lm_eval, require_models, run_tasks, task_rows
 from mlx_ft.evaluate.stage import answers_folder, suite_progress
+from mlx_ft.evaluate.suites import Suite, load_suites
 from mlx_ft.evaluate.targets import Target, read_targets
 from mlx_ft.model.chat import ChatFormat
 from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
@@ -25,10 +29,6 @@ from mlx_ft.system.console import Console
 from mlx_ft.system.files import disk_errors_explained, hash_of
 from mlx_ft.system.signals import interruptible
 from mlx_ft.text.safe import printable
-
-if TYPE_CHECKING:
-    from mlx_ft.evaluate.column import Column
-    from mlx_ft.evaluate.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,6 @@ def _ask_suites(
     folder: Path,
     console: Console,
 ) -> dict[str, Any]:
-    from mlx_ft.evaluate.harness import evaluate
-
     with suite_progress(console, suites, len(columns)) as progress:
         results = evaluate(
             suites,
@@ -148,8 +146,6 @@ def _count(columns: Mapping[str, Any]) -> int:
 
 
 def _suites(wanted: Wanted) -> tuple[Suite, ...]:
-    from mlx_ft.evaluate.suites import load_suites
-
     suites = load_suites(list(wanted.suites))
     return tuple(replace(suite, samples=suite.samples[: wanted.limit]) for suite in suites)
 
@@ -183,8 +179,6 @@ def _models(
 
 
 def _server(address: ServerAddress, thinking: bool, concurrency: int) -> Column:
-    from mlx_ft.evaluate.endpoint import Endpoint, server_column
-
     key = None
     if address.key_variable is not None:
         key = os.environ.get(address.key_variable)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.evaluate.local_model import ModelSource, loaded_column, open_loaded
 from mlx_ft.evaluate.stage import answers_folder, suite_progress
+from mlx_ft.evaluate.suites import load_suites
 from mlx_ft.model.chat import ChatFormat, ChatRenderer, RowRefused
 from mlx_ft.model.gguf_support import gguf_fault
 from mlx_ft.model.resolve import ResolvedModel, resolve_model
@@ -44,8 +45,8 @@ def probe(
 
     Raises GateFailed when its answers are degenerate.
     """
+    # It loads scipy, which the preflight stage does not need for `probe_file`.
     from mlx_ft.evaluate.harness import evaluate_column
-    from mlx_ft.evaluate.suites import load_suites
 
     loaded_suites = load_suites(list(suites))
     model = resolve_model(name, revision, console)

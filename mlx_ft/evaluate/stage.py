@@ -10,21 +10,20 @@ import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
+from mlx_ft.evaluate import gates
+from mlx_ft.evaluate.column import Column
 from mlx_ft.evaluate.local_model import ModelSource, local_column
 from mlx_ft.evaluate.sample_log import recover as read_rows
+from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job, manifest_info
 from mlx_ft.model.chat import ChatFormat
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console, Progress
 from mlx_ft.system.files import hash_of, write_json
-
-if TYPE_CHECKING:
-    from mlx_ft.evaluate.column import Column
-    from mlx_ft.evaluate.suites import Suite
 
 
 def answers_folder() -> Path:
@@ -90,8 +89,6 @@ def _keep_answers(finished: Path, folder: Path) -> None:
 
 def _judge(job: Job, suites: Sequence[Suite], results: dict[str, Any], folder: Path) -> None:
     """Judge the results into results.json, and say so; raises GateFailed unless all gates hold."""
-    from mlx_ft.evaluate import gates
-
     scored = results["suites"]
     rows = {
         suite: {column: read_rows(folder / suite / f"{column}.jsonl") for column in columns}
@@ -114,6 +111,7 @@ def ask_suites(
     job: Job, suites: Sequence[Suite], columns: Sequence[str], folder: Path
 ) -> dict[str, Any]:
     """Have all suites answered by these columns into a folder; what is there already is kept."""
+    # It loads scipy, which no other stage needs.
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
 
     with suite_progress(job.console, suites, len(columns)) as progress:

@@ -22,13 +22,13 @@ from mlx_ft.engine.device import configure_backend
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, ModelError
+from mlx_ft.evaluate.chat_fingerprint import thinking_faults
 from mlx_ft.evaluate.column import Answer, Column, OnDone, Question, Respondent
 from mlx_ft.evaluate.harness import (
     ColumnResult,
     cut_at_stop,
     evaluate,
     evaluate_column,
-    thinking_faults,
     without_thinking,
 )
 from mlx_ft.evaluate.local_model import LocalModel
