@@ -9,9 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from mlx_ft.data.rows import FileRows
+from mlx_ft.data.sources import data_inputs
+from mlx_ft.data.stage import read_rows
 from mlx_ft.errors import Fault, InputError, MlxFtError
+from mlx_ft.evaluate.chat_fingerprint import thinking_faults
+from mlx_ft.evaluate.checkpoint_prompts import chooser, evaluated
+from mlx_ft.evaluate.gates import gate_faults
+from mlx_ft.evaluate.suites import Suite, load_suites
 from mlx_ft.job import Job
 from mlx_ft.model.adapter_file import start_sha256
 from mlx_ft.model.resolve import ResolvedModel, resolve_model
@@ -22,10 +29,6 @@ from mlx_ft.report.trackers.adapters import missing_packages
 from mlx_ft.runs.folder import run_folder
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of
-
-if TYPE_CHECKING:
-    from mlx_ft.data.rows import FileRows
-    from mlx_ft.evaluate.suites import Suite
 
 # Raised when a stage would make something else of the same inputs; older folders are then redone.
 STAGE_VERSIONS = {"data": 2, "train": 11, "export": 6, "eval": 3}
@@ -62,8 +65,6 @@ class OpenRun:
     @cached_property
     def rows(self) -> Mapping[str, FileRows]:
         """Split name -> its rows, replayed ones included; read once, for three stages."""
-        from mlx_ft.data.stage import read_rows
-
         return read_rows(self.job)
 
 
@@ -72,11 +73,6 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> OpenRun
 
     Raises one InputError with the faults of all of them.
     """
-    from mlx_ft.data.sources import data_inputs
-    from mlx_ft.evaluate.checkpoint_prompts import chooser, evaluated
-    from mlx_ft.evaluate.harness import thinking_faults
-    from mlx_ft.evaluate.suites import load_suites
-
     recipe = loaded.recipe
     faults: list[Fault] = []
 
@@ -89,9 +85,9 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> OpenRun
 
     sources = attempt(lambda: data_inputs(recipe.data))
     suites = attempt(lambda: load_suites([Path(path) for path in recipe.eval.suites]))
-    model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console.say))
+    model = attempt(lambda: resolve_model(recipe.model, recipe.revision, console))
     base = recipe.export.base
-    original = attempt(lambda: resolve_model(base, None, console.say)) if base else None
+    original = attempt(lambda: resolve_model(base, None, console)) if base else None
     start = attempt(lambda: start_sha256(recipe.train.resume_adapter_file))
     faults += missing_packages(recipe.train.report_to)
     choosing = attempt(lambda: chooser(recipe.train.select))
@@ -118,8 +114,6 @@ def open_run(loaded: LoadedRecipe, runs_root: Path, console: Console) -> OpenRun
 
 def _gate_faults(loaded: LoadedRecipe, suites: Sequence[Suite]) -> list[Fault]:
     """Return a fault for every gate on a suite that the recipe does not measure."""
-    from mlx_ft.evaluate.gates import gate_faults
-
     at = "eval.gates."
     places = {key.removeprefix(at): v for key, v in loaded.origins.items() if key.startswith(at)}
     return gate_faults(loaded.recipe.eval.parsed_gates(), suites, places)

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.model.resolve import ResolvedModel
 from mlx_ft.recipe.load import LoadedRecipe
 from mlx_ft.recipe.schema import Recipe
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.console import Console
-
-if TYPE_CHECKING:
-    from mlx_ft.model.chat import ChatRenderer
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,8 @@ def renderer(job: Job) -> ChatRenderer:
 
 
 def renderer_of(recipe: Recipe, model: ResolvedModel) -> ChatRenderer:
-    from mlx_ft.model.chat import ChatRenderer
-
-    chat = recipe.chat
-    return ChatRenderer.from_folder(
-        model.path, enable_thinking=chat.enable_thinking, date=chat.date
-    )
+    """Return the renderer of a model in a recipe's chat format."""
+    return ChatRenderer.from_folder(model.path, ChatFormat.of(recipe.chat))
 
 
 def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:

@@ -33,8 +33,9 @@ def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def builtin_model() -> Path:
     from mlx_ft.model.builtin import ensure_builtin
+    from mlx_ft.system.console import Console
 
-    return ensure_builtin("smollm2-135m-instruct", REAL_CACHE_HOME, print)
+    return ensure_builtin("smollm2-135m-instruct", REAL_CACHE_HOME, Console())
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from mlx_ft.model.resolve import resolve_model
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.rehearse import miniature_config, miniature_sets, write_miniature
+from mlx_ft.system.console import Console
 from tests.support.models import TINY_CONFIGS, write_random_model, write_tiny_model
 from tests.support.paths import ROOT
 from tests.support.rows import write_rows
@@ -85,8 +86,8 @@ def test_a_miniature_never_grows() -> None:
 @pytest.mark.parametrize("bits", [None, 4])
 def test_a_miniature_is_a_whole_model_folder(tmp_path: Path, bits: int | None) -> None:
     base = write_tiny_model(tmp_path / "base", "qwen3", bits=bits, layers=5)
-    write_miniature(resolve_model(str(base), None, print), tmp_path / "small")
-    small = resolve_model(str(tmp_path / "small"), None, print)
+    write_miniature(resolve_model(str(base), None, Console()), tmp_path / "small")
+    small = resolve_model(str(tmp_path / "small"), None, Console())
     model, config, _ = load_weights(small.path)
     assert len(model.layers) == 2 and ("quantization" in config) == (bits is not None)
     assert model(mx.array([[1, 2, 3]])).shape == (1, 3, 320)
@@ -99,7 +100,7 @@ def test_an_architecture_that_is_not_known_is_a_message(tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"model_type": "nothing_known"}))
     with pytest.raises(ModelError, match="without --miniature"):
-        write_miniature(resolve_model(str(base), None, print), tmp_path / "small")
+        write_miniature(resolve_model(str(base), None, Console()), tmp_path / "small")
 
 
 @pytest.mark.parametrize(("wanted", "layers", "small"), [(16, 28, 1), (-1, 28, -1), (28, 28, -1)])

@@ -47,9 +47,9 @@ def opened_recipe(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: boo
 def advanced(
     recipe: Path, sets: tuple[str, ...], runs_root: Path, until: str, fit: bool = False
 ) -> Job:
-    from mlx_ft.pipeline import run_pipeline
-
     run = opened_recipe(recipe, sets, runs_root, fit)
+    from mlx_ft.pipeline import run_pipeline  # heavy; a recipe that is refused does not need it
+
     run_pipeline(run, until)
     return run.job
 

@@ -20,6 +20,7 @@ from mlx_ft.cli.options import (
     recipe_command,
     show_result,
 )
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
 
 if TYPE_CHECKING:
     from mlx_ft.evaluate.measure import Wanted
@@ -77,9 +78,6 @@ def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     click.echo(f"next     {recipe_command('eval', recipe, sets, runs_root)}")
 
 
-DEFAULT_DATE = "2025-01-01"
-
-
 @click.command("eval")
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @click.option(
@@ -105,7 +103,11 @@ DEFAULT_DATE = "2025-01-01"
 )
 @click.option("--limit", type=click.IntRange(1), help="Prompts of each suite, from its beginning.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Prompts at a time."
+    "--batch-size",
+    type=click.IntRange(1),
+    default=DEFAULT_BATCH_SIZE,
+    show_default=True,
+    help="Prompts at a time.",
 )
 @click.option(
     "--thinking/--no-thinking",
@@ -187,9 +189,9 @@ def _evaluate_recipe(
 ) -> None:
     if len(targets) != 1 or server is not None:
         raise click.UsageError("name one recipe, or models with --suite or --tasks")
+    opened = open_recipe(Path(targets[0]), sets, runs_root)
     from mlx_ft.pipeline import run_pipeline
 
-    opened = open_recipe(Path(targets[0]), sets, runs_root)
     run_pipeline(opened, "eval")
     show_result(opened.job.run)
 

@@ -17,6 +17,7 @@ from difflib import SequenceMatcher
 from typing import Any, Literal
 
 from mlx_ft.data.rows import Row, calls_text, said, said_by_system, texts_of, thinks
+from mlx_ft.system.console import Progress
 from mlx_ft.text.near_duplicates import earlier_twins
 
 Severity = Literal["warn", "fail"]
@@ -346,16 +347,18 @@ RULES: tuple[Rule, ...] = (
 def lint(
     rows: Sequence[Row],
     off: Iterable[str] = (),
-    on_rule: Callable[[float, str], None] = lambda share, name: None,
+    progress: Progress | None = None,
 ) -> list[Hit]:
-    """Return what the rules find, in their order; `off` names rules that are not asked.
+    """Return what the rules find, in their order.
 
-    `on_rule` gets the share of the rules that are done and the name of the next one.
+    off: names of rules that are not applied.
+    progress: shown before each rule; its total is 1.
     """
     silent = set(off)
     hits = []
     for index, rule in enumerate(RULES):
-        on_rule(index / len(RULES), rule.name)
+        if progress is not None:
+            progress.update(index / len(RULES), f"looking for {rule.name}")
         lines = [] if rule.name in silent else rule.find(rows)
         if lines:
             first = tuple(lines[:LISTED_LINES])

@@ -6,7 +6,7 @@ Does not: write a manifest (the pipeline seals the folder), or use test.jsonl.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,9 @@ from mlx_ft.data.tool_calls import check_rows
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
+from mlx_ft.system.console import Console, Progress
 from mlx_ft.system.files import write_json
 from mlx_ft.text.sparklines import sparkline
-
-# (share done, from 0 to 1, what is being done)
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,20 @@ def prepare_data(
     data: DataRecipe,
     renderer: ChatRenderer,
     out: Path,
-    say: Callable[[str], None],
+    console: Console,
+    progress: Progress,
     read: Mapping[str, FileRows] | None = None,
-    progress: Progress = lambda share, doing: None,
 ) -> DataSummary:
     """Write `<split>.safetensors` for both splits and `stats.json` into the folder `out`.
 
-    `read` are the rows of the splits where they have been read already; `say` gets a line for
-    whatever the user should know, `progress` what is being done and how much of it is. Raises
-    DataError with the faults of both files, before anything is written, and RunError when the disk
-    refuses.
+    progress: its total is 1, first for the rows, then again for the rules of the lint.
+    read: the rows of both splits, where they have been read already.
+
+    Raises DataError with the faults of both files, before anything is written, and RunError when
+    the disk refuses.
     """
     for unused in files_of(folder_of(data), "test"):
-        say(f"{unused}: not used, the recipe's suites are the test")
+        console.say(f"{unused}: not used, the recipe's suites are the test")
     read = read_splits(data) if read is None else read
     raise_problems(problem for file in read.values() for problem in file.problems)
     if (api := api_file(data)) is not None:
@@ -79,7 +78,7 @@ def prepare_data(
         for problem in _split_problems(split, read[split], rendered[split])
     )
     counted = {split: _counted(file, rendered[split], renderer) for split, file in read.items()}
-    _say_what_happens(read, rendered, counted, data, say)
+    _say_what_happens(read, rendered, counted, data, console)
     shared = overlap(rendered["train"].tokens, rendered["valid"].tokens)
     stats = {
         "schema": 1,
@@ -87,13 +86,7 @@ def prepare_data(
         "splits": counted,
         "coverage": coverage(rendered["train"].all_lengths, data.max_seq_length),
         **shared,
-        "lint": hits_json(
-            lint(
-                rendered["train"].kept,
-                data.lint_off,
-                lambda share, rule: progress(share, f"looking for {rule}"),
-            )
-        ),
+        "lint": hits_json(lint(rendered["train"].kept, data.lint_off, progress)),
     }
     for split, result in rendered.items():
         tokens = result.tokens
@@ -117,18 +110,26 @@ def _counted(file: FileRows, split: RenderedSplit, renderer: ChatRenderer) -> di
 def _rendered(
     read: Mapping[str, FileRows], renderer: ChatRenderer, data: DataRecipe, progress: Progress
 ) -> dict[str, RenderedSplit]:
+    rendered, done = {}, 0
     total = max(1, sum(len(file.rows) for file in read.values()))
-    done = 0
+    for split, file in read.items():
+        here = _RowProgress(progress, done, total)
+        rendered[split] = render_split(file.path, file.rows, renderer, data, here)
+        done += len(file.rows)
+    return rendered
 
-    def on_row() -> None:
-        nonlocal done
-        progress(done / total, f"{done:,} of {total:,} tokenized")
-        done += 1
 
-    return {
-        split: render_split(file.path, file.rows, renderer, data, on_row)
-        for split, file in read.items()
-    }
+@dataclass(frozen=True)
+class _RowProgress:
+    """Progress of one split, shown as that of all rows, `before` of which are done already."""
+
+    progress: Progress
+    before: int
+    total: int
+
+    def update(self, done: float, text: str = "") -> None:
+        rows = self.before + int(done)
+        self.progress.update(rows / self.total, f"{rows:,} of {self.total:,} tokenized")
 
 
 def _write_statistics(path: Path, stats: Mapping[str, Any]) -> None:
@@ -163,22 +164,22 @@ def _say_what_happens(
     rendered: Mapping[str, RenderedSplit],
     counted: Mapping[str, Mapping[str, Any]],
     data: DataRecipe,
-    say: Callable[[str], None],
+    console: Console,
 ) -> None:
     for split in SPLITS:
         path, result = read[split].path, rendered[split]
-        say(
+        console.say(
             f"{path}: {len(result.tokens):,} rows, {len(result.tokens.ids):,} tokens, "
             f"{int(result.tokens.trained.sum()):,} of them trained"
         )
         lengths, bars = counted[split]["length_quantiles"], counted[split]["histogram"]["counts"]
-        say(
+        console.say(
             f"{path}: tokens a row, 0 {sparkline(bars)} {lengths['max']:,}; half have at most "
             f"{lengths['p50']:,}, 95 % at most {lengths['p95']:,}"
         )
         if result.tokens.weights is not None:
             weights = result.tokens.weights[result.tokens.trained != 0]
-            say(
+            console.say(
                 f"{path}: trained tokens weigh {weights.min():g} to {weights.max():g} in the loss, "
                 f"{weights.mean():.2f} on average"
             )
@@ -187,9 +188,11 @@ def _say_what_happens(
             if gone.lines:
                 lines = ", ".join(str(line) for line in gone.lines[:10])
                 more = ", ..." if len(gone.lines) > 10 else ""
-                say(f"{path}: left out {len(gone.lines):,} rows {gone.why} (line {lines}{more})")
+                console.say(
+                    f"{path}: left out {len(gone.lines):,} rows {gone.why} (line {lines}{more})"
+                )
         if data.mask_prompt and any(row.form == "text" for row in result.kept):
-            say(f"{path}: plain text has no prompt to mask, every token of it is trained")
+            console.say(f"{path}: plain text has no prompt to mask, every token of it is trained")
 
 
 def _summary(stats: Mapping[str, Any], renderer: ChatRenderer) -> DataSummary:

@@ -6,7 +6,7 @@ those that are longer than allowed. Does not: cut a row, call a chat template, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mlx_ft.data.rows import Row
 from mlx_ft.data.tokens import Flags, Ids, TokenizedSplit, Weights, pack_rows
 from mlx_ft.model.chat import ChatRenderer, RenderedRow, RowRefused
 from mlx_ft.recipe.schema import DataRecipe
+from mlx_ft.system.console import Progress
 
 # Tokenized together, so that the tokenizer can use all cores.
 ROWS_AT_A_TIME = 512
@@ -45,10 +46,11 @@ def render_split(
     rows: Sequence[Row],
     renderer: ChatRenderer,
     data: DataRecipe,
-    on_row: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> RenderedSplit:
     """Render the rows of one file; `problems` name those that the renderer or the recipe refuses.
-    `on_row` is called before each row.
+
+    progress: shown before each row; its total is the number of rows.
 
     A row is never cut: one longer than `data.max_seq_length` tokens is left out, or a problem when
     `data.overlong` is refuse.
@@ -61,8 +63,9 @@ def render_split(
     overlong: list[int] = []
     toolless: list[int] = []
     problems: list[Problem] = []
-    for row, rendered in _rendered_rows(rows, renderer, data.mask_prompt):
-        on_row()
+    for done, (row, rendered) in enumerate(_rendered_rows(rows, renderer, data.mask_prompt)):
+        if progress is not None:
+            progress.update(done)
         try:
             ids, trained = _checked(row, rendered, renderer)
             if weighted:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlx_ft.data.rows import FileRows, Row
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.model.resolve import ResolvedModel
 from mlx_ft.recipe.schema import ChatRecipe, Recipe
 from mlx_ft.system.cache import cache_home
@@ -117,9 +118,7 @@ def _ask(
         usable = ended and degenerate_reason(generation.text, generation.ids) is None
         return generation.text.strip() if usable else None
 
-    loaded = load_model(
-        model.path, adapter=None, enable_thinking=chat.enable_thinking, date=chat.date
-    )
+    loaded = load_model(model.path, ChatFormat.of(chat))
     file.parent.mkdir(parents=True, exist_ok=True)
     unasked = [prompt for prompt in replay_prompts() if prompt not in answers]
     with console.progress("asking the base model", wanted) as line:

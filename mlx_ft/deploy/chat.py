@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from mlx_ft.evaluate.local_model import (
-    open_loaded,
-)
-from mlx_ft.evaluate.stage import column_place
+from mlx_ft.evaluate.local_model import open_loaded
+from mlx_ft.evaluate.stage import column_source
 from mlx_ft.job import Job
 
 
@@ -24,7 +22,7 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
     from mlx_ft.text.safe import printable
 
     messages: list[dict[str, str]] = []
-    with open_loaded(column_place(job, column)) as loaded:
+    with open_loaded(column_source(job, column)) as loaded:
         job.console.say(f"{job.run.name}, {column}; an empty line ends it")
         for line in lines:
             if not line.strip():

@@ -18,7 +18,7 @@ from gguf import GGUFReader
 from mlx_ft.deploy.lm_studio import require_name
 from mlx_ft.deploy.ollama_template import go_template, learn_turn_texts, without_first_token
 from mlx_ft.errors import Fault, GateFailed, RunError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.runs.models import RunModels, column_folders, read_run, require_finished
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, replacing
@@ -101,7 +101,7 @@ def install_ollama(run: Path, *, name: str | None, console: Console) -> Iterator
     shown = require_name(name or made.name.lower())
     tokenizer_folder, _ = column_folders(made, "quantized")
     renderer = ChatRenderer.from_folder(
-        tokenizer_folder, enable_thinking=made.enable_thinking, date=made.date
+        tokenizer_folder, ChatFormat(made.enable_thinking, made.date)
     )
     template = template_for(renderer, adds_first_token(gguf))
     if template is None:

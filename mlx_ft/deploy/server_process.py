@@ -27,7 +27,7 @@ from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import MlxFtError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.system.signals import interruptible
 
 PARENT_POLL_SECONDS = 1.0
@@ -44,7 +44,7 @@ def load_as_measured(folder: Path, adapter: Path | None, date: str, lasting: Exi
     """Return (model, tokenizer, config) as mlx-lm's server takes them; `lasting` keeps what makes
     the model fast. Raises ModelError.
     """
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date=date)
+    renderer = ChatRenderer.from_folder(folder, ChatFormat(date=date))
     model, config, _ = load_weights(folder)
     if adapter is not None:
         attach_adapter(model, adapter)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,8 +34,22 @@ LOOK_EVERY_TOKENS = 16
 ONE_AT_A_TIME = frozenset({"gemma2", "phi3small"})
 
 Cache = list[Any]
-# Told of each answer as it ends: number of the prompt, ids without the stop token, and the reason.
-OnEnd = Callable[[int, tuple[int, ...], str], None]
+T = TypeVar("T")
+# Called as each prompt is done: with its number, and what came of it.
+OnDone = Callable[[int, T], None]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The tokens of an answer, and why it ended.
+
+    ids: without the stop token.
+    finish_reason: "stop" (a stop token), "length" (max_tokens reached), or "loop" (the tokens have
+        gone in circles for so long that they would not come out of it; see `text/repetition.py`).
+    """
+
+    ids: tuple[int, ...]
+    finish_reason: str
 
 
 def prompts_together(model: nn.Module, batch_size: int) -> int:
@@ -128,8 +142,8 @@ def _read_length(cache: Cache) -> int:
 
 
 @dataclass
-class _Answer:
-    """An answer that is being generated; `begun` once its prompt's last token was read."""
+class _Request:
+    """A prompt that is being answered; `begun` once its last token was read."""
 
     index: int
     max_tokens: int
@@ -138,9 +152,9 @@ class _Answer:
 
 
 class _Batch:
-    """Answers that are generated together, a token each at a time.
+    """Requests that are answered together, a token each at a time.
 
-    `tokens` are the next ones to be read, as many as `answers`: an answer's newest, or the last of
+    `tokens` are the next ones to be read, as many as `requests`: an answer's newest, or the last of
     its prompt. On a GPU the step after them is begun before they are looked at, so that it never
     waits for Python; on a CPU that would only compute steps of answers that have ended.
     """
@@ -149,37 +163,37 @@ class _Batch:
         self.model = model
         self.stop_ids = stop_ids
         self.ahead = not on_cpu()
-        self.answers: list[_Answer] = []
+        self.requests: list[_Request] = []
         self.cache: Cache = []
         self.tokens = mx.array([], dtype=mx.uint32)
 
-    def join(self, answers: Sequence[_Answer], cache: Cache, last: Sequence[int]) -> None:
-        """Add answers whose prompts are read in `cache`, but for the `last` token of each."""
-        if self.answers:
+    def join(self, requests: Sequence[_Request], cache: Cache, last: Sequence[int]) -> None:
+        """Add requests whose prompts are read in `cache`, but for the `last` token of each."""
+        if self.requests:
             for mine, new in zip(self.cache, cache, strict=True):
                 mine.extend(new)
         else:
             self.cache = cache
         self.tokens = mx.concatenate([self.tokens, mx.array(list(last), dtype=mx.uint32)])
-        self.answers += answers
+        self.requests += requests
 
-    def step(self) -> list[tuple[_Answer, str]]:
-        """Generate a token of each answer; return those that have ended, with the reason."""
+    def step(self) -> list[tuple[_Request, str]]:
+        """Generate a token of each; return those whose answers have ended, with the reason."""
         following = self._following() if self.ahead else None
-        ended: list[tuple[_Answer, str]] = []
+        ended: list[tuple[_Request, str]] = []
         going: list[int] = []
         values: Any = self.tokens.tolist()
-        for place, (answer, token) in enumerate(zip(self.answers, values, strict=True)):
-            reason = self._take(answer, int(token))
+        for place, (request, token) in enumerate(zip(self.requests, values, strict=True)):
+            reason = self._take(request, int(token))
             if reason is None:
                 going.append(place)
             else:
-                ended.append((answer, reason))
+                ended.append((request, reason))
         if following is not None:
             self.tokens = following
         if ended:
             self._keep(going)
-        if following is None and self.answers:
+        if following is None and self.requests:
             self.tokens = self._following()
         return ended
 
@@ -189,22 +203,22 @@ class _Batch:
         mx.async_eval(tokens)  # type: ignore[no-untyped-call]  # mlx has no types for it
         return tokens
 
-    def _take(self, answer: _Answer, token: int) -> str | None:
+    def _take(self, request: _Request, token: int) -> str | None:
         """Add a token to its answer; return why that is over, or None."""
-        if not answer.begun:
-            answer.begun = True
+        if not request.begun:
+            request.begun = True
             return None
         if token in self.stop_ids:
             return "stop"
-        answer.ids.append(token)
-        if len(answer.ids) >= answer.max_tokens:
+        request.ids.append(token)
+        if len(request.ids) >= request.max_tokens:
             return "length"
-        if len(answer.ids) % LOOK_EVERY_TOKENS == 0 and goes_in_circles(answer.ids):
+        if len(request.ids) % LOOK_EVERY_TOKENS == 0 and goes_in_circles(request.ids):
             return "loop"
         return None
 
     def _keep(self, places: list[int]) -> None:
-        self.answers = [self.answers[place] for place in places]
+        self.requests = [self.requests[place] for place in places]
         self.tokens = self.tokens[mx.array(places)] if places else mx.array([], dtype=mx.uint32)
         if not places:
             self.cache = []
@@ -219,13 +233,12 @@ def answer_prompts(
     stop_ids: Iterable[int],
     max_tokens: Sequence[int],
     batch_size: int,
-    on_end: OnEnd,
+    on_done: OnDone[Decoded],
 ) -> None:
-    """Answer prompts of token ids greedily, `batch_size` at a time, if the model can, and each up
-    to its `max_tokens`.
+    """Answer prompts of token ids greedily, `batch_size` at a time, if the model can.
 
-    The reason of an end is "stop", "length", or "loop": the tokens go in circles, and have long
-    enough that they would not come out of it by themselves (`degenerate.goes_in_circles`).
+    max_tokens: the longest answer to each prompt.
+    on_done: called as each answer ends, in whatever order they do.
     """
     if not prompts:
         return
@@ -233,16 +246,16 @@ def answer_prompts(
     with fast_math(model), wired_limit(model, [generation_stream]), mx.stream(generation_stream):
         reader, batch = Reader(model, prompts), _Batch(model, frozenset(stop_ids))
         waiting = deque(reader.order())
-        while waiting or batch.answers:
-            free = batch_size - len(batch.answers)
+        while waiting or batch.requests:
+            free = batch_size - len(batch.requests)
             joining = min(free, len(waiting))
             if joining and (joining * JOIN_SHARE >= batch_size or joining == len(waiting)):
                 indices = _next_group(waiting, prompts, joining)
-                answers = [_Answer(index, max_tokens[index]) for index in indices]
-                batch.join(answers, reader.read(indices), [prompts[i][-1] for i in indices])
+                requests = [_Request(index, max_tokens[index]) for index in indices]
+                batch.join(requests, reader.read(indices), [prompts[i][-1] for i in indices])
                 continue
-            for answer, reason in batch.step():
-                on_end(answer.index, tuple(answer.ids), reason)
+            for request, reason in batch.step():
+                on_done(request.index, Decoded(tuple(request.ids), reason))
             steps += 1
             if steps % 512 == 0:
                 mx.clear_cache()

@@ -7,19 +7,21 @@ checking that it fits entirely, generate greedily from token ids. Does not: reso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_ft.engine.decoding import answer_prompts
+from mlx_ft.engine.decoding import Decoded, OnDone, answer_prompts
 from mlx_ft.engine.load import LoadedModel
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer: text without control tokens, its ids (stop token excluded), and why it ended.
+    """One answer.
 
-    `finish_reason` is "stop" (a stop token), "length" (max_tokens reached), or "loop" (ended, as
-    its tokens only repeated themselves).
+    text: without control tokens.
+    ids: its tokens, without the stop token.
+    finish_reason: "stop", "length" or "loop"; see `Decoded`.
     """
 
     text: str
@@ -32,18 +34,19 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int | Sequence[int],
-    batch_size: int = 32,
-    on_done: Callable[[int, Generation], None] | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    on_done: OnDone[Generation] | None = None,
 ) -> list[Generation]:
     """Generate greedily from prompts of token ids, `batch_size` at a time.
 
-    `max_tokens` is for all prompts or one for each. Results come back in the order given, and
-    `on_done(index, generation)` is called as each one ends.
+    max_tokens: the longest answer, of all prompts or of each.
+    on_done: called as each answer ends; what is returned is in the order of the prompts.
     """
     results: dict[int, Generation] = {}
 
-    def on_end(index: int, ids: tuple[int, ...], reason: str) -> None:
-        results[index] = Generation(loaded.renderer.decode(ids), ids, reason)
+    def decoded(index: int, answer: Decoded) -> None:
+        text = loaded.renderer.decode(answer.ids)
+        results[index] = Generation(text, answer.ids, answer.finish_reason)
         if on_done is not None:
             on_done(index, results[index])
 
@@ -54,6 +57,6 @@ def generate(
         stop_ids=loaded.renderer.stop_ids,
         max_tokens=limits,
         batch_size=batch_size,
-        on_end=on_end,
+        on_done=decoded,
     )
     return [results[index] for index in range(len(prompts))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 
 from mlx_ft.engine.cpu_kernels import fast_math
-from mlx_ft.engine.decoding import Reader, prompts_together
+from mlx_ft.engine.decoding import OnDone, Reader, prompts_together
 from mlx_ft.engine.load import LoadedModel
 
 # Positions whose logits are held at a time, of all answers together.
@@ -39,7 +39,7 @@ def likelihoods(
     answers: Sequence[Sequence[int]],
     *,
     batch_size: int = 16,
-    on_done: Callable[[int, Likelihood], None] | None = None,
+    on_done: OnDone[Likelihood] | None = None,
 ) -> list[Likelihood]:
     """Return how likely each answer is after its prompt, `batch_size` at a time; both are token ids
     and neither may be empty. What prompts share at their beginning is read once.

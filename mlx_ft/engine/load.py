@@ -22,7 +22,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.device import configure_backend, on_cpu
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,13 @@ def load_layers(folder: Path, count: int, low_memory: bool = False) -> list[nn.M
 
 def load_model(
     folder: Path,
+    chat: ChatFormat,
     *,
-    adapter: Path | None,
-    enable_thinking: bool,
-    date: str,
+    adapter: Path | None = None,
     low_memory: bool = False,
 ) -> LoadedModel:
     """Load a model folder, with an adapter if one is given, and its renderer. Raises ModelError."""
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=enable_thinking, date=date)
+    renderer = ChatRenderer.from_folder(folder, chat)
     model, config, compute = load_weights(folder, low_memory)
     if adapter is not None:
         attach_adapter(model, adapter)

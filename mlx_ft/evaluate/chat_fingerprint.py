@@ -6,12 +6,13 @@ or was let pass. Does not: make fingerprints (`model/chat.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.evaluate.column import Column
+from mlx_ft.evaluate.suites import Suite
 
 MAX_SHOWN_CHARACTERS = 60
 _ABSENT = object()
@@ -58,6 +59,24 @@ def compare_template(column: Column, *, allow_mismatch: bool) -> TemplateCheck:
         intro = f"{column.name}: MEASURED WITH ANOTHER CHAT FORMAT than it was trained with"
         return TemplateCheck("mismatch", (intro, *told))
     return TemplateCheck("same")
+
+
+def thinking_faults(suites: Sequence[Suite], enable_thinking: bool) -> list[Fault]:
+    """Return a fault for every suite that asks in another thinking mode than this one."""
+
+    def word(mode: bool) -> str:
+        return str(mode).lower()
+
+    return [
+        Fault(
+            f"suite {suite.name}",
+            f"its enable_thinking is {word(suite.enable_thinking)}, but the model was trained and "
+            f"is asked with {word(enable_thinking)}",
+            "make it equal to the recipe's `chat.enable_thinking`",
+        )
+        for suite in suites
+        if suite.enable_thinking != enable_thinking
+    ]
 
 
 def check_fingerprint(trained: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -52,14 +52,14 @@ class Answer:
     reference_loss: float | None = None
 
 
-# Told of each answer as it ends: the number of its question.
-OnAnswer = Callable[[int, Answer], None]
+# Called as each answer ends, with the number of its question.
+OnDone = Callable[[int, Answer], None]
 
 
 class Respondent(Protocol):
     """Whoever answers questions, greedily: a model in memory, or one behind a server."""
 
-    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
         """Answer all questions, in any order."""
 
 

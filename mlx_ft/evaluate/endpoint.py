@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.evaluate.column import Answer, Column, OnAnswer, Question
+from mlx_ft.evaluate.column import Answer, Column, OnDone, Question
 from mlx_ft.evaluate.signs import THINKING_TAGS
 from mlx_ft.system.files import hash_of
 
@@ -53,7 +53,7 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.url}, {self.model})"
 
-    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
         """Answer questions, `concurrency` at a time. Raises ModelError when one cannot be."""
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         done: queue.SimpleQueue[tuple[int, Answer | BaseException]] = queue.SimpleQueue()
@@ -82,7 +82,7 @@ class Endpoint:
                 index, said = _wait(done)
                 if isinstance(said, BaseException):
                     raise said
-                on_answer(index, said)
+                on_done(index, said)
         finally:
             over.set()
 

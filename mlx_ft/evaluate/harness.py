@@ -8,7 +8,7 @@ Does not: load models or generate (that is a column's `open`), or compare column
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
-from mlx_ft.evaluate.chat_fingerprint import compare_template
+from mlx_ft.evaluate.chat_fingerprint import compare_template, thinking_faults
 from mlx_ft.evaluate.column import Answer, Column, Question
 from mlx_ft.evaluate.paired_stats import compare_columns
 from mlx_ft.evaluate.sample_log import Row
@@ -27,14 +27,12 @@ from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
 from mlx_ft.evaluate.stats import summarise
 from mlx_ft.evaluate.suites import Sample, Suite
 from mlx_ft.model.chat import ChatRenderer, RowRefused
+from mlx_ft.system.console import Progress
 from mlx_ft.system.files import hash_of, write_json
 
 SCHEMA = 1
 # Raised when scorers or fields change, so that lines written before are not taken for new ones.
 LINE_VERSION = 3
-
-# Told after every answer: samples answered, of how many, and by which model to which suite.
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,9 @@ def evaluate(
     }
     results: dict[str, dict[str, Any]] = {suite.name: {} for suite in suites}
     rows: dict[str, dict[str, tuple[Row, ...]]] = {suite.name: {} for suite in suites}
+    count = _AnswerCount(progress)
     for column in columns:
-        for result in evaluate_column(
-            suites, column, folder, progress=progress, cache_folder=cache_folder
-        ):
+        for result in _evaluated(suites, column, folder, count, cache_folder):
             results[result.suite][column.name] = dict(result.summary)
             rows[result.suite][column.name] = result.rows
     for suite_name, compared in compare_columns(rows).items():
@@ -138,12 +135,22 @@ def evaluate_column(
     exactly its suite's samples, in their order. `seconds` of a line is the time since the one
     before it ended, so that they add up to the time of the column.
     """
+    return _evaluated(suites, column, folder, _AnswerCount(progress), cache_folder)
+
+
+def _evaluated(
+    suites: Sequence[Suite],
+    column: Column,
+    folder: Path,
+    count: _AnswerCount,
+    cache_folder: Path | None,
+) -> list[ColumnResult]:
     plans = [_plan(suite, column, folder) for suite in suites]
     rows = [dict(plan.found) for plan in plans]
     jobs = [(number, index) for number, plan in enumerate(plans) for index in plan.missing]
     if jobs:
         with ExitStack() as files:
-            writer = _Writer(plans, rows, column, files, progress)
+            writer = _Writer(plans, rows, column, files, count)
             cache = None
             if cache_folder is not None and column.reusable:
                 cache = AnswerCache(cache_folder, column.sha256)
@@ -164,7 +171,7 @@ def _ask(
     """Have the questions of `jobs` (plan, sample) answered, and each answer written down."""
     questions = [plans[number].questions[index] for number, index in jobs]
 
-    def on_answer(position: int, answer: Answer) -> None:
+    def on_done(position: int, answer: Answer) -> None:
         writer.write(*jobs[position], answer)
         question = questions[position]
         if cache is not None and question.ids is not None and answer.ids is not None:
@@ -172,9 +179,22 @@ def _ask(
             cache.add(key, answer.ids, answer.finish_reason)
 
     with column.open() as respondent:
-        respondent.answer(questions, on_answer)
+        respondent.answer(questions, on_done)
         # Else this frame would keep the weights while the next column loads its own.
         del respondent
+
+
+class _AnswerCount:
+    """Adds up the answers of all suites and columns on one progress line."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._answered: dict[str, int] = {}
+
+    def update(self, asked: str, done: int, of: int) -> None:
+        """Show that one column has answered `done` samples `of` one suite's."""
+        self._answered[asked] = done
+        self._progress.update(sum(self._answered.values()), f"{asked}: {done} of {of} samples")
 
 
 class _Writer:
@@ -186,10 +206,10 @@ class _Writer:
         rows: Sequence[dict[str, Row]],
         column: Column,
         files: ExitStack,
-        progress: Progress,
+        count: _AnswerCount,
     ) -> None:
         self._plans, self._rows, self._column = plans, rows, column
-        self._files, self._progress = files, progress
+        self._files, self._count = files, count
         self._streams: dict[int, BinaryIO] = {}
         self._ended = time.perf_counter()
 
@@ -219,7 +239,7 @@ class _Writer:
         sample_log.append(self._streams[number], row)
         self._rows[number][key] = row
         done, of = len(self._rows[number]), len(plan.suite.samples)
-        self._progress(done, of, f"{plan.suite.name}, {plan.column}")
+        self._count.update(f"{plan.suite.name}, {plan.column}", done, of)
 
 
 def questions_of(suite: Suite, renderer: ChatRenderer | None) -> tuple[Question, ...]:
@@ -268,24 +288,6 @@ def cut_at_stop(text: str, stops: Iterable[str]) -> tuple[str, str | None]:
 def without_thinking(text: str) -> str:
     """Return what follows the last `</think>`; all of it when thinking was never closed."""
     return text.rpartition(THINKING_TAGS[1])[2]
-
-
-def thinking_faults(suites: Sequence[Suite], enable_thinking: bool) -> list[Fault]:
-    """Return a fault for every suite that asks in another thinking mode than this one."""
-
-    def word(mode: bool) -> str:
-        return str(mode).lower()
-
-    return [
-        Fault(
-            f"suite {suite.name}",
-            f"its enable_thinking is {word(suite.enable_thinking)}, but the model was trained and "
-            f"is asked with {word(enable_thinking)}",
-            "make it equal to the recipe's `chat.enable_thinking`",
-        )
-        for suite in suites
-        if suite.enable_thinking != enable_thinking
-    ]
 
 
 def _plan(suite: Suite, column: Column, folder: Path) -> _Plan:

@@ -17,6 +17,7 @@ from mlx_ft.errors import DataError, Fault, InputError, MlxFtError, RunError
 from mlx_ft.evaluate.chat_fingerprint import compare_template
 from mlx_ft.evaluate.local_model import open_loaded
 from mlx_ft.evaluate.targets import Target
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of, read_json, write_json
 
@@ -32,7 +33,7 @@ class Tasks:
     include: Path | None = None
     num_fewshot: int | None = None
     limit: int | None = None
-    batch_size: int = 32
+    batch_size: int = DEFAULT_BATCH_SIZE
 
 
 def require_lm_eval() -> str:
@@ -93,11 +94,9 @@ def _ask(tasks: Tasks, target: Target, console: Console) -> dict[str, Any]:
     include_path = None if tasks.include is None else str(tasks.include)
     with (
         console.progress(f"lm-eval, {target.name}", 1.0) as line,
-        open_loaded(target.place) as loaded,
+        open_loaded(target.source) as loaded,
     ):
-        model = ChatModel(
-            loaded, tasks.batch_size, lambda done, of: line.update(done / of, f"{done} of {of}")
-        )
+        model = ChatModel(loaded, tasks.batch_size, line)
         del loaded
         try:
             found = simple_evaluate(

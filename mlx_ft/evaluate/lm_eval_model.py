@@ -16,6 +16,7 @@ from mlx_ft.engine.likelihood import likelihoods
 from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, Fault
 from mlx_ft.evaluate.harness import cut_at_stop
+from mlx_ft.system.console import Progress
 
 DEFAULT_MAX_TOKENS = 256
 NO_TEMPLATE = Fault(
@@ -26,11 +27,12 @@ NO_TEMPLATE = Fault(
 
 
 class ChatModel(LM):  # type: ignore[misc]  # lm_eval has no type information
-    """A loaded model behind its chat template; `progress` is told how many requests are done."""
+    """A loaded model behind its chat template.
 
-    def __init__(
-        self, loaded: LoadedModel, batch_size: int, progress: Callable[[int, int], None]
-    ) -> None:
+    progress: shown after each request; its total is 1 for all requests of one call.
+    """
+
+    def __init__(self, loaded: LoadedModel, batch_size: int, progress: Progress) -> None:
         super().__init__()
         self._loaded = loaded
         self._batch_size = batch_size
@@ -111,7 +113,7 @@ class ChatModel(LM):  # type: ignore[misc]  # lm_eval has no type information
         def count(index: int, result: object) -> None:
             nonlocal done
             done += 1
-            self._progress(done, of)
+            self._progress.update(done / of, f"{done} of {of}")
 
         return count
 

@@ -14,26 +14,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_ft.evaluate.column import Answer, Column, OnAnswer, Question
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.evaluate.column import Answer, Column, OnDone, Question
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 
 if TYPE_CHECKING:
     from mlx_ft.engine.generate import Generation
     from mlx_ft.engine.load import LoadedModel
 
 
-# As mlx_lm.batch_generate has it; on a CPU, a prompt then costs two thirds of what it does with 16.
-DEFAULT_BATCH_SIZE = 32
-
-
 @dataclass(frozen=True)
-class ModelPlace:
-    """A model on this disk: its folder, an adapter's (or None), and how it is talked to."""
+class ModelSource:
+    """A model on this disk, and how it is talked to.
+
+    folder: the model folder.
+    adapter: the folder of an adapter that is put on it, or None.
+    chat: the format of its conversations.
+    """
 
     folder: Path
     adapter: Path | None
-    enable_thinking: bool
-    date: str
+    chat: ChatFormat
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,24 @@ class LocalModel:
     loaded: LoadedModel
     batch_size: int
 
-    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
         """Answer questions that this model's renderer has rendered."""
         from mlx_ft.engine.generate import generate
 
         losses = self._reference_losses(questions)
         renderer = self.loaded.renderer
 
-        def on_done(index: int, said: Generation) -> None:
+        def generated(index: int, said: Generation) -> None:
             raw = renderer.decode_raw(said.ids)
             ended, count, loss = said.finish_reason, len(said.ids), losses.get(index)
-            on_answer(index, Answer(said.text, raw, said.ids, ended, count, loss))
+            on_done(index, Answer(said.text, raw, said.ids, ended, count, loss))
 
         generate(
             self.loaded,
             [_ids(question) for question in questions],
             max_tokens=[question.max_tokens for question in questions],
             batch_size=self.batch_size,
-            on_done=on_done,
+            on_done=generated,
         )
 
     def _reference_losses(self, questions: Sequence[Question]) -> dict[int, float]:
@@ -83,16 +83,11 @@ def _ids(question: Question) -> tuple[int, ...]:
 
 
 @contextmanager
-def open_loaded(place: ModelPlace) -> Iterator[LoadedModel]:
+def open_loaded(source: ModelSource) -> Iterator[LoadedModel]:
     """Load a model for a while."""
     from mlx_ft.engine.load import load_model, release
 
-    loaded = load_model(
-        place.folder,
-        adapter=place.adapter,
-        enable_thinking=place.enable_thinking,
-        date=place.date,
-    )
+    loaded = load_model(source.folder, source.chat, adapter=source.adapter)
     try:
         yield loaded
     finally:
@@ -101,9 +96,9 @@ def open_loaded(place: ModelPlace) -> Iterator[LoadedModel]:
 
 
 @contextmanager
-def open_local(place: ModelPlace, batch_size: int) -> Iterator[LocalModel]:
+def open_local(source: ModelSource, batch_size: int) -> Iterator[LocalModel]:
     """Load a model for as long as it is asked."""
-    with open_loaded(place) as loaded:
+    with open_loaded(source) as loaded:
         local = LocalModel(loaded, batch_size)
         del loaded
         yield local
@@ -112,7 +107,7 @@ def open_local(place: ModelPlace, batch_size: int) -> Iterator[LocalModel]:
 
 def local_column(
     name: str,
-    place: ModelPlace,
+    source: ModelSource,
     sha256: str,
     *,
     batch_size: int,
@@ -123,11 +118,9 @@ def local_column(
     """Return the column of a model on this disk. Raises ModelError when it has no usable chat
     template.
     """
-    renderer = ChatRenderer.from_folder(
-        place.folder, enable_thinking=place.enable_thinking, date=place.date
-    )
+    renderer = ChatRenderer.from_folder(source.folder, source.chat)
     opened: Callable[[], AbstractContextManager[LocalModel]] = partial(
-        open_local, place, batch_size
+        open_local, source, batch_size
     )
     return Column(
         name=name,
@@ -135,7 +128,7 @@ def local_column(
         renderer=renderer,
         open=opened,
         trained_with=trained_with,
-        enable_thinking=place.enable_thinking,
+        enable_thinking=source.chat.enable_thinking,
         reusable=reusable,
         facts=facts,
     )
@@ -151,6 +144,6 @@ def loaded_column(
         sha256=sha256,
         renderer=loaded.renderer,
         open=lambda: nullcontext(local),
-        enable_thinking=loaded.renderer.enable_thinking,
+        enable_thinking=loaded.renderer.chat.enable_thinking,
         reusable=reusable,
     )

@@ -10,25 +10,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
 from mlx_ft.errors import Fault, InputError, Interrupted, RunError
+from mlx_ft.evaluate.column import Column
+from mlx_ft.evaluate.endpoint import Endpoint, server_column
+from mlx_ft.evaluate.harness import evaluate
 from mlx_ft.evaluate.lm_eval import Tasks, require_lm_eval, require_models, run_tasks, task_rows
-from mlx_ft.evaluate.local_model import DEFAULT_BATCH_SIZE
 from mlx_ft.evaluate.stage import answers_folder, suite_progress
+from mlx_ft.evaluate.suites import Suite, load_suites
 from mlx_ft.evaluate.targets import Target, read_targets
-from mlx_ft.recipe.schema import ChatRecipe
+from mlx_ft.model.chat import ChatFormat
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
 from mlx_ft.runs.folder import run_folder
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import disk_errors_explained, hash_of
 from mlx_ft.system.signals import interruptible
 from mlx_ft.text.safe import printable
-
-if TYPE_CHECKING:
-    from mlx_ft.evaluate.column import Column
-    from mlx_ft.evaluate.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Wanted:
     limit: int | None = None
     batch_size: int = DEFAULT_BATCH_SIZE
     enable_thinking: bool | None = None
-    date: str = ChatRecipe().date
+    date: str = DEFAULT_DATE
     allow_template_mismatch: bool = False
     folder: Path | None = None
     runs_root: Path = Path("runs")
@@ -76,7 +76,7 @@ def evaluate_targets(wanted: Wanted, console: Console) -> tuple[dict[str, Any], 
     thinking = wanted.enable_thinking
     if thinking is None and len({suite.enable_thinking for suite in suites}) == 1:
         thinking = suites[0].enable_thinking
-    targets, columns = _models(wanted, bool(thinking), console)
+    targets, columns = _models(wanted, ChatFormat(bool(thinking), wanted.date), console)
     folder = wanted.folder or _default_folder(wanted, suites, columns)
     results: dict[str, Any] = {}
     try:
@@ -102,8 +102,6 @@ def _ask_suites(
     folder: Path,
     console: Console,
 ) -> dict[str, Any]:
-    from mlx_ft.evaluate.harness import evaluate
-
     with suite_progress(console, suites, len(columns)) as progress:
         results = evaluate(
             suites,
@@ -148,13 +146,13 @@ def _count(columns: Mapping[str, Any]) -> int:
 
 
 def _suites(wanted: Wanted) -> tuple[Suite, ...]:
-    from mlx_ft.evaluate.suites import load_suites
-
     suites = load_suites(list(wanted.suites))
     return tuple(replace(suite, samples=suite.samples[: wanted.limit]) for suite in suites)
 
 
-def _models(wanted: Wanted, thinking: bool, console: Console) -> tuple[list[Target], list[Column]]:
+def _models(
+    wanted: Wanted, chat: ChatFormat, console: Console
+) -> tuple[list[Target], list[Column]]:
     """Return the targets, and the columns of these and of the server; all that is wrong at once."""
     targets: list[Target] = []
     columns: list[Column] = []
@@ -164,16 +162,15 @@ def _models(wanted: Wanted, thinking: bool, console: Console) -> tuple[list[Targ
             wanted.targets,
             # A run keeps the mode of its training unless another is asked for.
             enable_thinking=wanted.enable_thinking,
-            default_thinking=thinking,
-            date=wanted.date,
-            say=console.say,
+            default=chat,
+            console=console,
         )
         columns += [target.column(wanted.batch_size) for target in targets]
     except InputError as error:
         faults += error.faults
     if wanted.server is not None:
         try:
-            columns.append(_server(wanted.server, thinking, wanted.batch_size))
+            columns.append(_server(wanted.server, chat.enable_thinking, wanted.batch_size))
         except InputError as error:
             faults += error.faults
     if faults:
@@ -182,8 +179,6 @@ def _models(wanted: Wanted, thinking: bool, console: Console) -> tuple[list[Targ
 
 
 def _server(address: ServerAddress, thinking: bool, concurrency: int) -> Column:
-    from mlx_ft.evaluate.endpoint import Endpoint, server_column
-
     key = None
     if address.key_variable is not None:
         key = os.environ.get(address.key_variable)

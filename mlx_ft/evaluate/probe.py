@@ -10,23 +10,19 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, GateFailed
-from mlx_ft.evaluate.local_model import (
-    DEFAULT_BATCH_SIZE,
-    ModelPlace,
-    loaded_column,
-    open_loaded,
-)
+from mlx_ft.evaluate.local_model import ModelSource, loaded_column, open_loaded
 from mlx_ft.evaluate.stage import answers_folder, suite_progress
-from mlx_ft.model.chat import ChatRenderer, RowRefused
+from mlx_ft.evaluate.suites import load_suites
+from mlx_ft.model.chat import ChatFormat, ChatRenderer, RowRefused
 from mlx_ft.model.gguf_support import gguf_fault
 from mlx_ft.model.resolve import ResolvedModel, resolve_model
 from mlx_ft.model.shapes import model_shape
-from mlx_ft.recipe.schema import ChatRecipe
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import write_json
@@ -49,15 +45,14 @@ def probe(
 
     Raises GateFailed when its answers are degenerate.
     """
+    # It loads scipy, which the preflight stage does not need for `probe_file`.
     from mlx_ft.evaluate.harness import evaluate_column
-    from mlx_ft.evaluate.probe import probe_model
-    from mlx_ft.evaluate.suites import load_suites
 
     loaded_suites = load_suites(list(suites))
-    model, date = resolve_model(name, revision, console.say), ChatRecipe().date
+    model = resolve_model(name, revision, console)
     console.say(f"looking at {model.name} ({model.path})")
-    place = ModelPlace(model.path, None, enable_thinking, date)
-    with open_loaded(place) as loaded:
+    source = ModelSource(model.path, None, ChatFormat(enable_thinking))
+    with open_loaded(source) as loaded:
         probe_model(model, loaded, probe_file(model), console)
         if not loaded_suites:
             return
@@ -141,11 +136,8 @@ def look_at(model: ResolvedModel, loaded: LoadedModel) -> Probe:
     ModelError.
     """
     renderer = loaded.renderer
-    other_mode = ChatRenderer.from_folder(
-        model.path,
-        enable_thinking=not renderer.enable_thinking,
-        date=renderer.date.isoformat(),
-    )
+    other = replace(renderer.chat, enable_thinking=not renderer.chat.enable_thinking)
+    other_mode = ChatRenderer.from_folder(model.path, other)
     return Probe(
         model.info(), model_facts(model), chat_facts(renderer, other_mode), _answers(loaded)
     )

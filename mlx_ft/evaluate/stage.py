@@ -7,26 +7,23 @@ the base is sound. Does not: score, or decide when (`pipeline.py`).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
-from mlx_ft.evaluate.local_model import (
-    ModelPlace,
-    local_column,
-)
+from mlx_ft.evaluate import gates
+from mlx_ft.evaluate.column import Column
+from mlx_ft.evaluate.local_model import ModelSource, local_column
 from mlx_ft.evaluate.sample_log import recover as read_rows
+from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job, manifest_info
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.system.cache import cache_home
-from mlx_ft.system.console import Console
+from mlx_ft.system.console import Console, Progress
 from mlx_ft.system.files import hash_of, write_json
-
-if TYPE_CHECKING:
-    from mlx_ft.evaluate.column import Column
-    from mlx_ft.evaluate.suites import Suite
 
 
 def answers_folder() -> Path:
@@ -34,9 +31,8 @@ def answers_folder() -> Path:
     return cache_home() / "answers"
 
 
-def column_place(job: Job, column: str) -> ModelPlace:
+def column_source(job: Job, column: str) -> ModelSource:
     """Return where the model of an evaluation column is."""
-    chat = job.recipe.chat
     folder, adapter = job.model.path, None
     if column == "adapter":
         adapter = job.run / "train" / "adapter"
@@ -46,7 +42,7 @@ def column_place(job: Job, column: str) -> ModelPlace:
             fix = "set export.keep_fused: true and run again"
             raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
         folder = job.run / "export" / made["path"]
-    return ModelPlace(folder, adapter, chat.enable_thinking, chat.date)
+    return ModelSource(folder, adapter, ChatFormat.of(job.recipe.chat))
 
 
 def run_column(job: Job, column: str) -> Column:
@@ -55,7 +51,7 @@ def run_column(job: Job, column: str) -> Column:
     is_base = column == "base"
     return local_column(
         column,
-        column_place(job, column),
+        column_source(job, column),
         job.model.identity if is_base else hash_of([column, job.inputs[stage]]),
         batch_size=job.recipe.eval.batch_size,
         trained_with=manifest_info(job, "data")["fingerprint"],
@@ -93,8 +89,6 @@ def _keep_answers(finished: Path, folder: Path) -> None:
 
 def _judge(job: Job, suites: Sequence[Suite], results: dict[str, Any], folder: Path) -> None:
     """Judge the results into results.json, and say so; raises GateFailed unless all gates hold."""
-    from mlx_ft.evaluate import gates
-
     scored = results["suites"]
     rows = {
         suite: {column: read_rows(folder / suite / f"{column}.jsonl") for column in columns}
@@ -117,6 +111,7 @@ def ask_suites(
     job: Job, suites: Sequence[Suite], columns: Sequence[str], folder: Path
 ) -> dict[str, Any]:
     """Have all suites answered by these columns into a folder; what is there already is kept."""
+    # It loads scipy, which no other stage needs.
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
 
     with suite_progress(job.console, suites, len(columns)) as progress:
@@ -132,17 +127,9 @@ def ask_suites(
     return results
 
 
-@contextmanager
 def suite_progress(
     console: Console, suites: Sequence[Suite], columns: int
-) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a progress function that adds up the samples of all suites and columns."""
+) -> AbstractContextManager[Progress]:
+    """Return the progress line of an evaluation; its total is all answers of all columns."""
     total = columns * sum(len(suite.samples) for suite in suites)
-    answered: dict[str, int] = {}
-    with console.progress("evaluation", max(1, total)) as line:
-
-        def progress(done: int, of: int, what: str) -> None:
-            answered[what] = done
-            line.update(sum(answered.values()), f"{what}: {done} of {of} samples")
-
-        yield progress
+    return console.progress("evaluation", max(1, total))

@@ -7,19 +7,21 @@ a model is opened. Servers are in `endpoint.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, InputError, RunError
 from mlx_ft.evaluate.column import Column
-from mlx_ft.evaluate.local_model import ModelPlace, local_column
+from mlx_ft.evaluate.local_model import ModelSource, local_column
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.model.resolve import identity_of, resolve_model
 from mlx_ft.model.thinking_mode import thinking_mode_of
 from mlx_ft.recipe.names import COLUMNS, DEFAULT_COLUMN
 from mlx_ft.runs.folder import is_run
 from mlx_ft.runs.models import RunModels, column_folders, read_run
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of
 
 
@@ -31,7 +33,7 @@ class Target:
     """
 
     name: str
-    place: ModelPlace
+    source: ModelSource
     sha256: str
     trained_with: Mapping[str, Any] | None
     reusable: bool
@@ -41,7 +43,7 @@ class Target:
         """Return it as a column to be asked."""
         return local_column(
             self.name,
-            self.place,
+            self.source,
             self.sha256,
             batch_size=batch_size,
             trained_with=self.trained_with,
@@ -54,14 +56,15 @@ def read_targets(
     texts: Sequence[str],
     *,
     enable_thinking: bool | None,
-    default_thinking: bool,
-    date: str,
-    say: Callable[[str], None],
+    default: ChatFormat,
+    console: Console,
 ) -> list[Target]:
     """Return what the targets of a command line stand for.
 
-    `enable_thinking` None is what a run was trained with or a model folder names, and
-    `default_thinking` for other models.
+    enable_thinking: the mode to ask in; None means the one that a run was trained with, or that a
+        model folder names.
+    default: the chat format of models that no run has trained; its mode is for those that name
+        none.
     Raises InputError with the faults of all targets.
     """
     targets: list[Target] = []
@@ -72,7 +75,7 @@ def read_targets(
             if made is not None:
                 target = run_target(*made, enable_thinking)
             else:
-                target = _model_target(text, enable_thinking, default_thinking, date, say)
+                target = _model_target(text, enable_thinking, default, console)
         except InputError as error:
             faults += error.faults
             continue
@@ -101,19 +104,15 @@ def _run_and_column(text: str) -> tuple[RunModels, str] | None:
 
 
 def _model_target(
-    text: str,
-    enable_thinking: bool | None,
-    default_thinking: bool,
-    date: str,
-    say: Callable[[str], None],
+    text: str, enable_thinking: bool | None, default: ChatFormat, console: Console
 ) -> Target:
-    model = resolve_model(text, None, say)
+    model = resolve_model(text, None, console)
     named = thinking_mode_of(model.path) if enable_thinking is None else enable_thinking
-    thinking = default_thinking if named is None else named
+    chat = default if named is None else replace(default, enable_thinking=named)
     name = Path(text).resolve().name if model.source == "local" else text.replace("/", "--")
     return Target(
         name=name,
-        place=ModelPlace(model.path, None, thinking, date),
+        source=ModelSource(model.path, None, chat),
         sha256=model.identity,
         trained_with=None,
         reusable=True,
@@ -133,7 +132,7 @@ def run_target(made: RunModels, column: str, enable_thinking: bool | None = None
     thinking = made.enable_thinking if enable_thinking is None else enable_thinking
     return Target(
         name=f"{made.name}--{column}",
-        place=ModelPlace(folder, adapter, thinking, made.date),
+        source=ModelSource(folder, adapter, ChatFormat(thinking, made.date)),
         sha256=sha256,
         trained_with=made.manifest("data").info.get("fingerprint"),
         reusable=column == "base",

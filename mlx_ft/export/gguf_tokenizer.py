@@ -19,7 +19,7 @@ from typing import Any
 from gguf import TokenType
 
 from mlx_ft.errors import Fault, ModelError
-from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatRenderer
+from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatFormat, ChatRenderer
 
 Step = tuple[Any, ...]
 
@@ -122,7 +122,7 @@ def read_tokenizer(folder: Path, rows: int) -> GgufTokenizer:
     image tokens of a text-only Gemma 3) is left out: the model cannot say it. Raises ModelError.
     """
     path = folder / "tokenizer.json"
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date="2000-01-01")
+    renderer = ChatRenderer.from_folder(folder, ChatFormat(date="2000-01-01"))
     try:
         described = json.loads(renderer.tokenizer.backend_tokenizer.to_str())
     except AttributeError as error:  # one that is written in Python, or is not by `tokenizers`

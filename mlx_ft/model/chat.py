@@ -15,10 +15,14 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.model.tokenizer_files import ANY_STRFTIME_CALL, load_tokenizer, pin_date, stop_ids_of
+from mlx_ft.recipe.defaults import DEFAULT_DATE
+
+if TYPE_CHECKING:
+    from mlx_ft.recipe.schema import ChatRecipe
 
 Message = Mapping[str, Any]
 # A conversation (messages, tools) on its way to a row: it gives texts and is given their ids.
@@ -57,23 +61,40 @@ def _spoken(message: Message) -> str:
     return json.dumps(dict(message), ensure_ascii=False, default=str)
 
 
-class ChatRenderer:
-    """Conversations to token ids, always through the model's own chat template.
+@dataclass(frozen=True)
+class ChatFormat:
+    """How a model's conversations become text, as far as its template leaves that open.
 
-    `stop_ids` are the ids that end an answer, `special_ids` all control tokens of the tokenizer.
+    enable_thinking: the thinking mode of models that have one.
+    date: the day that templates are told is today (ISO 8601).
     """
 
-    def __init__(
-        self, tokenizer: Any, stop_ids: frozenset[int], *, enable_thinking: bool, date: str
-    ) -> None:
+    enable_thinking: bool = False
+    date: str = DEFAULT_DATE
+
+    @classmethod
+    def of(cls, chat: ChatRecipe) -> ChatFormat:
+        """Return the format that a recipe asks for."""
+        return cls(chat.enable_thinking, chat.date)
+
+
+class ChatRenderer:
+    """Turn conversations into token ids, always through the model's own chat template.
+
+    chat: the format that all conversations have.
+    stop_ids: the ids that end an answer.
+    special_ids: all control tokens of the tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: frozenset[int], chat: ChatFormat) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.special_ids = frozenset(int(i) for i in tokenizer.all_special_ids)
-        self.enable_thinking = enable_thinking
-        self.date = datetime.date.fromisoformat(date)
+        self.chat = chat
+        self._day = datetime.date.fromisoformat(chat.date)
 
     @classmethod
-    def from_folder(cls, folder: Path, *, enable_thinking: bool, date: str) -> ChatRenderer:
+    def from_folder(cls, folder: Path, chat: ChatFormat) -> ChatRenderer:
         """Build the renderer of a model folder.
 
         Raises ModelError when there is no tokenizer, no chat template, no stop token, or a template
@@ -93,7 +114,7 @@ class ChatRenderer:
             raise ModelError(
                 Fault(str(folder), "no stop token is defined", "set eos_token in its tokenizer")
             )
-        renderer = cls(tokenizer, stop_ids, enable_thinking=enable_thinking, date=date)
+        renderer = cls(tokenizer, stop_ids, chat)
         renderer._check_template(folder)
         return renderer
 
@@ -117,7 +138,7 @@ class ChatRenderer:
         """Return the template's variants by name (most models have one), with the date pinned."""
         given = self.tokenizer.chat_template
         named = given if isinstance(given, dict) else {"default": given}
-        return {name: pin_date(text, self.date) for name, text in sorted(named.items())}
+        return {name: pin_date(text, self._day) for name, text in sorted(named.items())}
 
     def _render(
         self,
@@ -136,10 +157,10 @@ class ChatRenderer:
                 self.tokenizer.apply_chat_template(
                     [dict(message) for message in messages],
                     tools=given_tools,
-                    chat_template=pin_date(template, self.date),
+                    chat_template=pin_date(template, self._day),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    enable_thinking=self.enable_thinking,
+                    enable_thinking=self.chat.enable_thinking,
                 )
             )
         except Exception as error:  # a template is its author's program: it can raise anything
@@ -292,7 +313,7 @@ class ChatRenderer:
             raise RowRefused(
                 f"the prompt of turn {index + 1} is not a token prefix of the conversation, so the "
                 f"template renders this turn differently in training than in use "
-                f"(enable_thinking is {str(self.enable_thinking).lower()})"
+                f"(enable_thinking is {str(self.chat.enable_thinking).lower()})"
             )
         spoken = _spoken(messages[index])
         if self._may_hold_a_stop(spoken) and self.stop_ids.intersection((yield spoken)):
@@ -394,6 +415,6 @@ class ChatRenderer:
             "canonical_prompts": renders,
             "special_tokens": dict(sorted(special.items())),
             "stop_ids": sorted(self.stop_ids),
-            "enable_thinking": self.enable_thinking,
-            "date": self.date.isoformat(),
+            "enable_thinking": self.chat.enable_thinking,
+            "date": self._day.isoformat(),
         }

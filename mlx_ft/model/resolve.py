@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.model.builtin import BUILTIN_MODELS, ensure_builtin
 from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, hash_of, read_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -144,7 +145,7 @@ def _local(name: str, folder: Path, source: str, revision: str | None) -> Resolv
     )
 
 
-def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
+def _from_hub(name: str, revision: str | None, console: Console) -> ResolvedModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -161,7 +162,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Re
     except (LocalEntryNotFoundError, OSError, ValueError):
         found = ""
     if not (found and revision == Path(found).name and not _folder_faults(Path(found), {})):
-        say(f"model {name}: looking it up on the Hugging Face Hub")
+        console.say(f"model {name}: looking it up on the Hugging Face Hub")
         try:
             found = snapshot_download(name, revision=revision, allow_patterns=patterns)
         except HfHubHTTPError as error:
@@ -187,7 +188,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Re
                         f"({', '.join(sorted(BUILTIN_MODELS))})",
                     )
                 ) from error
-            say(f"model {name}: the Hub cannot be reached, using the cached copy")
+            console.say(f"model {name}: the Hub cannot be reached, using the cached copy")
     folder = Path(found)
     return _local(name, folder, "hub", folder.name)
 
@@ -199,13 +200,13 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def resolve_model(name: str, revision: str | None, say: Callable[[str], None]) -> ResolvedModel:
-    """Return the model called `name`, fetched if need be; `say` is told what takes time.
+def resolve_model(name: str, revision: str | None, console: Console) -> ResolvedModel:
+    """Return the model called `name`, fetched if need be; what takes time is said.
 
     A built-in name wins, then an existing local folder, then a Hub id. Raises ModelError.
     """
     if name in BUILTIN_MODELS:
-        folder = ensure_builtin(name, cache_home(), say)
+        folder = ensure_builtin(name, cache_home(), console)
         return _local(name, folder, "builtin", BUILTIN_MODELS[name].file_sha256)
     folder = Path(os.path.expanduser(name))  # leaves an unknown ~user alone, pathlib raises
     if name and _is_folder(folder):
@@ -218,4 +219,4 @@ def resolve_model(name: str, revision: str | None, say: Callable[[str], None]) -
                 f"check the path, or use a built-in model ({', '.join(sorted(BUILTIN_MODELS))})",
             )
         )
-    return _from_hub(name, revision, say)
+    return _from_hub(name, revision, console)

@@ -6,26 +6,22 @@ Does not: score (`evaluate/`), or keep answers anywhere but where the evaluation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.evaluate.stage import ask_suites
+from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job
+from mlx_ft.preflight.checks import base_health
+from mlx_ft.preflight.findings import findings_json, raise_on_fail
 from mlx_ft.preflight.stage import say_finding
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.text.repetition import degenerate_reason
-
-if TYPE_CHECKING:
-    from mlx_ft.evaluate.suites import Suite
 
 
 def look_at_base(job: Job, suites: Sequence[Suite]) -> None:
     """Ask the base model what it will be asked at the end, and add to `preflight.json` whether it
     is sound; raises when it is not. Its answers are kept for the evaluation.
     """
-    from mlx_ft.preflight.checks import base_health
-    from mlx_ft.preflight.findings import findings_json, raise_on_fail
-
     if not suites or "base" not in job.recipe.eval.columns:
         return
     folder = job.run / "eval.tmp"

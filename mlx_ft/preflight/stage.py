@@ -7,24 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from mlx_ft.data.contamination import contaminated_prompts, last_question
+from mlx_ft.data.rows import FileRows
+from mlx_ft.data.tokens import read_split
 from mlx_ft.errors import ModelError
+from mlx_ft.evaluate.chat_fingerprint import check_fingerprint
 from mlx_ft.evaluate.probe import probe_file
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job, renderer, renderer_of
 from mlx_ft.model.adapter_file import start_shapes
 from mlx_ft.model.resolve import ResolvedModel
 from mlx_ft.model.safetensors_headers import dequantized_shapes
+from mlx_ft.preflight.checks import run_checks
+from mlx_ft.preflight.findings import (
+    Finding,
+    OriginalFacts,
+    PreflightInput,
+    findings_json,
+    raise_on_fail,
+)
+from mlx_ft.preflight.rows import trained_context
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.system.hardware import free_disk_bytes, machine
-
-if TYPE_CHECKING:
-    from mlx_ft.data.rows import FileRows
-    from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.preflight.findings import Finding, OriginalFacts, PreflightInput
-
 
 # With fewer, the 95 % interval of a score of 0.8 is wider than 0.55 to 0.93.
 FEWEST_LEFT = 15
@@ -32,8 +38,6 @@ FEWEST_LEFT = 15
 
 def preflight_facts(job: Job) -> PreflightInput:
     """Return what forecasts are made from; the data stage must be complete."""
-    from mlx_ft.preflight.findings import PreflightInput
-
     return PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
@@ -45,9 +49,6 @@ def preflight_facts(job: Job) -> PreflightInput:
 
 
 def _original_facts(job: Job, original: ResolvedModel | None) -> OriginalFacts | None:
-    from mlx_ft.evaluate.chat_fingerprint import check_fingerprint
-    from mlx_ft.preflight.findings import OriginalFacts
-
     if original is None:
         return None
     chat: list[str] = []
@@ -66,8 +67,6 @@ def _original_facts(job: Job, original: ResolvedModel | None) -> OriginalFacts |
 
 def _contaminated(rows: FileRows, suites: Sequence[Suite]) -> tuple[tuple[str, int, bool], ...]:
     """Return the suites' prompts that training rows hold; see PreflightInput."""
-    from mlx_ft.data.contamination import contaminated_prompts, last_question
-
     asked = {
         f"{suite.name}/{sample.id}": last_question(sample.messages)
         for suite in suites
@@ -90,9 +89,6 @@ def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
 
 def _rows_beyond_context(job: Job) -> int:
     """Return how many training rows have positions that the model was not made for."""
-    from mlx_ft.data.tokens import read_split
-    from mlx_ft.preflight.rows import trained_context
-
     there = trained_context(job.model.config)
     stats = read_json(job.run / "data" / "stats.json")["splits"]["train"]
     if there is None or stats["longest_kept"] <= there:
@@ -111,9 +107,6 @@ def check(
 
     Raises InputError when one of them fails.
     """
-    from mlx_ft.preflight.checks import run_checks
-    from mlx_ft.preflight.findings import findings_json, raise_on_fail
-
     start = job.recipe.train.resume_adapter_file
     facts = replace(
         preflight_facts(job),
@@ -142,8 +135,6 @@ def say_finding(console: Console, finding: Finding) -> None:
 
 def selection_finding(choosing: Suite, suites: Sequence[Suite]) -> Finding:
     """Return whether what chooses leaves enough of its own suite to measure with."""
-    from mlx_ft.preflight.findings import Finding
-
     measured = f"{len(choosing.samples)} prompts of {choosing.name} choose the weights"
     same = [suite for suite in suites if suite.file_sha256 == choosing.file_sha256]
     left = sum(len(suite.samples) for suite in same)

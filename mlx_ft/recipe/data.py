@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from mlx_ft.recipe.defaults import DEFAULT_DATE
 from mlx_ft.recipe.fields import Conflict, Day, Real, Section, Text, Whole
 
 HUB_PREFIX = "hf:"
@@ -220,6 +221,6 @@ class ChatRecipe(Section):
         description="Thinking mode of models that have one, pinned for training and evaluation.",
     )
     date: Day = Field(
-        "2025-01-01",
+        DEFAULT_DATE,
         description="The day that templates which print today's date are given.",
     )

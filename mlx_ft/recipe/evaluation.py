@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.recipe.fields import Conflict, Section, Text, Whole
 from mlx_ft.recipe.gates import Gate, GateRefused, parse_gate
 from mlx_ft.recipe.names import COLUMNS, ColumnName
@@ -37,7 +38,7 @@ class EvalRecipe(Section):
         ge=1,
         description="Prompts of each suite that are asked, from its beginning. Null: all of them.",
     )
-    batch_size: Whole = Field(32, ge=1, description="Prompts generated at a time.")
+    batch_size: Whole = Field(DEFAULT_BATCH_SIZE, ge=1, description="Prompts generated at a time.")
     gates: dict[Text, Annotated[str, BeforeValidator(_limit_text)]] = Field(
         default_factory=dict,
         description="Limits that a measured number must keep, or the run ends with exit code 1: "

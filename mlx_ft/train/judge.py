@@ -8,6 +8,7 @@ or compare scores (the training room does).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,22 @@ def judge(recipe: Recipe, loaded: LoadedModel, folder: Path) -> Judge | None:
             [suite],
             loaded_column(column, loaded, sha256, batch_size=batch_size),
             folder / FOLDER,
-            progress=lambda done, of, what: alive(),
+            progress=_SignOfLife(alive),
         )
         return _judgement(suite, recipe.train.select, dict(result.summary))
 
     prompts = [question.ids or () for question in questions_of(suite, loaded.renderer)]
     return Judge(ask, sum(map(len, prompts)) + suite.max_tokens * len(prompts))
+
+
+@dataclass(frozen=True)
+class _SignOfLife:
+    """Progress that only shows that the process is alive."""
+
+    alive: Callable[[], None]
+
+    def update(self, done: float, text: str = "") -> None:
+        self.alive()
 
 
 def _judgement(suite: Suite, select: SelectRecipe, summary: dict[str, float]) -> Judgement:

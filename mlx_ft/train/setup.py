@@ -18,6 +18,7 @@ from mlx_ft import BLAS
 from mlx_ft.data.tokens import Ids, TokenizedSplit, read_split
 from mlx_ft.engine.cpu_kernels import CPU_MATH_VERSION, exp_is_slow
 from mlx_ft.engine.load import load_model
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.system.files import hash_of
 from mlx_ft.train.adapters import (
     adapter_config,
@@ -49,9 +50,7 @@ class Ground:
         self.validation_rows = read_split(stage.data_folder / "valid.safetensors")
         self.loaded = load_model(
             stage.model_folder,
-            adapter=None,
-            enable_thinking=recipe.chat.enable_thinking,
-            date=recipe.chat.date,
+            ChatFormat.of(recipe.chat),
             low_memory=recipe.train.low_memory,
         )
         self._modules = dict(self.loaded.model.named_modules())

@@ -146,10 +146,12 @@ def main() -> None:
     from mlx_lm.utils import load_tokenizer
 
     from mlx_ft.engine.load import load_model
+    from mlx_ft.model.chat import ChatFormat
     from mlx_ft.model.resolve import resolve_model
+    from mlx_ft.system.console import Console
 
-    folder = resolve_model(MODEL, None, print).path
-    loaded = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    folder = resolve_model(MODEL, None, Console()).path
+    loaded = load_model(folder, ChatFormat())
     tokenizer = load_tokenizer(folder, {}, eos_token_ids=sorted(loaded.renderer.stop_ids))
     suites = load_suites([Path(name) for name in SUITES])
     found = []

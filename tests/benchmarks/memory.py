@@ -102,9 +102,9 @@ def write_model(name: str, folder: Path) -> None:
 
 def write_rows(folder: Path, model: Path, tokens: int) -> None:
     """Write rows of about `tokens` tokens for this model: 8 to train, 2 to validate."""
-    from mlx_ft.model.chat import ChatRenderer
+    from mlx_ft.model.chat import ChatFormat, ChatRenderer
 
-    chat = ChatRenderer.from_folder(model, enable_thinking=False, date="2025-01-01")
+    chat = ChatRenderer.from_folder(model, ChatFormat())
 
     def row(number: int, words: int) -> list[dict[str, str]]:
         answer = " ".join(str((number * 7 + word) % 10) for word in range(words))

@@ -28,6 +28,7 @@ from mlx_ft.evaluate.stats import wilson_interval
 from mlx_ft.evaluate.suites import Suite, load_suite
 from mlx_ft.inputs import OpenRun, open_run
 from mlx_ft.job import Job
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.pipeline import run_pipeline
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.system.cache import cache_home
@@ -101,17 +102,14 @@ def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
 
     folder = job.run / ("train" if (job.run / "train").exists() else "train.tmp")
     adapter = folder / "checkpoints" / f"{look.iteration:07d}"
-    chat = job.recipe.chat
-    loaded = load_model(
-        job.model.path, adapter=adapter, enable_thinking=chat.enable_thinking, date=chat.date
-    )
+    loaded = load_model(job.model.path, ChatFormat.of(job.recipe.chat), adapter=adapter)
     with console.progress(f"unseen, iteration {look.iteration}", len(unseen.samples)) as line:
         sha256 = f"{job.inputs['train']}, {look.iteration}"
         (result,) = evaluate_column(
             [unseen],
             loaded_column(f"{look.iteration:07d}", loaded, sha256, batch_size=16),
             job.run / "unseen",
-            progress=lambda done, of, what: line.update(done, what),
+            progress=line,
         )
     del loaded
     release()

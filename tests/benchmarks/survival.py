@@ -17,12 +17,13 @@ from typing import Any
 
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.evaluate.harness import evaluate_column
-from mlx_ft.evaluate.local_model import ModelPlace, local_column
+from mlx_ft.evaluate.local_model import ModelSource, local_column
 from mlx_ft.evaluate.stage import suite_progress
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.export.stage import export_job
 from mlx_ft.inputs import OpenRun, open_run
 from mlx_ft.job import Job
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import Q_BITS
 from mlx_ft.runs.folder import complete_stage
@@ -116,23 +117,23 @@ def remove(folder: Path) -> None:
 
 def scored(job: Job, work: Path, suite: Suite) -> dict[str, Mapping[str, Any]]:
     """Return the summary of the suite for base, adapter and each way; answers are kept."""
-    chat, base = job.recipe.chat, job.model.path
+    chat, base = ChatFormat.of(job.recipe.chat), job.model.path
     places: dict[str, tuple[Path, Path | None]] = {
         "base": (base, None),
         ADAPTER: (base, job.run / "train" / "adapter"),
         **{way.name: (work / way.name, None) for way in WAYS},
     }
     summaries = {}
-    with suite_progress(job.console, [suite], len(places)) as progress:
-        for name, (folder, adapter) in places.items():
-            column = local_column(
-                name,
-                ModelPlace(folder, adapter, chat.enable_thinking, chat.date),
-                hash_of([name, job.inputs["train"]]),
-                batch_size=job.recipe.eval.batch_size,
-            )
+    for name, (folder, adapter) in places.items():
+        column = local_column(
+            name,
+            ModelSource(folder, adapter, chat),
+            hash_of([name, job.inputs["train"]]),
+            batch_size=job.recipe.eval.batch_size,
+        )
+        with suite_progress(job.console, [suite], 1) as progress:
             (result,) = evaluate_column([suite], column, work / "eval", progress=progress)
-            summaries[name] = result.summary
+        summaries[name] = result.summary
     return summaries
 
 

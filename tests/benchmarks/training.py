@@ -70,8 +70,9 @@ def write_float32_model(folder: Path) -> None:
     from mlx_ft.engine.load import hold_for_cpu, load_weights
     from mlx_ft.export.model_folder import write_model_folder
     from mlx_ft.model.resolve import resolve_model
+    from mlx_ft.system.console import Console
 
-    base = resolve_model(MODEL, None, print).path
+    base = resolve_model(MODEL, None, Console()).path
     model, config, _ = load_weights(base)
     model = hold_for_cpu(model)
     plain = {k: v for k, v in config.items() if not k.startswith("quantization")}
@@ -168,12 +169,11 @@ def evaluate(work: Path, adapters: list[str]) -> list[float]:
     import mlx.nn as nn
 
     from mlx_ft.engine.load import load_model, release
+    from mlx_ft.model.chat import ChatFormat
 
     losses = []
     for adapter in adapters:
-        loaded = load_model(
-            work / "model", adapter=Path(adapter), enable_thinking=False, date="2025-01-01"
-        )
+        loaded = load_model(work / "model", ChatFormat(), adapter=Path(adapter))
         total, tokens = 0.0, 0
         for line in (work / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines():
             row = loaded.renderer.training_row(json.loads(line)["messages"], mask_prompt=True)
@@ -192,9 +192,9 @@ def padded_tokens(work: Path) -> dict[str, int]:
     from mlx_lm.tuner.datasets import CacheDataset
     from mlx_lm.tuner.trainer import iterate_batches
 
-    from mlx_ft.model.chat import ChatRenderer
+    from mlx_ft.model.chat import ChatFormat, ChatRenderer
 
-    chat = ChatRenderer.from_folder(work / "model", enable_thinking=False, date="2025-01-01")
+    chat = ChatRenderer.from_folder(work / "model", ChatFormat())
     lines = (work / "data" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [chat.training_row(json.loads(line)["messages"], mask_prompt=True).ids for line in lines]
 

@@ -20,7 +20,7 @@ from mlx_ft.engine.load import load_model
 from mlx_ft.export.fuse import QUANTIZATION_KEYS, cast_floats
 from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.model_folder import write_model_folder
-from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatRenderer, RowRefused
+from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatFormat, ChatRenderer, RowRefused
 from tests.export.test_gguf import CONFIGS, PATCHED, patch_tokenizer
 from tests.support.models import TINY_CONFIGS, write_random_weights
 from tests.support.paths import ROOT
@@ -97,7 +97,7 @@ def test_llama_cpp_computes_what_mlx_does(tmp_path: Path, name: str) -> None:
     generator = np.random.default_rng(1)
     probes = [generator.integers(3, 300, size=length).tolist() for length in (1, 2, 7, 40, 90)]
     answers = ask(tmp_path / "tiny.gguf", probes=probes)
-    loaded = load_model(folder, adapter=None, enable_thinking=False, date=DATE)
+    loaded = load_model(folder, ChatFormat(date=DATE))
     distances = []
     for probe, theirs in zip(probes, answers.probabilities, strict=True):
         logits = loaded.model(mx.array([probe]))[0, -1].astype(mx.float32)
@@ -108,7 +108,7 @@ def test_llama_cpp_computes_what_mlx_does(tmp_path: Path, name: str) -> None:
 
 def compare_tokens(folder: Path, file: Path) -> None:
     """Every text and every canonical conversation becomes the same ids, every stop id stops."""
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date=DATE)
+    renderer = ChatRenderer.from_folder(folder, ChatFormat(date=DATE))
     rendered = []
     for messages in [*CANONICAL_CONVERSATIONS, *([{"role": "user", "content": t}] for t in TEXTS)]:
         try:
@@ -181,7 +181,7 @@ class MlxAnswers:
 @pytest.fixture(scope="module")
 def by_mlx(fused: Path) -> MlxAnswers:
     """Greedy answers to the first prompts of every evaluation file, in turn."""
-    loaded = load_model(fused, adapter=None, enable_thinking=False, date=DATE)
+    loaded = load_model(fused, ChatFormat(date=DATE))
     paths = sorted((ROOT / "evals").glob("*.jsonl"))
     files = [path.read_text(encoding="utf-8").splitlines() for path in paths]
     lines = [line for row in zip(*files, strict=False) for line in row][:ANSWERS_COMPARED]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from tests.support.tokenizers import write_tiny_tokenizer
 
 WriteFile = Callable[..., Path]
@@ -16,7 +16,7 @@ WriteFile = Callable[..., Path]
 @pytest.fixture(scope="session")
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> ChatRenderer:
     folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    return ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat())
 
 
 @pytest.fixture

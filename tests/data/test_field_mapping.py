@@ -20,6 +20,7 @@ from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe, RowFilter
 from tests.data.conftest import WriteFile
 from tests.support.chats import chat, sentence
+from tests.support.narration import HeardConsole, SeenProgress
 
 WORDS = ("hello there friend", "what a day", "a long road home", "never mind the rain")
 
@@ -113,11 +114,11 @@ def test_what_is_left_out_is_said_and_counted(
     write_file: WriteFile, tmp_path: Path, renderer: ChatRenderer
 ) -> None:
     with_copies(write_file, tmp_path)
-    said: list[str] = []
+    console = HeardConsole()
     (tmp_path / "out").mkdir()
     data = DataRecipe(path=str(tmp_path), drop=["duplicates"])
-    prepare_data(data, renderer, tmp_path / "out", said.append)
-    assert any("left out 1 rows hit by duplicates (line 5)" in line for line in said)
+    prepare_data(data, renderer, tmp_path / "out", console, SeenProgress())
+    assert any("left out 1 rows hit by duplicates (line 5)" in line for line in console.lines)
     stats = json.loads((tmp_path / "out" / "stats.json").read_text())
     (gone,) = stats["splits"]["train"]["left_out"]
     assert gone == {"why": "hit by duplicates", "count": 1, "lines": [5]}
@@ -133,7 +134,7 @@ def test_dropping_everything_is_an_error(write_file: WriteFile, tmp_path: Path) 
 
 def trained_lines(data: DataRecipe, renderer: ChatRenderer, out: Path) -> list[int]:
     out.mkdir(exist_ok=True)
-    prepare_data(data, renderer, out, lambda text: None)
+    prepare_data(data, renderer, out, HeardConsole(), SeenProgress())
     return [int(line) for line in read_split(out / "train.safetensors").lines]
 
 

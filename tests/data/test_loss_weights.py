@@ -17,8 +17,9 @@ from mlx_ft.data.render import render_split
 from mlx_ft.data.rows import read_rows
 from mlx_ft.data.tokens import read_split
 from mlx_ft.errors import DataError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe, LossWeight
+from tests.support.narration import HeardConsole, SeenProgress
 from tests.support.tokenizers import write_tiny_tokenizer
 
 QUESTION = "what is the capital of France?"
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 @pytest.fixture(scope="module")
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> ChatRenderer:
     folder = write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    return ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat())
 
 
 def row(answer: str = ANSWER, **more: Any) -> Row:
@@ -50,7 +51,7 @@ def weighed(tmp_path: Path, renderer: ChatRenderer, rows: list[Row], **data: Any
     recipe = DataRecipe(path=str(write(tmp_path / "rows", rows)), **data)
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
-    prepare_data(recipe, renderer, out, lambda text: None)
+    prepare_data(recipe, renderer, out, HeardConsole(), SeenProgress())
     return read_split(out / "train.safetensors")
 
 

@@ -20,6 +20,7 @@ from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data.conftest import WriteFile
 from tests.support.chats import chat, hostile_lines
+from tests.support.narration import HeardConsole, SeenProgress
 from tests.support.paths import ROOT
 
 LONG = "the quick brown fox " * 40
@@ -46,8 +47,8 @@ def faults_of(error: pytest.ExceptionInfo[DataError]) -> list[str]:
 def test_the_folder_holds_both_splits_and_their_statistics(
     data: DataRecipe, renderer: ChatRenderer, out: Path
 ) -> None:
-    said: list[str] = []
-    summary = prepare_data(data, renderer, out, said.append)
+    console = HeardConsole()
+    summary = prepare_data(data, renderer, out, console, SeenProgress())
     assert {path.name for path in out.iterdir()} == {
         "train.safetensors",
         "valid.safetensors",
@@ -63,7 +64,7 @@ def test_the_folder_holds_both_splits_and_their_statistics(
         assert int(tokens.trained.sum()) == entry["trained_tokens"]
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         assert entry["sources"] == [{"path": str(source), "sha256": digest}]
-    assert any("6 rows" in line for line in said)
+    assert any("6 rows" in line for line in console.lines)
     info = summary.info()
     assert json.loads(json.dumps(info)) == info
     assert info["fingerprint"] == renderer.fingerprint()
@@ -75,7 +76,7 @@ def test_the_same_files_give_the_same_bytes(
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-        prepare_data(data, renderer, folder, lambda _: None)
+        prepare_data(data, renderer, folder, HeardConsole(), SeenProgress())
     for name in ("train.safetensors", "valid.safetensors", "stats.json"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
@@ -96,7 +97,7 @@ def test_faults_of_both_files_come_together(
     write_file([chat(), b"{"])
     write_file([{"prompt": "x", "completion": ""}], "valid.jsonl")
     with pytest.raises(DataError) as error:
-        prepare_data(data, renderer, out, lambda _: None)
+        prepare_data(data, renderer, out, HeardConsole(), SeenProgress())
     first, second = faults_of(error)
     assert "train.jsonl:2: not valid JSON" in first
     assert "valid.jsonl:1: completion is empty" in second
@@ -127,10 +128,10 @@ def test_rows_left_out_and_files_not_used_are_said(
     write_file([chat(), chat(answer=LONG), {"prompt": "x", "completion": "y"}][:2])
     write_file([{"text": "a fox"}], "valid.jsonl")
     write_file([chat()], "test.jsonl")
-    said: list[str] = []
-    summary = prepare_data(data, renderer, out, said.append)
+    console = HeardConsole()
+    summary = prepare_data(data, renderer, out, console, SeenProgress())
     assert summary.splits["train"]["dropped_overlong"] == 1
-    text = "\n".join(said)
+    text = "\n".join(console.lines)
     assert "left out 1 rows longer than 64 tokens (line 2)" in text
     assert "test.jsonl: not used" in text
     assert "valid.jsonl: plain text has no prompt to mask" in text
@@ -141,9 +142,9 @@ def test_what_is_being_done_is_told_from_the_first_row_to_the_last_rule(
 ) -> None:
     write_file([chat(f"question {number}", f"answer {number}") for number in range(9)])
     write_file([chat("another", "one")], "valid.jsonl")
-    told: list[tuple[float, str]] = []
-    prepare_data(data, renderer, out, lambda _: None, progress=lambda *each: told.append(each))
-    rows, rules = told[:10], told[10:]
+    told = SeenProgress()
+    prepare_data(data, renderer, out, HeardConsole(), told)
+    rows, rules = told.seen[:10], told.seen[10:]
     assert [share for share, _ in rows] == [number / 10 for number in range(10)]
     assert rows[-1][1] == "9 of 10 tokenized"
     assert [text for _, text in rules] == [f"looking for {rule.name}" for rule in RULES]
@@ -155,7 +156,7 @@ def test_a_split_of_only_long_rows_is_an_error(
 ) -> None:
     write_file([chat(answer=LONG)], "valid.jsonl")
     with pytest.raises(DataError, match="all 1 rows are longer than max_seq_length"):
-        prepare_data(data, renderer, out, lambda _: None)
+        prepare_data(data, renderer, out, HeardConsole(), SeenProgress())
 
 
 def test_a_folder_that_cannot_be_written_is_a_run_error(
@@ -163,12 +164,12 @@ def test_a_folder_that_cannot_be_written_is_a_run_error(
 ) -> None:
     shutil.rmtree(out)
     with pytest.raises(RunError):
-        prepare_data(data, renderer, out, lambda _: None)
+        prepare_data(data, renderer, out, HeardConsole(), SeenProgress())
 
 
 def test_the_quickstarts_rows_pass(renderer: ChatRenderer, out: Path) -> None:
     data = DataRecipe(path=str(ROOT / "recipes" / "data" / "code_mode"), max_seq_length=512)
-    summary = prepare_data(data, renderer, out, lambda _: None)
+    summary = prepare_data(data, renderer, out, HeardConsole(), SeenProgress())
     assert summary.overlap_rows == 0
     assert summary.splits["train"]["dropped_overlong"] == 0
 
@@ -185,7 +186,7 @@ def test_hostile_rows_end_in_a_data_error_or_a_valid_folder(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     try:
-        prepare_data(DataRecipe(path=str(tmp_path)), renderer, out, lambda _: None)
+        prepare_data(DataRecipe(path=str(tmp_path)), renderer, out, HeardConsole(), SeenProgress())
     except DataError as error:
         assert list(out.iterdir()) == []
         str(error).encode()
@@ -206,7 +207,7 @@ def test_calls_of_what_the_api_has_not_are_told_with_their_lines(
     )
     recipe = DataRecipe(path=str(tmp_path), max_seq_length=128, tool_api=str(api))
     with pytest.raises(DataError) as caught:
-        prepare_data(recipe, renderer, out, lambda line: None)
+        prepare_data(recipe, renderer, out, HeardConsole(), SeenProgress())
     first, second = faults_of(caught)
     assert "train.jsonl:2: attribute result.valid_component" in first
     assert "did you mean result.valid?" in first
@@ -228,7 +229,7 @@ def test_a_list_of_functions_may_be_at_home(
     (tmp_path / "api.yaml").write_text("- name: send\n")
     recipe = data.model_copy(update={"tool_api": "~/api.yaml"})
     assert "tool_api" in data_inputs(recipe)["sources"]
-    prepare_data(recipe, renderer, out, lambda _: None)
+    prepare_data(recipe, renderer, out, HeardConsole(), SeenProgress())
 
 
 def test_rows_that_were_read_are_not_read_again(
@@ -236,7 +237,7 @@ def test_rows_that_were_read_are_not_read_again(
 ) -> None:
     read = read_splits(data)
     monkeypatch.setattr(prepare, "read_splits", lambda data: pytest.fail("it is read again"))
-    summary = prepare_data(data, renderer, out, lambda _: None, read)
+    summary = prepare_data(data, renderer, out, HeardConsole(), SeenProgress(), read)
     assert summary.splits["train"]["rows"] == 6
 
 
@@ -246,9 +247,9 @@ def test_what_lint_finds_is_in_the_statistics(
     write_file([chat(f"question {i}", f"answer {i}") for i in range(6)] + [chat("what", "so...")])
     write_file([chat("another", "one...")], "valid.jsonl")
     recipe = DataRecipe(path=str(tmp_path), max_seq_length=64)
-    prepare_data(recipe, renderer, out, lambda line: None)
+    prepare_data(recipe, renderer, out, HeardConsole(), SeenProgress())
     (hit,) = json.loads((out / "stats.json").read_text())["lint"]
     assert (hit["rule"], hit["lines"], hit["rows"]) == ("cut-answers", [7], 7)
     off = recipe.model_copy(update={"lint_off": {"cut-answers": "they trail off on purpose"}})
-    prepare_data(off, renderer, out, lambda line: None)
+    prepare_data(off, renderer, out, HeardConsole(), SeenProgress())
     assert json.loads((out / "stats.json").read_text())["lint"] == []

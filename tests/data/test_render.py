@@ -9,7 +9,7 @@ import pytest
 
 from mlx_ft.data.render import RenderedSplit, render_split
 from mlx_ft.data.rows import read_rows
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data.conftest import WriteFile
 from tests.support.chats import TOOL_ROW, chat
@@ -96,7 +96,7 @@ def renderer_with_template(folder: Path, template: str) -> ChatRenderer:
     write_tiny_tokenizer(folder)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
-    return ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat())
 
 
 def test_the_first_token_is_no_target_even_where_an_answer_starts_the_row(
@@ -156,7 +156,7 @@ def test_tools_that_the_template_does_not_show_are_counted(
 def test_real_templates_train_answers_and_tool_calls(name: str, write_file: WriteFile) -> None:
     if not (TOKENIZERS / name).exists():
         pytest.skip(f"needs the {name} tokenizer")
-    real = ChatRenderer.from_folder(TOKENIZERS / name, enable_thinking=False, date="2025-01-01")
+    real = ChatRenderer.from_folder(TOKENIZERS / name, ChatFormat())
     calls = TOOL_ROW | {"messages": TOOL_ROW["messages"][:3]}
     as_text = json.loads(json.dumps(calls))
     function = as_text["messages"][2]["tool_calls"][0]["function"]

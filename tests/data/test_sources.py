@@ -16,6 +16,7 @@ from mlx_ft.model.chat import ChatRenderer
 from mlx_ft.recipe.schema import DataRecipe
 from tests.data.conftest import WriteFile
 from tests.support.chats import chat, good, row, sentence
+from tests.support.narration import HeardConsole, SeenProgress
 
 
 def lines(rows: list[Row]) -> list[int]:
@@ -89,7 +90,7 @@ def test_a_file_without_a_second_one_is_split(
     assert {file.path for file in read.values()} == {path}
     out = tmp_path / "out"
     out.mkdir()
-    prepare_data(recipe, renderer, out, lambda line: None)
+    prepare_data(recipe, renderer, out, HeardConsole(), SeenProgress())
     stats = json.loads((out / "stats.json").read_text())
     assert stats["overlap_rows"] == 0
     counts = {split: stats["splits"][split]["rows"] for split in ("train", "valid")}
@@ -142,4 +143,4 @@ def test_too_few_rows_to_hold_one_out_is_a_message(
     for share, found in ((0.001, "no row of it is held out"), (0.999, "every row of it is held")):
         with pytest.raises(DataError, match=found):
             recipe = DataRecipe(path=str(tmp_path), holdout=share)
-            prepare_data(recipe, renderer, tmp_path / "out", lambda line: None)
+            prepare_data(recipe, renderer, tmp_path / "out", HeardConsole(), SeenProgress())

@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 
 from mlx_ft.deploy.ollama import adds_first_token, install_ollama, modelfile, template_for
 from mlx_ft.errors import GateFailed, RunError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, read_json, write_json
 
@@ -147,5 +147,5 @@ def test_a_template_that_cannot_be_said_is_left_out_and_why(finished_run: Path) 
     config = read_json(folder / "tokenizer_config.json")
     config["chat_template"] = "{{ messages | length }}" + config["chat_template"]
     write_json(folder / "tokenizer_config.json", config)
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
+    renderer = ChatRenderer.from_folder(folder, ChatFormat())
     assert template_for(renderer, adds_bos=False) is None

@@ -5,6 +5,7 @@ The Go text is run here as Jinja, action by action; Go itself is not at hand.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -17,7 +18,7 @@ from mlx_ft.deploy.ollama_template import (
     learn_turn_texts,
     without_first_token,
 )
-from mlx_ft.model.chat import ChatRenderer, Message
+from mlx_ft.model.chat import ChatFormat, ChatRenderer, Message
 from mlx_ft.system.files import read_json, write_json
 from tests.support.paths import TOKENIZERS
 from tests.support.tokenizers import CHATML_TEMPLATE, write_tiny_tokenizer
@@ -83,13 +84,12 @@ def run_go(template: str, messages: Sequence[Message]) -> str:
     return environment.from_string(out + rest).render(Messages=messages, System=system)
 
 
-def renderer_of(folder: Path, template: str | None = None, **options: object) -> ChatRenderer:
+def renderer_of(folder: Path, template: str | None = None, **options: Any) -> ChatRenderer:
     if template is not None:
         write_tiny_tokenizer(folder)
         config = read_json(folder / "tokenizer_config.json")
         write_json(folder / "tokenizer_config.json", {**config, "chat_template": template})
-    given = {"enable_thinking": False, "date": "2025-01-01", **options}
-    return ChatRenderer.from_folder(folder, **given)  # type: ignore[arg-type]
+    return ChatRenderer.from_folder(folder, ChatFormat(**options))
 
 
 def learned(renderer: ChatRenderer) -> TurnTexts:

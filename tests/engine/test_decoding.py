@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlx_ft.engine import decoding
-from mlx_ft.engine.decoding import Reader, answer_prompts
+from mlx_ft.engine.decoding import Decoded, Reader, answer_prompts
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.likelihood import likelihoods
 from mlx_ft.engine.load import LoadedModel, load_model
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from tests.support.models import write_tiny_model
 
 VOCABULARY = 300
@@ -34,7 +35,7 @@ KINDS = ("llama", "qwen3", "gemma3_text")
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     layers = 7 if request.param == "gemma3_text" else 2
     folder = write_tiny_model(tmp_path_factory.mktemp("model"), request.param, layers=layers)
-    return load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    return load_model(folder, ChatFormat())
 
 
 def plainly(model: nn.Module, prompt: Sequence[int], count: int) -> tuple[int, ...]:
@@ -50,9 +51,9 @@ def answered(
 ) -> dict[int, tuple[tuple[int, ...], str]]:
     found: dict[int, tuple[tuple[int, ...], str]] = {}
 
-    def on_end(index: int, ids: tuple[int, ...], reason: str) -> None:
+    def on_done(index: int, answer: Decoded) -> None:
         assert index not in found, "an answer ends once"
-        found[index] = ids, reason
+        found[index] = answer.ids, answer.finish_reason
 
     answer_prompts(
         loaded.model,
@@ -60,7 +61,7 @@ def answered(
         stop_ids=(),
         max_tokens=limits,
         batch_size=batch_size,
-        on_end=on_end,
+        on_done=on_done,
     )
     return found
 
@@ -110,7 +111,7 @@ def test_a_model_whose_masks_are_not_for_several_prompts_takes_one_at_a_time(
     """mlx-lm's Gemma 2 fails on three prompts together, and with as many as it has groups of heads
     it would mask one prompt's tokens by another's."""
     folder = write_tiny_model(tmp_path, "gemma2")
-    model = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    model = load_model(folder, ChatFormat())
     three = [PROMPTS[0], PROMPTS[-2], PROMPTS[-1]]
     cache = Reader(model.model, three).read
     with pytest.raises(ValueError, match="broadcast"):
@@ -142,7 +143,7 @@ def test_any_prompts_in_any_batches(
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    return load_model(folder, ChatFormat())
 
 
 def test_prompts_are_read_in_parts_of_bounded_size(
@@ -182,7 +183,7 @@ def said_by(said: Sequence[int], limit: int) -> tuple[tuple[int, ...], str]:
         stop_ids=[49],
         max_tokens=[limit],
         batch_size=1,
-        on_end=lambda index, ids, reason: found.append((ids, reason)),
+        on_done=lambda _, answer: found.append((answer.ids, answer.finish_reason)),
     )
     (ended,) = found
     return ended
@@ -242,9 +243,8 @@ def test_what_a_model_says_is_its_greedy_answer(tiny: LoadedModel) -> None:
 def test_the_built_in_model_reads_its_system_prompt_once(builtin_model: Path) -> None:
     """Every prompt of its template begins with the same 24 tokens."""
     from mlx_ft.engine.shared_prompts import shared_starts
-    from mlx_ft.model.chat import ChatRenderer
 
-    renderer = ChatRenderer.from_folder(builtin_model, enable_thinking=False, date="2025-01-01")
+    renderer = ChatRenderer.from_folder(builtin_model, ChatFormat())
     questions = ("Hello", "What is 2 + 2?", "Name a colour.", "Who are you?")
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in questions]
     starts, own = shared_starts(prompts)

@@ -14,6 +14,7 @@ from mlx_ft.engine.device import on_cpu
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel, load_model, load_weights
 from mlx_ft.errors import ModelError
+from mlx_ft.model.chat import ChatFormat
 from tests.support.models import write_tiny_model
 
 QUESTIONS = ("hello", "what is the capital of France?", "talk about files, tests and tools", "x")
@@ -26,7 +27,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> LoadedModel:
-    return load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    return load_model(folder, ChatFormat())
 
 
 def prompts_of(loaded: LoadedModel) -> list[list[int]]:
@@ -64,12 +65,7 @@ def test_every_stop_token_ends_an_answer_and_is_not_part_of_it(loaded: LoadedMod
     assert free.finish_reason == "length" and len(free.ids) == 6
     from dataclasses import replace
 
-    renderer = load_model(
-        Path(loaded.renderer.tokenizer.name_or_path),
-        adapter=None,
-        enable_thinking=False,
-        date="2025-01-01",
-    ).renderer
+    renderer = load_model(Path(loaded.renderer.tokenizer.name_or_path), ChatFormat()).renderer
     renderer.stop_ids = frozenset({free.ids[2]})
     stopped = generate(replace(loaded, renderer=renderer), [prompt], max_tokens=6)[0]
     assert stopped.finish_reason == "stop"

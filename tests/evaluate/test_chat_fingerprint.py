@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.errors import ModelError
 from mlx_ft.evaluate.chat_fingerprint import check_fingerprint
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from tests.support.tokenizers import write_tiny_tokenizer
 
 KEYS = st.sampled_from(["a", "b", "c"])
@@ -45,8 +45,7 @@ def test_a_real_renderer_agrees_with_itself_and_not_with_another(tmp_path: Path)
     folder = write_tiny_tokenizer(tmp_path)
 
     def fingerprint(**changes: Any) -> dict[str, Any]:
-        options = {"enable_thinking": False, "date": "2025-01-01", **changes}
-        return ChatRenderer.from_folder(folder, **options).fingerprint()
+        return ChatRenderer.from_folder(folder, ChatFormat(**changes)).fingerprint()
 
     trained = fingerprint()
     check_fingerprint(trained, fingerprint())

@@ -22,9 +22,11 @@ from mlx_ft.evaluate.column import Answer, Question
 from mlx_ft.evaluate.endpoint import Endpoint, server_column
 from mlx_ft.evaluate.harness import evaluate
 from mlx_ft.evaluate.scorers.text import Perplexity
+from mlx_ft.model.chat import ChatFormat
 from tests.deploy.test_serve import free_port
-from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite, silent
+from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite
 from tests.support.models import write_tiny_model
+from tests.support.narration import SeenProgress
 
 Reply = tuple[int, Any, dict[str, str]]
 QUESTION = Question([{"role": "user", "content": "hello"}], None, None, 8, ("<think>",))
@@ -166,11 +168,13 @@ def test_several_are_asked_at_a_time_and_a_failure_keeps_what_was_answered(tmp_p
     with stub(reply) as (url, seen):
         column = server_column(endpoint(url, concurrency=4))
         with pytest.raises(ModelError):
-            evaluate([suite], [column], tmp_path, progress=silent)
+            evaluate([suite], [column], tmp_path, progress=SeenProgress())
     lines = (tmp_path / "chat" / "server--m.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4
     with stub(lambda *_: (200, said("I am fine"), {})) as (url, seen):
-        results = evaluate([suite], [server_column(endpoint(url))], tmp_path, progress=silent)
+        results = evaluate(
+            [suite], [server_column(endpoint(url))], tmp_path, progress=SeenProgress()
+        )
     assert len(seen) == 5, "another address is another model"
     assert results["suites"]["chat"]["server--m"]["mean"] == 1.0
     assert results["columns"]["server--m"]["template"] == "unknown"
@@ -183,7 +187,7 @@ def test_a_loss_of_references_is_not_to_be_had(tmp_path: Path) -> None:
     suite = make_suite(scorer=Perplexity(), samples=samples)
     column = server_column(endpoint("http://127.0.0.1:1/v1"))
     with pytest.raises(DataError, match="does not tell the loss"):
-        evaluate([suite], [column], tmp_path, progress=silent)
+        evaluate([suite], [column], tmp_path, progress=SeenProgress())
 
 
 @contextlib.contextmanager
@@ -212,12 +216,12 @@ def mlx_lm_server(folder: Path) -> Iterator[str]:
 def test_a_real_server_says_what_the_model_says(tmp_path: Path) -> None:
     """mlx-lm's server on a model, and the same model in memory: the same lines but for the keys."""
     folder = write_tiny_model(tmp_path / "model", bits=None)
-    loaded = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    loaded = load_model(folder, ChatFormat())
     suite = make_suite(stop=())
     with mlx_lm_server(folder) as url:
         server = server_column(Endpoint(url, str(folder), enable_thinking=False, concurrency=3))
         column = column_of(loaded, "model")
-        evaluate([suite], [column, server], tmp_path / "eval", progress=silent)
+        evaluate([suite], [column, server], tmp_path / "eval", progress=SeenProgress())
     texts = [
         [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
         for path in sorted((tmp_path / "eval" / "chat").iterdir())

@@ -22,29 +22,26 @@ from mlx_ft.engine.device import configure_backend
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, ModelError
-from mlx_ft.evaluate.column import Answer, Column, OnAnswer, Question, Respondent
+from mlx_ft.evaluate.chat_fingerprint import thinking_faults
+from mlx_ft.evaluate.column import Answer, Column, OnDone, Question, Respondent
 from mlx_ft.evaluate.harness import (
     ColumnResult,
     cut_at_stop,
     evaluate,
     evaluate_column,
-    thinking_faults,
     without_thinking,
 )
 from mlx_ft.evaluate.local_model import LocalModel
 from mlx_ft.evaluate.scorers.text import Talk
 from mlx_ft.evaluate.suites import Sample, Suite
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
+from tests.support.narration import SeenProgress
 from tests.support.paths import ROOT
 from tests.support.tokenizers import CHATML_TEMPLATE, write_tiny_tokenizer
 
 MODEL = "0" * 64
 QUESTIONS = ("hello", "what is the capital of France?", "how are you", "talk", "files and tests")
 Answers = Callable[[str], str]
-
-
-def silent(done: int, of: int, what: str) -> None:
-    """Nobody reads the progress of a test."""
 
 
 def make_suite(name: str = "chat", **changes: Any) -> Suite:
@@ -75,7 +72,7 @@ def make_suite(name: str = "chat", **changes: Any) -> Suite:
 
 
 def renderer_of(folder: Path, *, enable_thinking: bool = False) -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, enable_thinking=enable_thinking, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat(enable_thinking))
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +115,7 @@ class Scripted:
         self.prompts: list[str] = []
         self.renderer: ChatRenderer | None = None
 
-    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
         renderer = self.renderer
         assert renderer is not None
         for index in reversed(range(len(questions))):
@@ -128,7 +125,7 @@ class Scripted:
             self.prompts.append(prompt)
             ids = tuple(renderer.tokenizer.encode(self.say(prompt), add_special_tokens=False))
             said, raw = renderer.decode(ids), renderer.decode_raw(ids)
-            on_answer(index, Answer(said, raw, ids, "stop", len(ids)))
+            on_done(index, Answer(said, raw, ids, "stop", len(ids)))
 
 
 def column_of(
@@ -143,7 +140,7 @@ def column_of(
     def opened() -> Iterator[Respondent]:
         yield respondent
 
-    thinking = loaded.renderer.enable_thinking
+    thinking = loaded.renderer.chat.enable_thinking
     return Column(name, sha256, loaded.renderer, opened, enable_thinking=thinking, **changes)
 
 
@@ -161,7 +158,7 @@ def ask(
     column: str = "base",
 ) -> ColumnResult:
     made = column_of(loaded, asked, name=column, sha256=model_sha256)
-    (result,) = evaluate_column([suite], made, folder, progress=silent)
+    (result,) = evaluate_column([suite], made, folder, progress=SeenProgress())
     return result
 
 
@@ -392,7 +389,7 @@ class Columns:
                 name[0] * 64,
                 self.renderer,
                 partial(self.open, name, asked),
-                enable_thinking=self.renderer.enable_thinking,
+                enable_thinking=self.renderer.chat.enable_thinking,
                 **changes,
             )
             for name in ("base", "quantized")
@@ -419,8 +416,8 @@ class Holding:
     model: nn.Module
     script: Scripted
 
-    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
-        self.script.answer(questions, on_answer)
+    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
+        self.script.answer(questions, on_done)
 
 
 def evaluate_all(
@@ -430,7 +427,7 @@ def evaluate_all(
     made = columns.columns(
         asked, trained_with=trained, reusable=bool(changes.pop("reusable", False))
     )
-    return evaluate(suites, made, folder, progress=silent, **changes)
+    return evaluate(suites, made, folder, progress=SeenProgress(), **changes)
 
 
 def test_each_model_is_opened_once_and_let_go(renderer: ChatRenderer, tmp_path: Path) -> None:
@@ -452,6 +449,23 @@ def test_each_model_is_opened_once_and_let_go(renderer: ChatRenderer, tmp_path: 
         "talk/base.jsonl",
         "talk/quantized.jsonl",
     ]
+
+
+def test_progress_adds_up_all_suites_and_columns(renderer: ChatRenderer, tmp_path: Path) -> None:
+    suites, progress = [make_suite("chat"), make_suite("talk")], SeenProgress()
+    columns, count = Columns(renderer).columns(Scripted(fine)), len(QUESTIONS)
+    evaluate(suites, columns, tmp_path, progress=progress)
+    assert [done for done, _ in progress.seen] == list(range(1, 4 * count + 1))
+    texts = [text for _, text in progress.seen]
+    assert set(texts[: 2 * count]) == {
+        f"{suite}, base: {done} of {count} samples"
+        for suite in ("chat", "talk")
+        for done in range(1, count + 1)
+    }
+    (tmp_path / "talk" / "quantized.jsonl").unlink()
+    again = SeenProgress()
+    evaluate(suites, Columns(renderer).columns(Scripted(fine)), tmp_path, progress=again)
+    assert again.seen[-1] == (count, f"talk, quantized: {count} of {count} samples")
 
 
 def test_a_model_whose_answers_are_there_is_not_opened(

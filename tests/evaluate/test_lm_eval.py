@@ -14,6 +14,7 @@ from mlx_ft.engine.load import load_model
 from mlx_ft.errors import DataError, InputError, RunError
 from mlx_ft.evaluate.lm_eval import Tasks, require_lm_eval, require_models, run_tasks, task_rows
 from mlx_ft.evaluate.targets import read_targets
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.system.console import Console
 from tests.support.models import write_tiny_model
 
@@ -75,7 +76,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     folder = write_tiny_model(tmp_path / "model")
-    loaded = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    loaded = load_model(folder, ChatFormat())
     renderer = loaded.renderer
     prompts = [renderer.prompt_ids([{"role": "user", "content": text}]) for text in QUESTIONS]
     said = generate(loaded, prompts, max_tokens=6)
@@ -99,9 +100,8 @@ def ask(place: Path, *names: str) -> dict[str, Any]:
     targets = read_targets(
         [str(place / "model")],
         enable_thinking=None,
-        default_thinking=False,
-        date="2025-01-01",
-        say=print,
+        default=ChatFormat(),
+        console=Console(),
     )
     tasks = Tasks(names, include=place / "tasks", batch_size=3)
     return run_tasks(tasks, targets, place / "out", Console(io.StringIO()))

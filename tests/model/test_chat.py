@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from mlx_ft.errors import ModelError
-from mlx_ft.model.chat import ChatRenderer, Message, RenderedRow, RowRefused
+from mlx_ft.model.chat import ChatFormat, ChatRenderer, Message, RenderedRow, RowRefused
 from mlx_ft.model.tokenizer_files import pin_date
 from tests.support.paths import TOKENIZERS
 from tests.support.tokenizers import CHATML_TEMPLATE, SPECIAL_TOKENS, write_tiny_tokenizer
@@ -55,7 +55,7 @@ TWO_TURNS: list[dict[str, Any]] = [
 
 
 def open_renderer(folder: Path, thinking: bool = False, date: str = DAY) -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, enable_thinking=thinking, date=date)
+    return ChatRenderer.from_folder(folder, ChatFormat(thinking, date))
 
 
 @functools.cache
@@ -498,7 +498,7 @@ def test_one_character_of_the_template_changes_the_fingerprint(
     changed = CHATML_TEMPLATE[:place] + character + CHATML_TEMPLATE[place + 1 :]
     tokenizer = AutoTokenizer.from_pretrained(str(tiny_folder))
     tokenizer.chat_template = changed
-    other = ChatRenderer(tokenizer, renderer.stop_ids, enable_thinking=False, date=DAY)
+    other = ChatRenderer(tokenizer, renderer.stop_ids, ChatFormat(date=DAY))
     assert other.fingerprint() != renderer.fingerprint()
 
 
@@ -639,7 +639,6 @@ def test_a_stop_token_is_looked_for_by_its_text_only_where_that_is_enough(
     word = ChatRenderer(
         renderer.tokenizer,
         frozenset(renderer._encode("fox")),
-        enable_thinking=False,
-        date="2025-01-01",
+        ChatFormat(),
     )
     assert word._stop_marks is None and word._may_hold_a_stop("anything")

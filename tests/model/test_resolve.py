@@ -16,8 +16,10 @@ from mlx_ft.errors import ModelError
 from mlx_ft.model.builtin import BUILTIN_MODELS
 from mlx_ft.model.resolve import HUB_FILES, read_config, resolve_model
 from mlx_ft.system.cache import CACHE_HOME_VARIABLE
+from mlx_ft.system.console import Console
 from tests.conftest import REAL_CACHE_HOME
 from tests.support.models import write_tiny_model
+from tests.support.narration import HeardConsole
 
 SECRET = "hf_notARealTokenButItLooksLikeOne"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -34,8 +36,8 @@ def folder(tiny: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def console() -> HeardConsole:
+    return HeardConsole()
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -45,25 +47,25 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 def refused(name: str | Path, revision: str | None = None) -> ModelError:
     with pytest.raises(ModelError) as caught:
-        resolve_model(str(name), revision, print)
+        resolve_model(str(name), revision, Console())
     assert caught.value.exit_code == 2
     assert all(fault.fix for fault in caught.value.faults)
     return caught.value
 
 
-def test_a_local_folder_is_what_it_is(folder: Path, said: list[str]) -> None:
-    model = resolve_model(str(folder), None, said.append)
+def test_a_local_folder_is_what_it_is(folder: Path, console: HeardConsole) -> None:
+    model = resolve_model(str(folder), None, console)
     assert (model.source, model.path, model.model_type) == ("local", folder.resolve(), "llama")
     assert model.size_bytes == (folder / "model.safetensors").stat().st_size
     assert model.config == read_config(folder)
-    assert said == []
+    assert console.lines == []
 
 
 def test_home_and_relative_folders_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.chdir(folder.parent)
     for name in ("~/model", "./model", "model"):
-        assert resolve_model(name, None, print).path == folder.resolve()
+        assert resolve_model(name, None, Console()).path == folder.resolve()
 
 
 def delete(name: str) -> Callable[[Path], None]:
@@ -150,7 +152,7 @@ def test_the_revision_of_a_folder_follows_its_content(folder: Path) -> None:
     """One byte of the config, the tokenizer or the weights is another model."""
 
     def identity() -> str:
-        return resolve_model(str(folder), None, print).identity
+        return resolve_model(str(folder), None, Console()).identity
 
     seen = [identity()]
     assert identity() == seen[0]
@@ -181,7 +183,7 @@ def test_what_is_recorded_is_json_and_holds_no_secret(
 ) -> None:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_API_KEY"):
         monkeypatch.setenv(name, SECRET)
-    info = resolve_model(str(folder), None, print).info()
+    info = resolve_model(str(folder), None, Console()).info()
     text = json.dumps(info, allow_nan=False)
     assert json.loads(text) == info
     assert SECRET not in text
@@ -202,8 +204,9 @@ def resolve_offline(hub_home: Path, name: str, revision: str | None) -> "subproc
         "import sys\n"
         "from mlx_ft.errors import ModelError\n"
         "from mlx_ft.model.resolve import resolve_model\n"
+        "from mlx_ft.system.console import Console\n"
         "try:\n"
-        "    model = resolve_model(sys.argv[1], sys.argv[2] or None, print)\n"
+        "    model = resolve_model(sys.argv[1], sys.argv[2] or None, Console(sys.stdout))\n"
         "    print(model.source, model.revision, model.path)\n"
         "except ModelError as error:\n"
         "    print('ModelError', error)\n"
@@ -248,13 +251,13 @@ def test_the_hub_offline(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.model
 def test_the_built_in_model_resolves_offline(
-    builtin_model: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    builtin_model: Path, monkeypatch: pytest.MonkeyPatch, console: HeardConsole
 ) -> None:
     monkeypatch.setenv(CACHE_HOME_VARIABLE, str(REAL_CACHE_HOME))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     name = "smollm2-135m-instruct"
-    model = resolve_model(name, None, said.append)
+    model = resolve_model(name, None, console)
     assert model.path == builtin_model
     assert (model.source, model.model_type) == ("builtin", "llama")
     assert model.revision == BUILTIN_MODELS[name].file_sha256
-    assert said == []
+    assert console.lines == []

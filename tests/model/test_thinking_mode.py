@@ -7,15 +7,17 @@ import pytest
 from mlx_lm.utils import load_config
 
 from mlx_ft.evaluate.targets import read_targets
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.model.thinking_mode import thinking_mode_of, write_thinking_mode
+from mlx_ft.system.console import Console
 from tests.support.models import write_tiny_model
 
 
 def modes(folder: Path, asked: bool | None, suites: bool) -> bool:
     (target,) = read_targets(
-        [str(folder)], enable_thinking=asked, default_thinking=suites, date="2025-01-01", say=print
+        [str(folder)], enable_thinking=asked, default=ChatFormat(suites), console=Console()
     )
-    return target.place.enable_thinking
+    return target.source.chat.enable_thinking
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import GateFailed
+from mlx_ft.model.chat import ChatFormat
 from mlx_ft.system.files import read_json_lines
 from mlx_ft.train.sanity_check import (
     MAX_TOKENS,
@@ -82,7 +83,7 @@ def test_a_long_prompt_does_not_bury_the_reason() -> None:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = write_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return load_model(folder, adapter=None, enable_thinking=False, date="2025-01-01")
+    return load_model(folder, ChatFormat())
 
 
 def test_a_random_model_is_caught_and_its_answers_are_kept(

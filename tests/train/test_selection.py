@@ -11,7 +11,7 @@ import pytest
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import Interrupted
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.recipe.schema import SelectRecipe
 from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
@@ -27,7 +27,7 @@ SUITE = SelectRecipe(suite="suite.yaml", every=4)
 
 
 def loaded_of(job: TrainingJob, folder: Path) -> LoadedModel:
-    renderer = ChatRenderer.from_folder(folder, enable_thinking=False, date="2025-01-01")
+    renderer = ChatRenderer.from_folder(folder, ChatFormat())
     return LoadedModel(job.model, renderer, {}, "float32")
 
 
@@ -77,9 +77,7 @@ def test_what_is_asked_is_the_model_with_its_frozen_layers(
     (last / ADAPTER_FILE).write_bytes(
         (complete_checkpoints(job.folder / CHECKPOINTS, "inputs")[-1] / ADAPTER_FILE).read_bytes()
     )
-    fresh = load_model(
-        model_folder, adapter=last, enable_thinking=False, date="2025-01-01", low_memory=low_memory
-    )
+    fresh = load_model(model_folder, ChatFormat(), adapter=last, low_memory=low_memory)
     answers = generate(fresh, PROMPTS, max_tokens=8)
     assert said[-1] == [answer.ids for answer in answers]
 

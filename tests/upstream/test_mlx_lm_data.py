@@ -19,7 +19,7 @@ from mlx_ft.data.render import render_split
 from mlx_ft.data.rows import read_rows
 from mlx_ft.data.sources import source_files
 from mlx_ft.errors import DataError
-from mlx_ft.model.chat import ChatRenderer, RowRefused
+from mlx_ft.model.chat import ChatFormat, ChatRenderer, RowRefused
 from mlx_ft.recipe.schema import DataRecipe
 from tests.support.models import write_tiny_model
 from tests.support.tokenizers import CHATML_TEMPLATE
@@ -57,7 +57,7 @@ def with_template(folder: Path, template: str) -> Path:
 
 
 def renderer_of(folder: Path, enable_thinking: bool = False) -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, enable_thinking=enable_thinking, date="2025-01-01")
+    return ChatRenderer.from_folder(folder, ChatFormat(enable_thinking))
 
 
 def their_row(folder: Path, messages: Messages) -> tuple[list[int], int]:
