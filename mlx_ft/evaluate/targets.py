@@ -94,7 +94,7 @@ def read_targets(
 
 
 def _run_and_column(text: str) -> tuple[RunModels, str] | None:
-    """Return the run and column of `RUN` or `RUN:COLUMN`, or None for anything else."""
+    """Return what `RUN` or `RUN:COLUMN` names, or None for anything else."""
     head, _, column = text.rpartition(":")
     if head and column in COLUMNS and is_run(Path(head)):
         return read_run(Path(head)), column

@@ -14,8 +14,8 @@ from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.recipe.fields import Conflict, Section, Text, Whole
 from mlx_ft.recipe.gates import Gate, GateRefused, parse_gate
 
-ColumnName = Literal["base", "adapter", "fused", "quantized"]
-COLUMNS: tuple[ColumnName, ...] = ("base", "adapter", "fused", "quantized")
+Column = Literal["base", "adapter", "fused", "quantized"]
+COLUMNS: tuple[Column, ...] = ("base", "adapter", "fused", "quantized")
 
 
 def _limit_text(value: object) -> object:
@@ -30,7 +30,7 @@ class EvalRecipe(Section):
     suites: list[Text] = Field(
         default_factory=list, description="Suite files, relative to the current folder."
     )
-    columns: list[ColumnName] = Field(
+    columns: list[Column] = Field(
         default_factory=lambda: list(COLUMNS),
         min_length=1,
         description="Models to measure, side by side.",

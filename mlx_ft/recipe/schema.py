@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from mlx_ft.recipe.data import ChatRecipe, DataRecipe, LossWeight, RowFilter
-from mlx_ft.recipe.evaluation import COLUMNS, ColumnName, EvalRecipe
+from mlx_ft.recipe.evaluation import COLUMNS, Column, EvalRecipe
 from mlx_ft.recipe.export import Q_BITS, ExportRecipe
 from mlx_ft.recipe.fields import Section, Text
 from mlx_ft.recipe.preflight import PreflightRecipe
@@ -32,7 +32,7 @@ __all__ = [
     "DEFAULT_SCALE",
     "Q_BITS",
     "ChatRecipe",
-    "ColumnName",
+    "Column",
     "DataRecipe",
     "EvalRecipe",
     "ExportRecipe",
