@@ -1,4 +1,4 @@
-"""Find what a recipe names: model, data, suites, original; one hash of inputs per stage.
+"""Resolve a recipe: model, data, suites, original; one hash of inputs per stage.
 
 Does not: read rows, ask models, or decide the order of stages (`pipeline.py`).
 """
@@ -50,9 +50,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run whose names are all found: its job, and what the stages are given besides.
+    """A run whose names are all found: its job, and the further inputs of its stages.
 
-    suites: what is asked in the evaluation, without the prompts of `choosing`.
+    suites: asked in the evaluation, without the prompts of `choosing`.
     choosing: the prompts that choose a checkpoint, or None.
     original: the model that the adapter is fused into, where it is not the trained one.
     """

@@ -1,7 +1,6 @@
-"""The whole pipeline in minutes: a recipe made small, optionally with a tiny random model.
+"""Rehearse the whole pipeline in minutes: a small recipe, optionally a tiny random model.
 
-Does: check the recipe as it is, then run every stage with a few rows and two updates; narrow a
-config and fill a model of it with random weights.
+Does: check the recipe as it is, then run every stage with a few rows and two updates.
 Does not: say anything about memory, speed or quality of the real model.
 """
 
@@ -48,11 +47,12 @@ PER_LAYER = ("layer_types", "no_rope_layers", "mlp_only_layers")
 
 
 def rehearse(open_with: Callable[[tuple[str, ...]], OpenRun], miniature: bool) -> float:
-    """Check a recipe, go through every stage of it made small, with a model made small as well if
-    `miniature`; remove what that made, and return the seconds it took.
+    """Check a recipe, run every stage of it made small, and return the seconds it took.
 
-    `open_with` opens the recipe with settings added to it. What stops a rehearsal is raised, and
-    its run folder then stays.
+    open_with: opens the recipe with settings added to it.
+    miniature: the model is made small as well.
+
+    The made-small run is removed, unless a stage raises: its run folder then stays.
     """
     opened = open_with(())
     run_pipeline(opened, CHECKED)
@@ -75,12 +75,12 @@ def rehearse(open_with: Callable[[tuple[str, ...]], OpenRun], miniature: bool) -
 
 
 def rehearsal_sets(recipe: Recipe) -> tuple[str, ...]:
-    """Return the `KEY=VALUE` settings that make a rehearsal of a recipe: two optimizer updates on a
-    few rows, with a report, a validation and a checkpoint after each, and two prompts a suite that
-    no gate judges.
+    """Return the `KEY=VALUE` settings that make a rehearsal of a recipe.
 
-    Model, adapter, batch, lengths and export stay as they are: what fails with them fails now. Two
-    updates teach nothing that could survive, so that is not asked, and no bits are chosen by it.
+    Two optimizer updates on a few rows, with a report, a validation and a checkpoint after each.
+    Two prompts a suite, which no gate judges.
+    Model, adapter, batch, lengths and export stay as they are, so that their failures show now.
+    Survival is not checked and chooses no bits: two updates teach nothing that could survive.
     """
     train = recipe.train
     window = train.grad_accumulation_steps
@@ -153,8 +153,9 @@ def write_miniature(model: ResolvedModel, folder: Path) -> None:
 
 
 def miniature_sets(recipe: Recipe, layers: int, folder: Path) -> tuple[str, ...]:
-    """Return the `KEY=VALUE` settings that put the miniature in the place of a recipe's model of so
-    many layers: frozen layers stay if there were some.
+    """Return the `KEY=VALUE` settings that put the miniature in the place of a recipe's model.
+
+    layers: of that model. Frozen layers stay if there were some.
     """
     wanted = recipe.train.num_layers
     frozen = 0 < wanted < layers

@@ -19,7 +19,7 @@ from mlx_ft.data.replay import replay_prompts
 from mlx_ft.data.tokens import read_split
 from mlx_ft.engine import generate, load
 from mlx_ft.errors import GateFailed, InputError, ModelError, RunError
-from mlx_ft.model.chat import ChatRenderer
+from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.model.shapes import model_shape
 from mlx_ft.pipeline import STAGES, fitted, is_complete, run_pipeline
 from mlx_ft.preflight import stage as preflight_stage
@@ -132,9 +132,9 @@ def test_a_tokenizer_is_read_for_texts_to_count_alone(
     read: list[Path] = []
     plain = ChatRenderer.from_folder
 
-    def counted(folder: Path, **options: Any) -> ChatRenderer:
+    def counted(folder: Path, chat: ChatFormat) -> ChatRenderer:
         read.append(folder)
-        return plain(folder, **options)
+        return plain(folder, chat)
 
     monkeypatch.setattr(ChatRenderer, "from_folder", counted)
     measured = []

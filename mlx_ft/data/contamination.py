@@ -1,7 +1,7 @@
-"""Training rows that hold what the evaluation asks: then it measures memory.
+"""Find training rows that contain evaluation prompts; such prompts measure memory.
 
-Does: compare prompts with rows, word for word and by runs of 13 words. Does not: read suites or
-files, or judge what to do about it.
+Does: compare prompts with rows, word for word and by runs of 13 words.
+Does not: read suites or files, or decide what follows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Contamination:
 
 
 def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the user said last, or ""; a tool's result may follow it."""
+    """Return the user's last message, or ""; a tool's result may follow it."""
     questions = [message["content"] for message in messages if message["role"] == "user"]
     return str(questions[-1] or "") if questions else ""
 

@@ -1,7 +1,6 @@
-"""What a recipe says of a row's keys: which hold its parts, its weight and its place in the order,
-and which rows they let pass.
+"""Apply a recipe's row keys: `data.fields`, `data.keep`, weights and order.
 
-Does: rename, filter, and read numbers. Does not: know a row's form (`rows.py`), or read files.
+Does not: know a row's form (`rows.py`), or read files.
 """
 
 from __future__ import annotations
@@ -20,7 +19,10 @@ LARGEST_WEIGHT = 1e6
 
 @dataclass(frozen=True)
 class RowKeys:
-    """The keys that a recipe names; `parts` maps the name of a part in a form to the rows' own."""
+    """The keys that a recipe names.
+
+    parts: name of a part in a form -> the rows' own key.
+    """
 
     parts: Mapping[str, str] = field(default_factory=dict)
     keep: tuple[RowFilter, ...] = ()
@@ -39,7 +41,7 @@ NO_KEYS = RowKeys()
 def renamed(value: Mapping[str, Any], keys: RowKeys) -> Mapping[str, Any]:
     """Return a row with its parts under the names that the forms have for them.
 
-    What stood there under such a name before is not that part, and goes.
+    A value that stood under such a name before is not that part, and is dropped.
     """
     if not keys.parts:
         return value
@@ -48,8 +50,9 @@ def renamed(value: Mapping[str, Any], keys: RowKeys) -> Mapping[str, Any]:
 
 
 def refusal(value: Any, keys: RowKeys) -> tuple[list[Complaint], str | None]:
-    """Return what is wrong with the keys that rows are chosen by, and why a row is left out or
-    None.
+    """Return complaints about the keys that rows are chosen by, and a reason.
+
+    The reason says why the row is left out; None means that it is used.
     """
     if not isinstance(value, dict):
         return [], None
@@ -86,8 +89,8 @@ def _asked(value: Mapping[str, Any], rule: RowFilter) -> tuple[Complaint | None,
 def weight_and_order(
     value: Mapping[str, Any], keys: RowKeys
 ) -> tuple[float, float | str | None, list[Complaint]]:
-    """Return a row's weight (1 without one), what it is ordered by (None without an order), and
-    what is wrong with them.
+    """Return a row's weight (1 without one), its sort key (None without an order), and complaints
+    about both.
     """
     complaints = []
     # A CSV file has texts only.

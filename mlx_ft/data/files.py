@@ -1,7 +1,6 @@
-"""A data file to JSON values, one a row, each with its place in the file.
+"""Read JSONL, JSON, CSV and Parquet files as JSON values, each with its place in the file.
 
-Does: read JSON lines, a JSON list, CSV with a header, and Parquet; say what is wrong with a row's
-place. Does not: know what a row means, or fetch anything.
+Does not: know what a row means, or fetch anything.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _json_value(raw: bytes | None, line: int = 1) -> tuple[Complaint | None, Any]:
-    """Return (what is wrong, None) or (None, the value)."""
+    """Return (complaint, None) or (None, the value)."""
     fix = "fix or remove the line"
     if raw is None:
         found = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
@@ -159,7 +158,9 @@ READERS: Mapping[str, Callable[[Path], Iterator[Item]]] = {
 
 
 def read_items(path: Path) -> Iterator[Item]:
-    """Yield the rows of a file by its ending (JSON lines for any other), as (place from 1, what is
-    wrong or None, value). OSError when it cannot be read.
+    """Yield the rows of a file as (place from 1, complaint or None, value).
+
+    The file's ending decides how it is read; JSON lines for any other. OSError when it cannot be
+    read.
     """
     return READERS.get(path.suffix.lower(), json_lines)(path)

@@ -1,8 +1,7 @@
-"""Rows of a dataset of the Hub, fetched once into the user's cache as JSON lines.
+"""Datasets of the Hub, fetched once into the user's cache as JSON lines.
 
-Does: pin the dataset's revision to a commit, fetch the splits that a recipe names through the
-`datasets` package, and write them where every later run finds them. Does not: look at the rows, or
-run a dataset's code.
+Does: pin the revision to a commit, and fetch the splits of a recipe with the `datasets` package.
+Does not: look at the rows, or run a dataset's code.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""What looks wrong in the training rows although each of them is valid.
+"""Twelve rules for suspicious rows: valid, but likely to be wrong.
 
-Does: look for truncated, constant, copied, doubled, contradicting, refused, leaked and garbled
-answers, and say which rows, how serious and what to do. Does not: read files, change a row, or stop
-anything.
-
-Every rule is a small pure function from the rows to the lines it hits, and all are in RULES.
+Does: report rows, severity and advice. Each rule is a small pure function from rows to the lines it
+hits; all are in RULES.
+Does not: read files, change a row, or stop a run.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Hit:
-    """What a rule found: in how many rows of how many, and the first lines of them."""
+    """A rule's result: in how many rows of how many, and the first lines of them."""
 
     rule: str
     severity: Severity
@@ -76,7 +74,7 @@ def _last_answer(row: Row) -> str:
 
 
 def question(row: Row) -> str:
-    """Return what a row's last answer answers: everything before it."""
+    """Return everything before a row's last answer."""
     messages = list(row.messages or ())
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
@@ -88,7 +86,7 @@ def _lines_where(rows: Iterable[Row], holds: Callable[[Row], bool]) -> list[int]
 
 
 def _plain(text: str) -> str:
-    """Return a text without what does not change its meaning; `3 + 4` is not `3 * 4`."""
+    """Return a text without case, spaces and end marks; `3 + 4` is not `3 * 4`."""
     return " ".join(text.casefold().split()).rstrip(".?! ")
 
 
@@ -151,7 +149,7 @@ def _given(row: Row) -> str:
 
 
 def duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows that say what another row, further up, says."""
+    """Rows that are equal to another row further up."""
     seen: set[tuple[str, ...]] = set()
     lines = []
     for row in rows:
@@ -163,8 +161,9 @@ def duplicates(rows: Sequence[Row]) -> list[int]:
 
 
 def near_duplicates(rows: Sequence[Row]) -> list[int]:
-    """Rows that share most runs of five words with a row further up but are not equal to it, under
-    the same system message or nearly.
+    """Rows that share most runs of five words with a row further up but are not equal to it.
+
+    Their system messages must be equal, or nearly.
     """
     exact = set(duplicates(rows))
     others = [row for row in rows if row.line not in exact]
@@ -173,7 +172,7 @@ def near_duplicates(rows: Sequence[Row]) -> list[int]:
 
 
 def contradictions(rows: Sequence[Row]) -> list[int]:
-    """Rows that ask what another row asks, with the same tools, and answer otherwise."""
+    """Rows that ask the same as another row, with the same tools, and answer otherwise."""
 
     def asked(row: Row) -> tuple[str, str]:
         return _plain(question(row)), repr(row.tools)
@@ -349,7 +348,7 @@ def lint(
     off: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> list[Hit]:
-    """Return what the rules find, in their order.
+    """Return the hits of the rules, in their order.
 
     off: names of rules that are not applied.
     progress: shown before each rule; its total is 1.
@@ -373,7 +372,7 @@ def without_hits(
 ) -> tuple[Sequence[Row], dict[str, list[int]]]:
     """Return the rows that none of the named rules hits, and the lines that each of them took.
 
-    Rules are asked one after the other, each of what the ones before it left.
+    Rules are applied one after the other, each to the rows that are left.
     """
     wanted, taken = set(names), {}
     for rule in RULES:

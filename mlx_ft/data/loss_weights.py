@@ -1,6 +1,6 @@
-"""What each token of a row weighs in the loss: by its place, by its text, by its row.
+"""Per-token loss weights: by position, by text, by row.
 
-Does not: decide which tokens are trained (`model/chat.py`), or use the weights.
+Does not: decide which tokens are trained (`model/chat.py`), or apply the weights.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def weighs_anything(data: DataRecipe) -> bool:
 def token_weights(row: Row, renderer: ChatRenderer, data: DataRecipe, tokens: int) -> Weights:
     """Return the weight of each of a row's `tokens` tokens, float32 [tokens].
 
-    Raises RowRefused for plain text that is to be weighed by what it says, and when a row would
-    weigh nothing.
+    Raises RowRefused for plain text under `data.loss_weights`, and when a row would weigh nothing.
     """
     weights = np.full(tokens, row.weight, np.float32)
     if row.messages is None:

@@ -1,8 +1,8 @@
-"""Is this JSON value a conversation that can be trained?
+"""Validate a conversation: roles, contents, tool calls and their order.
 
-Does: check roles, contents, tool calls and their order, and the text inside; give tool arguments
-one form. Refuses only what is certainly wrong: what a model's chat template cannot say is found
-when it renders. Does not: read files or render.
+Does: give tool arguments one form. Refuse only what is certainly wrong; what a model's chat
+template cannot render is found when it renders.
+Does not: read files or render.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ UNPRINTABLE = re.compile("[\x00\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Complaint:
-    """What is wrong inside one row: the `kind` that totals count, what was found, the fix."""
+    """One fault inside a row.
+
+    kind: the name that totals count.
+    """
 
     kind: str
     found: str
@@ -51,7 +54,7 @@ class Complaint:
 
 
 def text_complaints(value: Any, place: str) -> Iterator[Complaint]:
-    """Yield what no tokenizer or template can take in a JSON value, at any depth.
+    """Yield the parts of a JSON value, at any depth, that no tokenizer or template can take.
 
     That is: a NUL character, half of a surrogate pair, a number too large for a float, and nesting
     deeper than 32 levels.
@@ -192,7 +195,7 @@ def _order_complaints(messages: Sequence[Mapping[str, Any]]) -> list[Complaint]:
 
 
 def tools_complaints(tools: Any) -> list[Complaint]:
-    """Return what is wrong with a row's `tools` value; null and [] mean no tools."""
+    """Return the faults of a row's `tools` value; null and [] mean no tools."""
     if tools is None or tools == []:
         return []
     fix = "write a list of objects, one a tool"
@@ -205,8 +208,9 @@ def tools_complaints(tools: Any) -> list[Complaint]:
 
 
 def conversation_messages(conversations: Any) -> Any:
-    """Return ShareGPT's `[{from, value}, ...]` as messages; what is not of that form stays as it
-    is, for `message_complaints` to name.
+    """Return ShareGPT's `[{from, value}, ...]` as messages.
+
+    Items of another form stay as they are, for `message_complaints` to name.
     """
     if not isinstance(conversations, list):
         return conversations
@@ -228,9 +232,9 @@ def _spoken_by(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _calls_of(value: Any) -> Any:
-    """Return the calls that a function_call's value is, as JSON or already read: one or a list.
+    """Return the calls in a function_call's value, as JSON or already read: one or a list.
 
-    What is none of these stays as it is, for `message_complaints` to name.
+    Any other value stays as it is, for `message_complaints` to name.
     """
     calls = _parsed_arguments(value) if isinstance(value, str) else value
     calls = [calls] if isinstance(calls, dict) else calls
@@ -245,8 +249,8 @@ def _calls_of(value: Any) -> Any:
 def normal_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
     """Return checked messages with the arguments of every tool call as an object.
 
-    OpenAI's form has them as JSON text, which some chat templates would quote a second time; an
-    object is what the templates of Hugging Face models are written for.
+    OpenAI's form has them as JSON text, which some chat templates would quote a second time.
+    Templates of Hugging Face models are written for objects.
     """
     return tuple(_normal_message(message) for message in messages)
 

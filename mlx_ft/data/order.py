@@ -1,6 +1,6 @@
-"""In which order rows are trained when a recipe does not want them shuffled.
+"""Curriculum order: the order of rows that a recipe does not want shuffled.
 
-Does not: form batches (the training plan does), or sort a file.
+Does not: form batches (`train/batches.py`), or sort a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The data stage: a folder of rows in, tokenized splits and their statistics out.
+"""Prepare the data: render, count and write both splits.
 
-Does: read both splits, stop with all faults if there are any, render, count, write.
-Does not: write a manifest (the pipeline seals the folder), or use test.jsonl.
+Does: stop with all faults at once, before anything is written.
+Does not: write a manifest (`stage.py` seals the folder), or use test.jsonl.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from mlx_ft.text.sparklines import sparkline
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What the data stage hands over: counts by split, and the renderer's fingerprint.
+    """The result of the data stage.
 
-    Each entry of `splits` has rows, dropped_overlong, tokens and trained_tokens.
+    splits: name -> rows, dropped_overlong, tokens and trained_tokens.
+    fingerprint: of the renderer.
     """
 
     splits: Mapping[str, Mapping[str, int]]
@@ -121,7 +122,11 @@ def _rendered(
 
 @dataclass(frozen=True)
 class _RowProgress:
-    """Progress of one split, shown as that of all rows, `before` of which are done already."""
+    """Progress of one split, shown as that of all rows.
+
+    before: rows of earlier splits.
+    total: rows of all splits.
+    """
 
     progress: Progress
     before: int

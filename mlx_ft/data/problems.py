@@ -1,7 +1,7 @@
-"""What is wrong with the rows of a file, collected first and told once.
+"""Collect all row errors and report them once.
 
-Does: hold one problem with its line and kind; turn many into a listing of at most twenty with
-totals by kind. Does not: look for problems.
+Does: list at most twenty of a file, with totals by kind.
+Does not: look for errors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong at `line` (1-based; None: the whole file); `kind` is what totals count."""
+    """One fault of a file.
+
+    line: 1-based; None means the whole file.
+    kind: the name that totals count.
+    """
 
     path: Path
     line: int | None

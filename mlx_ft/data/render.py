@@ -1,7 +1,7 @@
-"""Checked rows to token ids and masks, through the one renderer.
+"""Render checked rows to token ids and loss masks.
 
-Does: render every row of a split, collect those that cannot be trained honestly, and set aside
-those that are longer than allowed. Does not: cut a row, call a chat template, or write files.
+Does: collect rows that cannot be trained honestly, and set aside rows that are too long.
+Does not: cut a row, call a chat template (`model/chat.py` does), or write files.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ ROWS_AT_A_TIME = 512
 
 @dataclass(frozen=True)
 class RenderedSplit:
-    """A split's kept rows, tokenized, beside what became of the others.
+    """A split's kept rows, tokenized, and the others.
 
-    `kept` are the source rows of `tokens`, in the same order. `all_lengths` are the tokens of every
-    row that could be rendered, the overlong ones included; `overlong_lines` say which those are.
-    `toolless_lines` are kept rows whose tools the chat template does not show to the model.
+    kept: the source rows of `tokens`, in the same order.
+    all_lengths: tokens of every row that could be rendered, overlong ones included.
+    overlong_lines: lines of rows that are too long.
+    toolless_lines: kept rows whose tools the chat template does not show to the model.
+    problems: rows that the renderer or the recipe refuses.
     """
 
     tokens: TokenizedSplit
@@ -48,12 +50,12 @@ def render_split(
     data: DataRecipe,
     progress: Progress | None = None,
 ) -> RenderedSplit:
-    """Render the rows of one file; `problems` name those that the renderer or the recipe refuses.
+    """Render the rows of one file.
 
     progress: shown before each row; its total is the number of rows.
 
-    A row is never cut: one longer than `data.max_seq_length` tokens is left out, or a problem when
-    `data.overlong` is refuse.
+    A row is never cut. One longer than `data.max_seq_length` tokens is left out, or is a problem
+    when `data.overlong` is refuse.
     """
     kept: list[Row] = []
     arrays: list[tuple[Ids, Flags]] = []
@@ -134,7 +136,7 @@ def _checked(
 
 
 def _refuse_lost_calls(row: Row, renderer: ChatRenderer, trained_ids: Ids) -> None:
-    """Raise RowRefused when a tool call is not in what would be trained.
+    """Raise RowRefused when a tool call is missing from the trained text.
 
     A chat template that knows nothing of tool calls renders them as an empty answer, silently.
     """

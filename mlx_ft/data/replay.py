@@ -1,9 +1,6 @@
-"""Ordinary prompts and the base model's own answers to them, as rows beside a recipe's.
+"""Mix in the base model's own answers to ordinary prompts, asked once and cached.
 
-Does: hold the prompts, say how many rows a share stands for, make rows of answers. Does not: ask a
-model (`replay.py` of the package does), or read a recipe's files.
-
-Why: rows of one kind alone teach a model to answer in that kind always; its own answers hold the
+Why: rows of one kind alone teach a model to answer in that kind always. Its own answers hold the
 rest in place (Huang et al., arXiv 2403.01244, call it self-synthesized rehearsal).
 """
 
@@ -71,8 +68,9 @@ PROMPTS_AT_A_TIME = 16
 def with_replay(
     read: Mapping[str, FileRows], recipe: Recipe, model: ResolvedModel, console: Console
 ) -> Mapping[str, FileRows]:
-    """Return the rows of both splits, with the base model's own answers after the training rows if
-    `data.replay` asks for them, and nothing is wrong with the files.
+    """Return the rows of both splits, with the base model's own answers after the training rows.
+
+    Unchanged when `data.replay` asks for none, or when a file has problems.
     """
     share = recipe.data.replay
     if share is None or any(file.problems for file in read.values()):
@@ -88,8 +86,9 @@ def with_replay(
 def base_answers(
     model: ResolvedModel, chat: ChatRecipe, wanted: int, console: Console
 ) -> dict[str, str]:
-    """Return prompt -> answer of the base for the first `wanted` prompts that it answers well, or
-    as many as there are.
+    """Return prompt -> answer of the base for the first `wanted` prompts that it answers well.
+
+    There may be fewer.
     """
     file = _cache_file(model, chat)
     answers = _read_answers(file)

@@ -1,8 +1,8 @@
-"""The rows of a file, typed, every one checked before anything else happens.
+"""Row and FileRows: the typed, checked rows of a file, in five forms.
 
-Does: recognise each row's form, collect all that is wrong with its line number. Does not: parse
-files (`files.py`), choose among rows (`field_mapping.py`), render, tokenize, repair, or fetch
-anything.
+Does: recognise each row's form, and collect all errors with their line numbers.
+Does not: parse files (`files.py`), choose among rows (`field_mapping.py`), render, tokenize,
+repair, or fetch anything.
 
 The forms: `messages` (with `tools`), ShareGPT's `conversations`, `prompt` and `completion`,
 `instruction`, `input` and `output`, and plain `text`. Of the other keys only `category` is read,
@@ -39,8 +39,8 @@ FORMS = "messages, conversations, prompt and completion, instruction and output,
 class Row:
     """One training row: `messages` to be rendered, or plain `text`, never both.
 
-    `line` is 1-based; in a file without lines, the row's number. `form` is how the file had it;
-    whatever is a conversation is already messages here.
+    line: 1-based; in a file without lines, the row's number.
+    form: as the file has it. Every conversation is already messages here.
     """
 
     line: int
@@ -84,7 +84,7 @@ def calls_text(message: Mapping[str, Any]) -> str:
 
 
 def texts_of(row: Row) -> list[str]:
-    """Return all texts of a row, whoever says them."""
+    """Return the texts of all messages of a row."""
     return [row.text or ""] if row.messages is None else [m["content"] for m in row.messages]
 
 
@@ -100,10 +100,10 @@ def thinks(row: Row) -> bool:
 
 
 def said(row: Row) -> str:
-    """Return what a row says, by which rows are compared.
+    """Return the text by which rows are compared.
 
-    Not what the system says (`said_by_system`): many rows share that, and would all be nearly equal
-    if it is long.
+    System messages are left out (`said_by_system`): many rows share a long one, and would all be
+    nearly equal.
     """
     if row.messages is None:
         return row.text or ""
@@ -122,9 +122,9 @@ def said_by_system(row: Row) -> str:
 
 
 def read_rows(path: Path, keys: RowKeys = NO_KEYS) -> FileRows:
-    """Read a file of rows; whatever is in it, this raises nothing and lists problems.
+    """Read a file of rows; list problems, and raise nothing.
 
-    `keys` are those that a recipe names.
+    keys: the keys that a recipe names.
     """
     rows: list[Row] = []
     problems: list[Problem] = []

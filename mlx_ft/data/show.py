@@ -1,6 +1,6 @@
-"""What is learned from a row: its text as the model sees it, and which of it is trained.
+"""Rows as the model sees them, with the trained text marked.
 
-Does: render rows and cut them where training begins and ends. Does not: print, or change a row.
+Does not: print, or change a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ GUILLEMETS = ("\u00ab", "\u00bb")
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row of `line`: its text in `pieces` of (text, whether it is trained)."""
+    """One row as the model sees it.
+
+    pieces: (text, whether it is trained), in order.
+    """
 
     line: int
     tokens: int
@@ -114,8 +117,9 @@ def _pieces(ids: Ids, trained: Flags, renderer: ChatRenderer) -> Iterator[tuple[
 
 
 def row_text(row: ShownRow, in_color: bool) -> str:
-    """Return a line about the row, then what the model sees of it, trained pieces green or, without
-    colour, between guillemets.
+    """Return a line about the row, then its text as the model sees it.
+
+    Trained pieces are green or, without colour, between guillemets.
     """
     begin, end = (GREEN, PLAIN) if in_color else GUILLEMETS
     pieces = (

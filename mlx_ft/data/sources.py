@@ -1,6 +1,5 @@
-"""Where a recipe's rows come from: a file for each split, or one whose rows are held out.
+"""Find files, hash them, and hold out validation rows.
 
-Does: find the files, hash them, read them, hold rows out of the training file by what they say.
 Does not: render, or judge rows.
 """
 
@@ -38,8 +37,9 @@ MISSING_FIX = MappingProxyType(
 
 
 def folder_of(data: DataRecipe) -> Path:
-    """Return the recipe's folder, which may begin with `~`, or the one of a dataset of the Hub,
-    which is fetched if it is not there yet.
+    """Return the recipe's folder, which may begin with `~`.
+
+    A dataset of the Hub is fetched if it is not there yet.
     """
     if data.from_hub:
         return fetched_folder(data)

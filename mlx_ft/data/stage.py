@@ -1,4 +1,4 @@
-"""The data stage: read a recipe's rows, render and count them into `data/`; show them.
+"""Stage entry: read rows and tokenize them into `data/`; `mlx-ft data show`.
 
 Does not: decide which rows there are (`sources.py`) or what they become (`prepare.py`).
 """

@@ -1,7 +1,6 @@
-"""What the rows are like, in numbers: lengths, coverage, trained tokens, turns, categories.
+"""Lengths, coverage, overlap, turns and categories of a rendered split, as plain JSON.
 
-Does: count a rendered split and compare the two splits; everything returned is plain JSON.
-Does not: judge the numbers (the preflight checks do) or draw them.
+Does not: judge the numbers (`preflight/`) or draw them.
 """
 
 from __future__ import annotations

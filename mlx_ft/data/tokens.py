@@ -1,8 +1,8 @@
-"""Tokenized rows on disk: what the data stage writes and the training stage reads.
+"""TokenizedSplit: the tokenized dataset on disk, written here and read by the training.
 
-Does: hold one split's token ids, trained flags and source lines in four flat arrays, write them as
-safetensors, read them back and check that they belong together; group rows of similar length, and
-pad them. Does not: tokenize, choose training batches or import MLX.
+Does: hold a split in flat arrays; write, read and check it as safetensors. Group rows of similar
+length, and pad them.
+Does not: tokenize, choose training batches or import MLX.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Which functions may the training rows call?
+"""Read the declared tool API: functions, their arguments and results.
 
-Does: read a list of functions with their arguments and what their results have, as people and
-tools write it. Does not: look at rows (`tool_calls.py`).
+Does not: look at rows (`tool_calls.py`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Do the training rows call an API that exists?
+"""Check that rows call functions that exist in the declared tool API.
 
-Does: check JSON tool calls, and calls in Python code inside answers, against a list of functions;
-name the nearest right name. Does not: read the list (`tool_api.py`), run code, or judge code that
-calls nothing of the API.
+Does: check JSON tool calls, and calls in Python code inside answers. Suggest the nearest right
+name.
+Does not: read the API (`tool_api.py`), run code, or judge code that calls nothing of the API.
 
-A row that calls what is not there teaches a model to do so for good.
+A row with a call that does not exist teaches the model to make it.
 """
 
 from __future__ import annotations

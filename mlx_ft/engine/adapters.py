@@ -1,8 +1,6 @@
-"""Load a model with MLX, and generate from it in batches.
+"""Attach a LoRA or DoRA adapter to a loaded model, strictly.
 
-Does: choose how a model is held and computed on this machine (and say so), attach an adapter after
-checking that it fits entirely, generate greedily from token ids. Does not: resolve names
-(`model/resolve.py`), render conversations (`model/chat.py`), or score anything.
+Does not: create or save adapters (`train/adapters.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from mlx_ft.errors import Fault, ModelError
 def attach_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
     """Put the adapter in `folder` (mlx-lm's format) on the model and return its config.
 
-    Unlike mlx-lm, which leaves a layer without its tensors untouched, the set of names and every
-    shape must be equal; raises ModelError with all differences.
+    The set of tensor names and every shape must be equal; raises ModelError with all differences.
+    mlx-lm itself leaves a layer without its tensors untouched.
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -48,9 +46,9 @@ def attach_adapter(model: nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def make_trainable_layers(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Unfreeze, on a frozen model, what an adapter_config.json of mlx-lm's form trains: LoRA or
-    DoRA layers that are put on its top layers, or all weights of these (`full`).
+    """Unfreeze the layers that an adapter_config.json of mlx-lm's form trains, on a frozen model.
 
+    These are LoRA or DoRA layers that are put on its top layers, or all weights of those (`full`).
     Raises ValueError for modules that mlx-lm has no such layer for.
     """
     kind, layers = config.get("fine_tune_type", "lora"), config["num_layers"]
@@ -66,8 +64,9 @@ def adapter_faults(
     expected: dict[str, tuple[int, ...]],
     found: dict[str, tuple[int, ...]],
 ) -> list[Fault]:
-    """Return a fault each for adapter tensors that are missing, unknown, or of another shape: the
-    first of them, and how many more there are.
+    """Return a fault each for adapter tensors that are missing, unknown, or of another shape.
+
+    Each names the first such tensor, and how many more there are.
     """
     shared = expected.keys() & found.keys()
     other = [name for name in shared if tuple(expected[name]) != tuple(found[name])]

@@ -1,8 +1,8 @@
-"""exp, gates and attention at the speed of plain arithmetic, where MLX's own exp is slow.
+"""Fast exp, gates and attention for x86 CPUs.
 
-MLX's exp takes 12 to 28 ns an element on an x86 CPU, one element at a time; additions and
-multiplications take 0.6 ns. Over a vocabulary, or in every gate of every layer, that is a large
-share of a step. Everywhere else (on Metal above all) MLX's own is used.
+MLX's exp takes 12 to 28 ns an element there, one element at a time; additions and multiplications
+take 0.6 ns. Over a vocabulary, or in every gate of every layer, that is a large share of a step.
+Everywhere else (on Metal above all) MLX's own functions are used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def exp_is_slow() -> bool:
 def exp_of_differences(values: mx.array) -> mx.array:
     """Return exp(values) of float32 values that are zero or less, within 2e-6 of the result.
 
-    No gradient passes through the polynomial. What would be below 2 ** -64 becomes that.
+    No gradient passes through the polynomial. Results below 2 ** -64 become 2 ** -64.
     """
     return exp_by_polynomial(values) if exp_is_slow() else mx.exp(values)
 
@@ -87,8 +87,9 @@ def _two_to_the(values: mx.array) -> mx.array:
 
 
 def _power_of_two(exponent: mx.array) -> mx.array:
-    """Return 2 ** n * 2 ** f for exponents n + f of -64 to 64: n, whole, goes into the exponent
-    bits of the float 2 ** f.
+    """Return 2 ** n * 2 ** f for exponents n + f of -64 to 64.
+
+    The whole number n goes into the exponent bits of the float 2 ** f.
     """
     shifted = exponent + TO_WHOLE  # rounds, and leaves n in the lowest bits
     fraction = exponent - (shifted - TO_WHOLE)
@@ -172,8 +173,9 @@ def attention(
 def _query_blocks(
     tokens: int, seen: int, mask: mx.array | str | None
 ) -> list[tuple[int, int, int]]:
-    """Return (first, end, keys that any of them sees) of neighbouring queries: under a causal mask
-    a few together, so that little is computed that the mask would then forbid.
+    """Return (first, end, keys that any of them sees) of neighbouring queries.
+
+    Under a causal mask only a few are together, so that little is computed for the mask to forbid.
     """
     if not isinstance(mask, str):
         return [(0, tokens, seen)]
@@ -185,12 +187,12 @@ def _query_blocks(
 def _attend_block(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, added: mx.array
 ) -> mx.array:
-    """Return attention of queries (B, groups, heads a group, t, width) to keys and values
-    (B, groups, n, width), with `added` to the scores.
+    """Return attention of queries (B, groups, heads a group, t, width) to keys and values (B,
+    groups, n, width), with `added` to the scores.
 
-    The exponentials are kept for the gradient and never divided by their sums, since the much
-    smaller outputs can be (as in FlashAttention, Dao et al., arXiv 2205.14135, section 3.1 and
-    appendix B.2, without its tiles).
+    The exponentials are kept for the gradient. They are never divided by their sums, since the much
+    smaller outputs can be. FlashAttention does so too (Dao et al., arXiv 2205.14135, section 3.1
+    and appendix B.2); its tiles are not used here.
     """
     *outer, heads, tokens, width = queries.shape
     together = (*outer, heads * tokens)
@@ -230,10 +232,11 @@ def _attend_block(
 def _added(
     mask: mx.array | str | None, queries: tuple[int, ...], seen: int, first: int, end: int
 ) -> mx.array:
-    """Return what a mask adds to the scores of queries `first` to `end`, broadcastable to
-    (B, groups, heads a group, t, S): far below all others where forbidden.
+    """Return the mask's addition to the scores of queries `first` to `end`.
 
-    Adding costs a tenth of what choosing does (`where`, 5 ns an element here).
+    It is broadcastable to (B, groups, heads a group, t, S), and far below all others where
+    forbidden.
+    Adding costs a tenth of choosing (`where`, 5 ns an element here).
     """
     tokens = queries[3]
     if mask is None:

@@ -1,8 +1,8 @@
-"""Token ids in, token ids out: many prompts read and answered together, each as if alone.
+"""Batched prompt reading and greedy decoding, from token ids to token ids.
 
-Does: read prompts in groups of similar length, what they share at their beginning once; generate
-greedily with new prompts taking the places of ended ones; end an answer that goes in circles.
-Does not: know text, templates or files, or choose between tokens otherwise than by the likeliest.
+Does: read prompts in groups of similar length, shared beginnings once. Fill the place of an ended
+answer with the next prompt. End an answer that goes in circles.
+Does not: know text, templates or files, or sample. Each prompt is answered as if it were alone.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Decoded:
     """The tokens of an answer, and why it ended.
 
     ids: without the stop token.
-    finish_reason: "stop" (a stop token), "length" (max_tokens reached), or "loop" (the tokens have
-        gone in circles for so long that they would not come out of it; see `text/repetition.py`).
+    finish_reason: "stop" (a stop token), "length" (max_tokens reached), or "loop". In a loop the
+        tokens have repeated for so long that they would never end (`text/repetition.py`).
     """
 
     ids: tuple[int, ...]
@@ -59,9 +59,9 @@ def prompts_together(model: nn.Module, batch_size: int) -> int:
 
 
 class Reader:
-    """Reads prompts into caches; what several of them begin with is read once.
+    """Reads prompts into caches; shared beginnings are read once.
 
-    Only where every layer keeps plain keys and values is a start shared: windows and recurrent
+    A beginning is shared only where every layer keeps plain keys and values. Windows and recurrent
     states are read whole, prompt by prompt.
     """
 
@@ -101,7 +101,7 @@ class Reader:
         return cache
 
     def _start_cache(self, number: int | None) -> Cache:
-        """Return the cache of a start (of nothing for None), which nobody may change."""
+        """Return the cache of a start (of nothing for None); callers must not change it."""
         if number is None:
             empty: Cache = make_prompt_cache(self.model)
             return empty
@@ -154,9 +154,9 @@ class _Request:
 class _Batch:
     """Requests that are answered together, a token each at a time.
 
-    `tokens` are the next ones to be read, as many as `requests`: an answer's newest, or the last of
-    its prompt. On a GPU the step after them is begun before they are looked at, so that it never
-    waits for Python; on a CPU that would only compute steps of answers that have ended.
+    tokens: the next ones to be read, one a request: an answer's newest, or the last of its prompt.
+    ahead: the next step is begun before this one's tokens are looked at. On a GPU it then never
+        waits for Python. On a CPU that would only compute steps of answers that have ended.
     """
 
     def __init__(self, model: nn.Module, stop_ids: frozenset[int]) -> None:
@@ -238,7 +238,7 @@ def answer_prompts(
     """Answer prompts of token ids greedily, `batch_size` at a time, if the model can.
 
     max_tokens: the longest answer to each prompt.
-    on_done: called as each answer ends, in whatever order they do.
+    on_done: called as each answer ends, in no fixed order.
     """
     if not prompts:
         return

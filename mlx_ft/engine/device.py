@@ -1,4 +1,7 @@
-"""Where MLX computes here, and what has to be set for it. Does not: hold models or arrays."""
+"""CPU, Metal or CUDA: where MLX computes here, and the settings that it needs.
+
+Does not: hold models or arrays.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ def on_cpu() -> bool:
 def configure_backend() -> None:
     """Prepare MLX for this machine: on a CPU, no run-time compiling of kernels.
 
-    MLX on Linux compiles fused CPU kernels with g++ when it meets them: it needs a compiler that a
-    user may not have, half a second a kernel, and saves about 8 % of a training step.
+    MLX on Linux compiles fused CPU kernels with g++ when it meets them. That needs a compiler and
+    half a second a kernel, and saves about 8 % of a training step.
     """
     if on_cpu():
         mx.disable_compile()

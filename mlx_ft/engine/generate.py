@@ -1,8 +1,6 @@
-"""Load a model with MLX, and generate from it in batches.
+"""Generate answers to prompts of token ids, in batches.
 
-Does: choose how a model is held and computed on this machine (and say so), attach an adapter after
-checking that it fits entirely, generate greedily from token ids. Does not: resolve names
-(`model/resolve.py`), render conversations (`model/chat.py`), or score anything.
+Does not: render conversations (`model/chat.py`), or score anything.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ def generate(
     """Generate greedily from prompts of token ids, `batch_size` at a time.
 
     max_tokens: the longest answer, of all prompts or of each.
-    on_done: called as each answer ends; what is returned is in the order of the prompts.
+    on_done: called as each answer ends; the returned list is in the order of the prompts.
     """
     results: dict[int, Generation] = {}
 

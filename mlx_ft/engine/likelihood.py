@@ -1,4 +1,7 @@
-"""How likely a model holds given answers, many prompts together. Does not: generate or render."""
+"""Log-probabilities of given answers, many prompts together.
+
+Does not: generate or render.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,10 @@ POSITIONS_TOGETHER = 1024
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The log-probability of each token of an answer (natural logarithm), and whether each is the
-    one that greedy decoding would say there.
+    """How likely a model holds an answer.
+
+    log_probabilities: of each token (natural logarithm).
+    greedy: each token is the one that greedy decoding would choose there.
     """
 
     log_probabilities: tuple[float, ...]
@@ -41,8 +46,10 @@ def likelihoods(
     batch_size: int = 16,
     on_done: OnDone[Likelihood] | None = None,
 ) -> list[Likelihood]:
-    """Return how likely each answer is after its prompt, `batch_size` at a time; both are token ids
-    and neither may be empty. What prompts share at their beginning is read once.
+    """Return how likely each answer is after its prompt, `batch_size` at a time.
+
+    Prompts and answers are token ids; none may be empty. Shared beginnings of prompts are read
+    once.
     """
     assert all(prompts) and all(answers), "an empty prompt or answer has no likelihood"
     results: dict[int, Likelihood] = {}

@@ -1,8 +1,6 @@
-"""Load a model with MLX, and generate from it in batches.
+"""Load a model's weights in the form that suits this machine.
 
-Does: choose how a model is held and computed on this machine (and say so), attach an adapter after
-checking that it fits entirely, generate greedily from token ids. Does not: resolve names
-(`model/resolve.py`), render conversations (`model/chat.py`), or score anything.
+Does not: resolve names (`model/resolve.py`), or render conversations (`model/chat.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +25,10 @@ from mlx_ft.model.chat import ChatFormat, ChatRenderer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with its renderer; `compute` says in words how it is held and computed."""
+    """A model in memory with its renderer.
+
+    compute: how it is held and computed, in words.
+    """
 
     model: nn.Module
     renderer: ChatRenderer
@@ -123,6 +124,6 @@ def load_model(
 
 
 def release() -> None:
-    """Give memory of models that nobody refers to any more back to the system."""
+    """Give memory of models without references back to the system."""
     gc.collect()
     mx.clear_cache()

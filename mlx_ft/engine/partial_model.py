@@ -1,8 +1,8 @@
-"""A part of a model as the whole model with stand-ins for its other layers.
+"""Run some layers of a model as if they were all of it, with stand-ins for the others.
 
-So what depends on a layer's number, or happens before the first layer, stays as it is. Does not:
-say whether a model's author planned for this; whoever uses it proves it on real rows, with the
-measure that is here.
+Code that depends on a layer's number, or runs before the first layer, stays as it is.
+Does not: check that a model's code allows this. Callers prove it on real rows, with the measure
+given here.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class Part:
         caches: Sequence[Any] | None = None,
         within: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
     ) -> mx.array:
-        """Return the outputs (B, T, hidden) for ids (B, T) and the states below the part, which a
-        part that begins with the first layer does not need.
+        """Return the outputs (B, T, hidden) of the part, computed `within` a context of the inner
+        model.
 
-        It is called `within` a context of the inner model.
+        ids: (B, T).
+        hidden: the states below the part; a part that begins with the first layer needs none.
         """
         self._held = hidden
         with fast_math(self._inner), within(self._inner):
@@ -85,7 +86,7 @@ class Part:
 
 
 class Given(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a model's inner part when only its head is wanted: returns what it is given.
+    """Stands in for a model's inner part when only its head is wanted: returns its input.
 
     With the inner part it has its embedding, which may be the head.
     """

@@ -1,6 +1,7 @@
-"""Which prompts begin alike, so that what they share is computed once. Does not: compute anything.
+"""Find common prompt prefixes, so that each is computed once.
 
-A system prompt and the tools before many questions are most of what a model has to read.
+A system prompt and tools before many questions are most of what a model has to read.
+Does not: compute anything.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ MIN_SAVED_TOKENS = 64
 
 @dataclass(frozen=True)
 class Start:
-    """Tokens that several prompts begin with; `parent` is the number of the start that they
-    themselves begin with, or None.
+    """Tokens that several prompts begin with.
+
+    parent: the number of the start that these tokens begin with, or None.
     """
 
     ids: tuple[int, ...]

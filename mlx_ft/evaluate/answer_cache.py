@@ -1,7 +1,7 @@
-"""Answers that are kept between evaluations, so that a base model is asked the same only once.
+"""Base-model answers kept between runs, so that a base model is asked only once.
 
-Does: keep token ids by model, prompt and limit, in one JSONL file a model, within a bound on the
-disk. Does not: keep scores (rules change) or text, or anything that only one run has.
+Does: keep token ids by model, prompt and limit, in one JSONL file a model, within a disk limit.
+Does not: keep scores (rules change), text, or answers of models that only one run has.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ FINISH_REASONS = ("stop", "length", "loop")
 
 
 def answer_key(prompt: Sequence[int], max_tokens: int) -> str:
-    """Return what stands for one greedy answer of one model."""
+    """Return the key of one greedy answer of one model."""
     return hash_of([ANSWER_VERSION, list(prompt), max_tokens])
 
 
 class AnswerCache:
     """The answers of one model, read when it is made; `add` appends to its file at once.
 
-    Several processes may use the same file: a line is written in one piece, and what cannot be read
-    is as good as not there.
+    Several processes may use the same file: a line is written in one piece, and unreadable lines
+    are ignored.
     """
 
     def __init__(self, folder: Path, model_sha256: str, limit_bytes: int = LIMIT_BYTES) -> None:

@@ -1,7 +1,7 @@
-"""Is the chat format of this model the one that was trained with?
+"""Compare a model's chat format with that of its training and of the suites.
 
-Does: compare fingerprints, name each difference, and say in words where it could not be compared
-or was let pass. Does not: make fingerprints (`model/chat.py`).
+Does: name each difference, and warn where a comparison was impossible or a mismatch was allowed.
+Does not: make fingerprints (`model/chat.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class TemplateCheck:
-    """Whether a column's chat format was compared with its training's, and what to be told of it.
+    """The result of comparing a column's chat format with its training's.
 
-    `state`: "same" as trained; "own", the model's own and no training of it is known; "unknown", a
-    server's; or "mismatch", which was allowed.
+    state: "same" as trained; "own", no training of it is known; "unknown", a server's; "mismatch",
+        which was allowed.
+    warnings: lines for the results.
     """
 
     state: Literal["same", "own", "unknown", "mismatch"]
@@ -82,8 +83,8 @@ def thinking_faults(suites: Sequence[Suite], enable_thinking: bool) -> list[Faul
 def check_fingerprint(trained: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise ModelError with one fault for each part in which two fingerprints differ.
 
-    Fingerprints are what `ChatRenderer.fingerprint` returns: `trained` as stored with the training
-    data, `current` of the model at hand.
+    trained: the fingerprint (`ChatRenderer.fingerprint`) that is stored with the training data.
+    current: that of the model at hand.
     """
     fix = "use the tokenizer, chat template and `chat` settings of the training, or train again"
     faults = [

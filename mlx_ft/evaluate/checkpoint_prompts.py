@@ -1,8 +1,6 @@
-"""Which prompts choose a checkpoint, and the asking of them while a model is trained.
+"""Prompts that select checkpoints, kept out of the evaluation.
 
-Does: take the prompts from their suite, keep them apart from those of the evaluation, and have the
-model in training answer them, scored as the evaluation scores. Does not: decide when it is asked,
-or compare scores (the training room does).
+Does not: ask them (`train/judge.py`), or compare scores.
 """
 
 from __future__ import annotations
@@ -69,6 +67,6 @@ def evaluated(suites: Sequence[Suite], paths: Sequence[str], choosing: Suite) ->
 
 
 def _words(sample: Sample) -> str:
-    """Return what the user says, as words alone."""
+    """Return the user's messages as words alone."""
     said = [str(m.get("content") or "") for m in sample.messages if m["role"] == "user"]
     return " ".join(words_of(" ".join(said)))

@@ -1,4 +1,4 @@
-"""What is asked, what comes back, and who can be asked: the words that the harness is made of.
+"""Types used by the evaluation harness: Question, Answer, Respondent, Column.
 
 Does not: ask, or know of files.
 """
@@ -17,10 +17,14 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """Chat `messages` (with `tools`, where given) to be answered in at most `max_tokens`.
+    """A chat to be answered.
 
-    `ids` are what the column's renderer made of them, or None where a server renders by itself.
-    `reference` are the ids of a right answer, where its loss is wanted too.
+    messages: the conversation so far.
+    tools: the tools on offer, or None.
+    ids: the prompt as the column's renderer made it; None where a server renders.
+    max_tokens: the longest answer.
+    stop: texts that end an answer.
+    reference: ids of a right answer, where its loss is wanted too.
     """
 
     messages: Sequence[Message]
@@ -38,10 +42,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said: `text` without control tokens, `raw` with them, and why it ended.
+    """What a model answered.
 
-    `ids` are its tokens (stop token excluded) where they are known, `reference_loss` the mean loss
-    of the question's reference in nats a token.
+    text: without control tokens.
+    raw: with control tokens.
+    ids: its tokens without the stop token, where they are known.
+    finish_reason: why it ended.
+    reference_loss: the mean loss of the question's reference (nats a token).
     """
 
     text: str
@@ -57,7 +64,7 @@ OnDone = Callable[[int, Answer], None]
 
 
 class Respondent(Protocol):
-    """Whoever answers questions, greedily: a model in memory, or one behind a server."""
+    """Answers questions, greedily: a model in memory, or one behind a server."""
 
     def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
         """Answer all questions, in any order."""
@@ -65,12 +72,15 @@ class Respondent(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """One model to be asked: its `name` in the results, and how it is reached.
+    """One model to be asked.
 
-    `sha256` stands for its weights in the keys of lines. `renderer` is that of its own folder, or
-    None for a server. `trained_with` is the chat fingerprint of its training, where it is known.
-    `reusable` answers may be kept for later evaluations of other folders. `facts` are for whoever
-    reads the results (plain JSON).
+    name: its name in the results.
+    sha256: stands for its weights in the keys of records.
+    renderer: that of its own folder, or None for a server.
+    open: makes it ready to answer, for a while.
+    trained_with: the chat fingerprint of its training, where it is known.
+    reusable: answers may be kept for later evaluations of other folders.
+    facts: for readers of the results (plain JSON).
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""A model behind a server that speaks OpenAI's chat completions, as a column.
+"""An OpenAI-compatible server as a column.
 
-Does: send messages (never a string; the server's own template makes the prompt of them), several
-at a time, greedily, try again what may pass, and say what will not. Does not: keep or print the
-key, follow a proxy to this machine, or know the server's template, so that nothing can compare it.
+Does: send messages, several at a time, greedily. Retry failures that may pass, and explain others.
+Does not: keep or print the key, follow a proxy to this machine, or send a prompt as a string. The
+server's own template renders, so it cannot be compared with any training.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server is (`url` up to and with /v1), which of its models is asked, and how.
+    """A server, and how it is asked.
 
-    `key` goes with each request where it is given; it is never part of a result.
+    url: up to and with /v1.
+    model: which of its models.
+    concurrency: how many questions at a time.
+    key: goes with each request where it is given; it is never part of a result.
     """
 
     url: str
@@ -225,7 +228,7 @@ def _opened(endpoint: Endpoint) -> Iterator[Endpoint]:
 
 
 def server_column(endpoint: Endpoint) -> Column:
-    """Return the column of a server's model. Raises ModelError for what is no http URL."""
+    """Return the column of a server's model. Raises ModelError unless the URL is http or https."""
     parts = urllib.parse.urlsplit(endpoint.url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
         fix = "give it as http://127.0.0.1:8080/v1; a key goes into --server-key-env"

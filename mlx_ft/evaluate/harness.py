@@ -1,8 +1,8 @@
-"""Ask every model the questions of every suite, and keep each answer with its score.
+"""Ask every question, score, log, resume.
 
-Does: render prompts (only through the renderer), have them answered, all suites of a model
-together, score each answer, write it down at once, and go on where an earlier attempt was stopped.
-Does not: load models or generate (that is a column's `open`), or compare columns.
+Does: render prompts (only through the renderer), and ask a model all suites together. Write each
+answer down as it is scored, and go on after an interruption.
+Does not: load models or generate (a column's `open` does), or compare columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
 from mlx_ft.evaluate.chat_fingerprint import compare_template, thinking_faults
 from mlx_ft.evaluate.column import Answer, Column, Question
 from mlx_ft.evaluate.paired_stats import compare_columns
-from mlx_ft.evaluate.sample_log import Row
+from mlx_ft.evaluate.sample_log import Record
 from mlx_ft.evaluate.scorers.protocol import Given
 from mlx_ft.evaluate.scorers.score import reference_of, score
 from mlx_ft.evaluate.signs import THINKING_TAGS, signs_of
@@ -37,15 +37,17 @@ LINE_VERSION = 3
 
 @dataclass(frozen=True)
 class ColumnResult:
-    """One suite answered by one model: `rows` as in the file at `path`, and their `summary`.
+    """One suite answered by one model.
 
-    `generated` answers are of this call, `reused` ones were in the file already.
+    records: as in the file at `path`.
+    generated: how many answers are of this call.
+    reused: how many were in the file already.
     """
 
     suite: str
     column: str
     path: Path
-    rows: tuple[Row, ...]
+    records: tuple[Record, ...]
     summary: Mapping[str, Any]
     generated: int
     reused: int
@@ -53,14 +55,14 @@ class ColumnResult:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a suite asks of a column: a question and a key for each sample, and the rows there."""
+    """The questions of a suite to a column, a key for each, and the records that are there."""
 
     suite: Suite
     column: str
     path: Path
     questions: tuple[Question, ...]
     keys: tuple[str, ...]
-    found: Mapping[str, Row]
+    found: Mapping[str, Record]
 
     @property
     def missing(self) -> list[int]:
@@ -78,11 +80,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer and score `suites` with each of `columns`; return and write `folder/results.json`.
 
-    A column is opened once, and not at all when all its answers are in `folder` already. Answers of
-    reusable columns are kept in `cache_folder` for other folders. `warnings` of the results are
-    what makes columns less comparable than they look.
+    progress: its total is all answers of all columns.
+    cache_folder: where answers of reusable columns are kept for other folders.
+
+    A column is opened once, and not at all when all its answers are in `folder` already. `warnings`
+    of the results name everything that makes columns less comparable than they look.
     Raises ModelError when a column's chat format is not the one it was trained with, unless that is
-    allowed; DataError when a suite cannot be asked this way.
+    allowed. Raises DataError when a suite cannot be asked this way.
     """
     faults = [
         fault for column in columns for fault in thinking_faults(suites, column.enable_thinking)
@@ -94,13 +98,13 @@ def evaluate(
         for column in columns
     }
     results: dict[str, dict[str, Any]] = {suite.name: {} for suite in suites}
-    rows: dict[str, dict[str, tuple[Row, ...]]] = {suite.name: {} for suite in suites}
+    records: dict[str, dict[str, tuple[Record, ...]]] = {suite.name: {} for suite in suites}
     count = _AnswerCount(progress)
     for column in columns:
         for result in _evaluated(suites, column, folder, count, cache_folder):
             results[result.suite][column.name] = dict(result.summary)
-            rows[result.suite][column.name] = result.rows
-    for suite_name, compared in compare_columns(rows).items():
+            records[result.suite][column.name] = result.records
+    for suite_name, compared in compare_columns(records).items():
         for name, against in compared.items():
             results[suite_name][name]["against"] = against
     document = {
@@ -130,10 +134,12 @@ def evaluate_column(
 ) -> list[ColumnResult]:
     """Answer suites with one model into `folder/<suite>/<column>.jsonl`, a line a sample.
 
-    Each line is written as its answer ends. A line is kept from an earlier attempt if it has the
-    same key: sample, prompt ids, decoding, scorer, target and weights. At the end a file has
-    exactly its suite's samples, in their order. `seconds` of a line is the time since the one
-    before it ended, so that they add up to the time of the column.
+    progress: its total is the number of samples of all suites.
+
+    Each line is written as its answer ends. A line of an earlier attempt is kept if it has the same
+    key: sample, prompt ids, decoding, scorer, target and weights. At the end a file has exactly its
+    suite's samples, in their order. `seconds` of a line is the time since the end of the one
+    before, so that they add up to the time of the column.
     """
     return _evaluated(suites, column, folder, _AnswerCount(progress), cache_folder)
 
@@ -146,11 +152,11 @@ def _evaluated(
     cache_folder: Path | None,
 ) -> list[ColumnResult]:
     plans = [_plan(suite, column, folder) for suite in suites]
-    rows = [dict(plan.found) for plan in plans]
+    records = [dict(plan.found) for plan in plans]
     jobs = [(number, index) for number, plan in enumerate(plans) for index in plan.missing]
     if jobs:
         with ExitStack() as files:
-            writer = _Writer(plans, rows, column, files, count)
+            writer = _Writer(plans, records, column, files, count)
             cache = None
             if cache_folder is not None and column.reusable:
                 cache = AnswerCache(cache_folder, column.sha256)
@@ -158,7 +164,7 @@ def _evaluated(
             jobs = [job for job in jobs if not writer.written_from(cache, *job)]
             if jobs:
                 _ask(column, plans, jobs, writer, cache)
-    return [_finished(plan, found) for plan, found in zip(plans, rows, strict=True)]
+    return [_finished(plan, found) for plan, found in zip(plans, records, strict=True)]
 
 
 def _ask(
@@ -203,12 +209,12 @@ class _Writer:
     def __init__(
         self,
         plans: Sequence[_Plan],
-        rows: Sequence[dict[str, Row]],
+        records: Sequence[dict[str, Record]],
         column: Column,
         files: ExitStack,
         count: _AnswerCount,
     ) -> None:
-        self._plans, self._rows, self._column = plans, rows, column
+        self._plans, self._records, self._column = plans, records, column
         self._files, self._count = files, count
         self._streams: dict[int, BinaryIO] = {}
         self._ended = time.perf_counter()
@@ -230,15 +236,15 @@ class _Writer:
         """Score an answer and write its line."""
         plan, now = self._plans[number], time.perf_counter()
         key = plan.keys[index]
-        row = _row(plan.suite, plan.suite.samples[index], answer)
-        row |= {"seconds": now - self._ended, "key": key}
+        record = _record(plan.suite, plan.suite.samples[index], answer)
+        record |= {"seconds": now - self._ended, "key": key}
         self._ended = now
         if number not in self._streams:
             plan.path.parent.mkdir(parents=True, exist_ok=True)
             self._streams[number] = self._files.enter_context(plan.path.open("ab"))
-        sample_log.append(self._streams[number], row)
-        self._rows[number][key] = row
-        done, of = len(self._rows[number]), len(plan.suite.samples)
+        sample_log.append(self._streams[number], record)
+        self._records[number][key] = record
+        done, of = len(self._records[number]), len(plan.suite.samples)
         self._count.update(f"{plan.suite.name}, {plan.column}", done, of)
 
 
@@ -286,7 +292,7 @@ def cut_at_stop(text: str, stops: Iterable[str]) -> tuple[str, str | None]:
 
 
 def without_thinking(text: str) -> str:
-    """Return what follows the last `</think>`; all of it when thinking was never closed."""
+    """Return the text after the last `</think>`; all of it when thinking was never closed."""
     return text.rpartition(THINKING_TAGS[1])[2]
 
 
@@ -311,12 +317,12 @@ def _plan(suite: Suite, column: Column, folder: Path) -> _Plan:
         for sample, prompt in zip(suite.samples, asked, strict=True)
     )
     path = folder / suite.name / f"{column.name}.jsonl"
-    known = {row["key"]: row for row in sample_log.recover(path)}
+    known = {record["key"]: record for record in sample_log.recover(path)}
     found = {key: known[key] for key in keys if key in known}
     return _Plan(suite, column.name, path, questions, keys, found)
 
 
-def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
+def _record(suite: Suite, sample: Sample, answer: Answer) -> Record:
     """Return the line of one answer, but for `seconds` and `key`.
 
     A thinking tag may be a control token, which the text of an answer leaves out: it is looked for
@@ -353,11 +359,11 @@ def _row(suite: Suite, sample: Sample, answer: Answer) -> Row:
     }
 
 
-def _finished(plan: _Plan, rows: Mapping[str, Row]) -> ColumnResult:
-    """Put the rows in the suite's order, in memory and on disk, and sum them up."""
-    assert all(key in rows for key in plan.keys), "a prompt was left unanswered"
+def _finished(plan: _Plan, records: Mapping[str, Record]) -> ColumnResult:
+    """Put the records in the suite's order, in memory and on disk, and sum them up."""
+    assert all(key in records for key in plan.keys), "a prompt was left unanswered"
     ordered = tuple(
-        {**rows[key], "category": each.category, "weight": each.weight, "source": each.source}
+        {**records[key], "category": each.category, "weight": each.weight, "source": each.source}
         for key, each in zip(plan.keys, plan.suite.samples, strict=True)
     )
     plan.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
-"""Tasks of lm-evaluation-harness, asked of our models through that library's own interface.
+"""Run lm-evaluation-harness tasks on our models, with the chat template on.
 
-Does: say what to install where it is missing, run tasks on each target with the chat template on,
-keep every result. Does not: know any task, or bring data: the library fetches what its tasks need.
+Does not: know any task, or bring data: the library fetches what its tasks need.
 """
 
 from __future__ import annotations
@@ -27,7 +26,12 @@ INSTALL = "pip install 'mlx-ft[lm-eval]'"
 
 @dataclass(frozen=True)
 class Tasks:
-    """Which tasks by name, from which folder of further task files, and how they are asked."""
+    """The tasks to ask, and how.
+
+    include: folder of further task files.
+    num_fewshot: worked examples before each task.
+    limit: samples of each task.
+    """
 
     names: tuple[str, ...]
     include: Path | None = None
@@ -125,7 +129,7 @@ def _ask(tasks: Tasks, target: Target, console: Console) -> dict[str, Any]:
 
 
 def task_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Return rows (column, task, metric, value) of what `run_tasks` returned, for a table."""
+    """Return table rows (column, task, metric, value) of the results of `run_tasks`."""
     rows = []
     for column, found in results.items():
         for task, measured in found["results"].items():

@@ -1,7 +1,7 @@
-"""One of our models as lm-evaluation-harness sees models. Imported only where that is installed.
+"""Our model behind lm-eval's interface. Imported only where that package is installed.
 
-Does: render what a task asks through the chat template, and answer for what it has rendered alone.
-Does not: take plain text: a request whose context did not come from the template is refused.
+Does: render a task's messages through the chat template.
+Does not: take plain text: a context that did not come from the template is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ChatModel(LM):  # type: ignore[misc]  # lm_eval has no type information
 
     @property
     def tokenizer_name(self) -> str:
-        """What lm-eval's own caches of requests are named after."""
+        """The name under which lm-eval caches requests."""
         return str(self._loaded.renderer.fingerprint()["template_sha256"])
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -80,7 +80,7 @@ class ChatModel(LM):  # type: ignore[misc]  # lm_eval has no type information
         raise DataError(NO_TEMPLATE)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Return what is said greedily after each request's context, up to its stop texts."""
+        """Return the greedy answer after each request's context, up to its stop texts."""
         asked = [request.args for request in requests]
         sampled = [options for _, options in asked if options.get("do_sample")]
         if sampled:

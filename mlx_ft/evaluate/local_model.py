@@ -1,8 +1,6 @@
-"""The models that are asked, as columns of a table: from a folder or a name to one that answers.
+"""A local model as a column, loaded only while it is asked.
 
-Does: say what a target of `mlx-ft eval` stands for (a run and its column, a folder, a Hub id, a
-built-in name), open a model for as long as it is asked. Does not: ask, score, or import MLX before
-a model is opened. Servers are in `endpoint.py`.
+Does not: ask, score, or import MLX before a model is opened. Servers are in `endpoint.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""`mlx-ft eval TARGET... --suite FILE`: any models, measured side by side without a training.
+"""`mlx-ft eval TARGET... --suite FILE`: any models, side by side.
 
-Does: find the models, have the suites answered into a folder that a second call goes on in, and
-return the results. Does not: train, or print results.
+Does: find the models, and have the suites answered into a folder; a second call goes on there.
+Does not: train, or print results.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from mlx_ft.text.safe import printable
 
 @dataclass(frozen=True)
 class ServerAddress:
-    """An OpenAI-compatible server: its URL up to /v1, its model's name there, and the name of the
-    environment variable that holds its key, if it wants one.
+    """An OpenAI-compatible server.
+
+    url: up to /v1.
+    model: its model's name there.
+    key_variable: the environment variable that holds its key, if it wants one.
     """
 
     url: str
@@ -44,9 +47,11 @@ class ServerAddress:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a call of `mlx-ft eval` asks for; `targets` as they were typed.
+    """One call of `mlx-ft eval`.
 
-    `enable_thinking` None is what each run was trained with.
+    targets: as they were typed.
+    enable_thinking: the mode to ask in; None means the one that each run was trained with.
+    date: what templates of models without a run call today.
     """
 
     targets: tuple[str, ...]
@@ -65,8 +70,8 @@ class Wanted:
 def evaluate_targets(wanted: Wanted, console: Console) -> tuple[dict[str, Any], Path]:
     """Measure what is wanted; return the results and the folder with all answers.
 
-    The same call goes on where it was stopped. Raises InputError with all that is wrong with
-    targets and suites, Interrupted when somebody stops it.
+    The same call goes on where it was stopped. Raises InputError with all faults of targets and
+    suites, and Interrupted on Ctrl-C.
     """
     if wanted.tasks is not None:
         require_lm_eval()
@@ -153,7 +158,10 @@ def _suites(wanted: Wanted) -> tuple[Suite, ...]:
 def _models(
     wanted: Wanted, chat: ChatFormat, console: Console
 ) -> tuple[list[Target], list[Column]]:
-    """Return the targets, and the columns of these and of the server; all that is wrong at once."""
+    """Return the targets, and the columns of these and of the server; raise all faults at once.
+
+    chat: the format of models without a run, and of the server.
+    """
     targets: list[Target] = []
     columns: list[Column] = []
     faults: list[Fault] = []

@@ -1,9 +1,9 @@
-"""Is one column better than another? The same prompts twice: each is compared with itself.
+"""Paired tests, bootstrap, Holm: is one column better than another on the same prompts?
 
-Does: the mean difference with a bootstrap interval, an exact test, Holm's correction over suites,
-and a verdict that may be "cannot tell", for the columns of one evaluation and for two evaluations
-of which each prompt must be found in the other first. Randomness is seeded: the same scores give
-the same numbers. Does not: read files, or compare answers to different prompts.
+Does: compare the columns of one evaluation, or of two evaluations by the prompts they share. Give
+the mean difference with a bootstrap interval, an exact test, Holm's correction over suites, and a
+verdict that may be "cannot tell". Randomness is seeded: the same scores give the same numbers.
+Does not: read files, or compare answers to different prompts.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ CHUNK_DRAWS = 4_000_000
 
 Verdict = Literal["better", "worse", "cannot tell"]
 Floats = NDArray[np.float64]
-Rows = Sequence[Mapping[str, Any]]
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One column against another on the same `n` prompts, which come from `clusters` sources.
+    """One column against another on the same `n` prompts.
 
-    `difference` is the (weighted) mean score of the column minus the other's, `low` and `high` the
-    ends of its 95 % interval, `wins` and `losses` the prompts that scored higher and lower. `p` is
-    two-sided, of the `test`: `mcnemar` (exact) or `sign_flip`.
+    clusters: the sources that the prompts come from.
+    difference: the (weighted) mean score of the column minus the other's.
+    low, high: the ends of its 95 % interval.
+    wins, losses: prompts that scored higher and lower.
+    p: two-sided, of the `test`.
+    test: `mcnemar` (exact) or `sign_flip`.
     """
 
     n: int
@@ -66,10 +69,12 @@ def compare(
 
     The interval is a percentile bootstrap of the differences with one prompt won and one lost
     added, as Bonett and Price (2012) add them to their Wald interval. Without them, 27 equal
-    answers would give [0, 0]; simulated where few prompts differ (2 to 15 %), the plain bootstrap
-    covered 76 % at n = 27. The test is McNemar's, exact, where each prompt is a source and equally
-    weighted and all scores are 0 or 1, else a sign-flip permutation test of the sums by source:
-    every flip while there are at most 10,000, else so many seeded ones. For 0 and 1 the two agree.
+    answers would give [0, 0]. Simulated where few prompts differ (2 to 15 %), the plain bootstrap
+    covered 76 % at n = 27.
+
+    The test is McNemar's, exact, where each prompt is an equally weighted source and all scores are
+    0 or 1. Else it is a sign-flip permutation test of the sums by source: every flip while there
+    are at most 10,000, else so many seeded ones. For 0 and 1 the two agree.
     """
     assert len(scores) == len(others) > 0, "two columns answer the same prompts"
     weights = [1.0] * len(scores) if weights is None else weights
@@ -133,7 +138,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(comparison: Comparison, p: float | None = None) -> Verdict:
-    """Return what the test says at 5 %; `p` is the corrected one, where there are several."""
+    """Return the verdict of the test at 5 %.
+
+    p: the corrected one, where there are several tests.
+    """
     if (comparison.p if p is None else p) > SIGNIFICANCE or comparison.difference == 0:
         return "cannot tell"
     return "better" if comparison.difference > 0 else "worse"
@@ -142,9 +150,9 @@ def verdict(comparison: Comparison, p: float | None = None) -> Verdict:
 def more_prompts(scores: Sequence[float], others: Sequence[float], tests: int = 1) -> int | None:
     """Return about how many more prompts would tell, if they differed as these do, in 4 of 5 tries.
 
-    The usual power calculation for a mean of paired differences, at 5 % shared by `tests`, with one
-    win and one loss added to what was seen. None when there is no difference to go by, or when it
-    would take more than 100,000.
+    The usual power calculation for a mean of paired differences, at 5 % shared by `tests`. One win
+    and one loss are added to the differences seen. None when there is no difference to go by, or
+    when it would take more than 100,000.
     """
     differences = [one - other for one, other in zip(scores, others, strict=True)]
     mean = math.fsum(differences) / len(differences)
@@ -161,7 +169,7 @@ def more_prompts(scores: Sequence[float], others: Sequence[float], tests: int = 
 
 
 def compare_columns(
-    suites: Mapping[str, Mapping[str, Rows]],
+    suites: Mapping[str, Mapping[str, Records]],
 ) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Return suite -> column -> reference -> the comparison as plain JSON.
 
@@ -189,7 +197,7 @@ def compare_columns(
     return found
 
 
-def compare_logs(logs: Mapping[str, tuple[Rows, Rows]]) -> dict[str, dict[str, Any]]:
+def compare_logs(logs: Mapping[str, tuple[Records, Records]]) -> dict[str, dict[str, Any]]:
     """Return suite -> the comparison as plain JSON, its keys as `compare_columns` has them.
 
     `logs` are the rows of one column in two evaluations, in any order. Only prompts that both
@@ -199,10 +207,8 @@ def compare_logs(logs: Mapping[str, tuple[Rows, Rows]]) -> dict[str, dict[str, A
     return _judged({name: pair for name, pair in shared.items() if pair[0]})
 
 
-def _shared_prompts(rows: Rows, others: Rows) -> tuple[Rows, Rows]:
-    """Return the rows of the same questions: asked and scored against the same, by whomever
-    answered.
-    """
+def _shared_prompts(rows: Records, others: Records) -> tuple[Records, Records]:
+    """Return the records of the same questions: same id, messages and target."""
     mine, theirs = (
         {hash_of([row.get(name) for name in ("id", "messages", "target")]): row for row in log}
         for log in ([row for row in log if _is_scored(row)] for log in (rows, others))
@@ -212,7 +218,7 @@ def _shared_prompts(rows: Rows, others: Rows) -> tuple[Rows, Rows]:
 
 
 def _is_scored(row: Mapping[str, Any]) -> bool:
-    """Say whether a line of a log has what a comparison needs; a file may hold anything."""
+    """Return whether a record has the numbers that a comparison needs; a file may hold anything."""
     weight, source = row.get("weight", 1.0), row.get("source")
     are_numbers = _is_finite(row.get("score")) and _is_finite(weight) and weight > 0
     return are_numbers and (source is None or isinstance(source, str))
@@ -223,7 +229,7 @@ def _is_finite(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _judged(pairs: Mapping[str, tuple[Rows, Rows]]) -> dict[str, dict[str, Any]]:
+def _judged(pairs: Mapping[str, tuple[Records, Records]]) -> dict[str, dict[str, Any]]:
     """Return the comparison of each suite's two columns, corrected for being so many suites."""
     compared = [_compare_rows(*pair) for pair in pairs.values()]
     corrected = holm([each.p for each in compared])
@@ -241,11 +247,11 @@ def _references(columns: Mapping[str, Any]) -> list[str]:
     return known or list(columns)[:1]
 
 
-def _scores(rows: Rows) -> list[float]:
+def _scores(rows: Records) -> list[float]:
     return [float(row["score"]) for row in rows]
 
 
-def _compare_rows(rows: Rows, others: Rows) -> Comparison:
+def _compare_rows(rows: Records, others: Records) -> Comparison:
     assert [row["id"] for row in rows] == [row["id"] for row in others]
     return compare(
         _scores(rows),

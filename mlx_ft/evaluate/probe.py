@@ -1,8 +1,8 @@
-"""A model looked at before it is trained: what it is, how it is talked to, what it says.
+"""`mlx-ft probe`: look at a model before training it.
 
-Does: read config, template and card, ask a few ordinary questions, ask suites, say all of it, and
-write down that it was done, which the `family` check wants to see. Does not: compare models, or
-train.
+Does: read config, template and card, ask a few ordinary questions and suites, and print the
+findings. Record the probe, which the `family` check looks for.
+Does not: compare models, or train.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def probe(
             )
     for result in results:
         mean = result.summary["mean"]
-        console.say(f"{result.suite}: {mean:.2f} over {len(result.rows)} prompts")
+        console.say(f"{result.suite}: {mean:.2f} over {len(result.records)} prompts")
 
 
 SCHEMA = 1
@@ -112,8 +112,11 @@ CARD_FACTS = re.compile(r"^(license|base_model|pipeline_tag|library_name): *(\S.
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A question, the model's answer, why it ended, and why it is degenerate or None."""
+class ProbeAnswer:
+    """An answer of the model to one of QUESTIONS.
+
+    degenerate: why it is degenerate, or None.
+    """
 
     question: str
     text: str
@@ -123,12 +126,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Probe:
-    """All that was found: facts of the model by name, what its template can do, and its answers."""
+    """All findings about a model.
+
+    facts: name -> value, of config and card.
+    chat: name -> value, of the chat template.
+    """
 
     model: Mapping[str, Any]
     facts: Mapping[str, Any]
     chat: Mapping[str, Any]
-    answers: tuple[Answer, ...]
+    answers: tuple[ProbeAnswer, ...]
 
 
 def look_at(model: ResolvedModel, loaded: LoadedModel) -> Probe:
@@ -144,7 +151,7 @@ def look_at(model: ResolvedModel, loaded: LoadedModel) -> Probe:
 
 
 def model_facts(model: ResolvedModel) -> dict[str, Any]:
-    """Return what config.json and the model card say, and the parameters where they are known."""
+    """Return the facts of config.json and the model card, and the parameters if known."""
     facts: dict[str, Any] = {"model_type": model.model_type}
     facts |= {name: model.config[name] for name in CONFIG_FACTS if name in model.config}
     shape = model_shape(model.config)
@@ -161,8 +168,10 @@ def model_facts(model: ResolvedModel) -> dict[str, Any]:
 
 
 def chat_facts(renderer: ChatRenderer, other_mode: ChatRenderer) -> dict[str, Any]:
-    """Return what a chat template makes of system messages, tools and thinking, and the tokens that
-    begin and end a turn. `other_mode` is the same with the other thinking mode.
+    """Return how a chat template renders system messages, tools and thinking.
+
+    Also its stop tokens and special tokens.
+    other_mode: the same renderer in the other thinking mode.
     """
     asked = {"role": "user", "content": "Hi"}
 
@@ -185,7 +194,7 @@ def chat_facts(renderer: ChatRenderer, other_mode: ChatRenderer) -> dict[str, An
     }
 
 
-def _answers(loaded: LoadedModel) -> tuple[Answer, ...]:
+def _answers(loaded: LoadedModel) -> tuple[ProbeAnswer, ...]:
     from mlx_ft.engine.generate import generate
 
     prompts = [
@@ -193,13 +202,13 @@ def _answers(loaded: LoadedModel) -> tuple[Answer, ...]:
     ]
     generations = generate(loaded, prompts, max_tokens=MAX_TOKENS)
     return tuple(
-        Answer(question, each.text, each.finish_reason, degenerate_reason(each.text, each.ids))
+        ProbeAnswer(question, each.text, each.finish_reason, degenerate_reason(each.text, each.ids))
         for question, each in zip(QUESTIONS, generations, strict=True)
     )
 
 
 def probe_lines(probe: Probe) -> Iterator[str]:
-    """Yield what was found, for people; nothing of the model can steer their terminal."""
+    """Yield the findings for people; nothing of the model can steer their terminal."""
     for name, value in {**probe.facts, **probe.chat}.items():
         if name == "size_bytes":
             value = format_bytes(value)
@@ -231,7 +240,7 @@ def record(probe: Probe, file: Path) -> None:
 
 
 def probe_model(model: ResolvedModel, loaded: LoadedModel, file: Path, console: Console) -> None:
-    """Look at a model, print what was found, and write it to `file`; see `look_at` and `record`."""
+    """Look at a model, print the findings, and write them to `file`; see `look_at` and `record`."""
     probe = look_at(model, loaded)
     for line in probe_lines(probe):
         console.say(line)

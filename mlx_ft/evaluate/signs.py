@@ -1,7 +1,8 @@
-"""Signs that something is wrong with an answer, whatever was asked and however it is scored.
+"""Degeneration signs of an answer, whatever the question and the scorer.
 
-Does: name them (`SIGNS`) and find them in one answer. Each errs towards silence. Does not: score,
-or say which of them a suite minds. The loop rules are those of `mlx_ft.text.repetition`.
+Does: find each of `SIGNS` in an answer; each errs towards silence. The rules for loops are in
+`text/repetition.py`.
+Does not: score, or decide which signs matter to a suite.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ def signs_of(
 ) -> list[str]:
     """Return the signs seen in an answer, in the order of SIGNS.
 
-    `text` is the answer without control tokens, `raw` the same with them, `ids` its tokens (None
-    where they are not those of the text), `user_said` the last thing that was said to the model. An
-    answer that is cut inside its thinking is `open_thinking`; without thinking mode a tag that is
-    opened and not closed is, too.
+    text: the answer without control tokens.
+    raw: the same with them.
+    ids: its tokens; None where they are not those of the text.
+    user_said: the last message to the model.
+
+    An answer that is cut inside its thinking is `open_thinking`. Without thinking mode, so is one
+    with a tag that is opened and not closed.
     """
     seen = set()
     raw, text = raw[:MAX_SEARCHED_CHARACTERS], text[:MAX_SEARCHED_CHARACTERS]

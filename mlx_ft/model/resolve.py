@@ -1,8 +1,8 @@
-"""From a model's name to a folder of safetensors on this disk, and what its config says.
+"""Resolve a model name to a folder on this disk and a pinned revision.
 
-Does: resolve built-in names, Hub ids and local folders; pin a Hub revision to a commit; refuse
-what is unsafe or incomplete. Does not: load weights (`engine/load.py`), import MLX, or ever run a
-model's code.
+Does: find built-in names, Hub ids and local folders. Pin a Hub revision to a commit. Refuse unsafe
+or incomplete folders.
+Does not: load weights (`engine/load.py`), import MLX, or run a model's code.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model on this disk: what was asked for (`name`), where it is, and which version exactly.
+    """A model on this disk.
 
-    `source` is builtin, hub or local; `revision` a commit (hub) or a content hash (the others);
-    `size_bytes` is that of the safetensors files.
+    name: as it was asked for.
+    source: builtin, hub or local.
+    revision: a commit (hub) or a content hash (the others).
+    size_bytes: of the safetensors files.
     """
 
     name: str
@@ -52,7 +54,7 @@ class ResolvedModel:
         return identity_of(self.source, self.name, self.revision)
 
     def info(self) -> dict[str, Any]:
-        """Return what a run records of its model (plain JSON)."""
+        """Return the record of the model that a run keeps (plain JSON)."""
         record = asdict(self) | {"path": str(self.path), "model_type": self.model_type}
         record["quantization"] = self.config.get("quantization")
         del record["config"]
@@ -201,7 +203,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def resolve_model(name: str, revision: str | None, console: Console) -> ResolvedModel:
-    """Return the model called `name`, fetched if need be; what takes time is said.
+    """Return the model called `name`, fetched if need be; slow steps are narrated.
 
     A built-in name wins, then an existing local folder, then a Hub id. Raises ModelError.
     """

@@ -1,6 +1,6 @@
-"""What safetensors files say about their tensors before any of them is read.
+"""Tensor names, shapes and offsets of safetensors files, without reading tensors.
 
-Does not: import MLX, or read a weight.
+Does not: import MLX.
 
 The format: 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the data
 (https://github.com/huggingface/safetensors, "Format").

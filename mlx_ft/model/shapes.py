@@ -1,8 +1,7 @@
-"""The linear layers of a model, from its config.json alone.
+"""Linear layers of an architecture, from config.json alone.
 
-Does: list every module that can carry a LoRA adapter, with its shape, for the architectures whose
-blocks are known; count parameters. Does not: load weights, import MLX, or guess at an architecture
-that it does not know.
+Does: list every module that can carry a LoRA adapter, with its shape. Count parameters.
+Does not: load weights, import MLX, or guess at an architecture that it does not know.
 """
 
 from __future__ import annotations
@@ -25,7 +24,11 @@ EMBEDDING = "model.embed_tokens"
 
 @dataclass(frozen=True)
 class Module:
-    """One matrix (or `experts` of them): `name` within its layer, or from the root."""
+    """One matrix, or several of one shape.
+
+    name: within its layer, or from the root.
+    experts: how many matrices it is.
+    """
 
     name: str
     inputs: int

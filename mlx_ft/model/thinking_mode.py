@@ -1,10 +1,9 @@
-"""The thinking mode of a model folder, where whoever has only the folder finds it.
+"""The thinking mode recorded in a model folder, in generation_config.json.
 
-Does: write it into generation_config.json and read it there. Does not: change a chat template, or
-apply the mode (`chat.py`).
+Does not: change a chat template, or apply the mode (`chat.py`).
 
-No key is agreed upon. This one, in this file, is what some publishers use, and the name of the
-option that servers such as vLLM have for it; mlx-lm and transformers leave it alone.
+There is no standard key. This one is used by some publishers, and is named after the option of
+servers such as vLLM. mlx-lm and transformers ignore it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_thinking_mode(folder: Path, enable_thinking: bool) -> None:
-    """Say in a model folder how its template is to be called; what else the file says stays."""
+    """Record the thinking mode in a model folder; the file's other entries stay."""
     said = _said(folder / FILE)
     if not said:
         config = _said(folder / "config.json")

@@ -1,4 +1,4 @@
-"""What a model folder says about its chat: tokenizer, stop tokens, and templates with dates pinned.
+"""A model folder's tokenizer, stop tokens, and templates with pinned dates.
 
 Does not: render anything (`chat.py`).
 """

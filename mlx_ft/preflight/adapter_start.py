@@ -1,7 +1,6 @@
-"""The adapter weights that a training is to start from: are they those of the recipe's adapter?
+"""Check `resume_adapter_file`: do its tensors fit the recipe's adapter?
 
-Does: compare the tensors that a file's header names with those that the recipe makes. Does not:
-read a weight, or know architectures that `model/shapes.py` does not: there rank and layers are
+Does not: read a weight. For architectures unknown to `model/shapes.py`, only rank and layers are
 compared.
 """
 

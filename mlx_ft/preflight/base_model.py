@@ -1,13 +1,13 @@
-"""The base stage: ask the base model what it will be asked at the end, and judge its soundness.
+"""Stage entry: is the base model sound? Ask it the suites before training.
 
-Does not: score (`evaluate/`), or keep answers anywhere but where the evaluation finds them.
+Does not: score (`evaluate/`). Its answers are kept where the evaluation finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlx_ft.evaluate.sample_log import recover as read_rows
+from mlx_ft.evaluate import sample_log
 from mlx_ft.evaluate.stage import ask_suites
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.job import Job
@@ -28,9 +28,9 @@ def look_at_base(job: Job, suites: Sequence[Suite]) -> None:
     folder.mkdir(exist_ok=True)
     results = ask_suites(job, suites, ["base"], folder)
     answers = [
-        (str(row["id"]), str(row["text"]))
+        (str(record["id"]), str(record["text"]))
         for suite in results["suites"]
-        for row in read_rows(folder / suite / "base.jsonl")
+        for record in sample_log.recover(folder / suite / "base.jsonl")
     ]
     looping = [(name, why) for name, text in answers if (why := degenerate_reason(text, None))]
     finding = base_health(len(answers), looping, job.recipe.preflight.accept)

@@ -1,7 +1,6 @@
-"""The checks before training: each a small pure function from facts to one finding.
+"""The list of checks, in CHECKS: each a small pure function from facts to one finding.
 
-Does: compare what was asked for with the model, the rows and the machine; all checks are in CHECKS.
-Does not: load weights, change the recipe, or stop anything (`raise_on_fail` does).
+Does not: load weights, change the recipe, or stop a run (`raise_on_fail` does).
 """
 
 from __future__ import annotations

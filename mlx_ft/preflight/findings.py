@@ -1,7 +1,7 @@
-"""What the checks look at and what they say.
+"""PreflightInput and Finding: the facts that checks are given, and their results.
 
-Does: hold the checks' input and their findings, turn findings into JSON and failures into one
-error. Does not: check anything.
+Does: write findings as JSON; raise failed ones as one error.
+Does not: check anything.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ class PreflightInput:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome, in words for people; `fix` is empty when all is well."""
+    """One check's outcome, in words for people.
+
+    fix: empty when all is well.
+    """
 
     check: str
     level: Level

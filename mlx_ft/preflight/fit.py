@@ -1,6 +1,7 @@
-"""Which settings let a training fit into a machine's memory, and which models can be trained there.
+"""`--fit`: find settings that fit in a machine's memory; list the models that fit.
 
-Does: try changes from the cheapest on, with the forecast of `memory.py`. Does not: change a recipe.
+Does: try changes from the cheapest on, with the forecast of `memory.py`.
+Does not: change a recipe.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GROUP_SIZE = 64
 
 
 def usable_bytes(system: str, memory_bytes: int) -> int:
-    """Return what a training may use of a machine's memory."""
+    """Return the part of a machine's memory that a training may use."""
     if system != "Darwin":
         return round(memory_bytes * OTHER_SHARE)
     share = SMALL_MAC_SHARE if memory_bytes <= SMALL_MAC_BYTES else LARGE_MAC_SHARE
@@ -35,8 +36,10 @@ def usable_bytes(system: str, memory_bytes: int) -> int:
 
 
 def weights_held(facts: PreflightInput, shape: ModelShape, train: TrainRecipe) -> Weights:
-    """Return how weights are held in a training: as stored on Metal, where what is computed has 16
-    bits, and with low_memory; else in float32.
+    """Return how weights are held in a training.
+
+    On Metal, and with low_memory, they stay as stored; on Metal 16-bit numbers are computed. Else
+    they are float32.
     """
     stored = facts.model_bytes / shape.parameters
     if facts.machine.system == "Darwin":
@@ -52,11 +55,11 @@ def forecast(facts: PreflightInput, shape: ModelShape, train: TrainRecipe) -> Me
 
 
 def changes_that_fit(facts: PreflightInput, shape: ModelShape) -> Mapping[str, Any] | None:
-    """Return the settings of `train` to change so that the training fits, or None when nothing
-    here helps; nothing to change is an empty mapping.
+    """Return the settings of `train` to change so that the training fits.
 
-    Tried in this order, one on top of the other: what changes no result (fewer tokens at a time,
-    activations computed twice, frozen weights read again), then fewer layers.
+    None when nothing here helps; an empty mapping when nothing has to change.
+    Tried one on top of the other. First those that change no result: fewer tokens at a time,
+    activations computed twice, frozen weights read again. Then fewer layers.
     """
     limit = usable_bytes(facts.machine.system, facts.machine.memory_bytes)
     changes: dict[str, Any] = {}
@@ -108,8 +111,10 @@ LADDER: Sequence[Mapping[str, Any]] = (
 
 
 def models_that_fit(memory_bytes: int, tokens: int, bits: int) -> list[Fitting]:
-    """Return for each known model, smallest first, the first settings of LADDER that fit a Mac of
-    so much memory, with rows of `tokens` tokens and a base of so many bits.
+    """Return for each known model, smallest first, the first settings of LADDER that fit a Mac.
+
+    tokens: the longest row.
+    bits: of the base.
     """
     limit = usable_bytes("Darwin", memory_bytes)
     stored = HALF_BYTES if bits == 16 else quantized_bytes_each(bits, GROUP_SIZE)

@@ -1,7 +1,6 @@
-"""What a run will need, computed before it starts: adapter parameters, updates, disk.
+"""Forecast adapter parameters, optimizer updates and disk use of a run.
 
-Does: arithmetic on the recipe, the model's shape and the rows. Does not: judge (`checks.py`), load
-anything, or know about memory (`memory.py`).
+Does not: judge (`checks.py`), load anything, or forecast memory (`memory.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,10 @@ OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 1, "sgd": 1, "adafactor": 1, 
 
 @dataclass(frozen=True)
 class DiskForecast:
-    """Bytes that each stage leaves on the disk; `fused` is there until the run has ended."""
+    """Bytes that each stage leaves on the disk.
+
+    fused: is there until the run has ended.
+    """
 
     train_bytes: int
     fused_bytes: int
@@ -101,9 +103,10 @@ def disk_forecast(
     fused: bool,
     half_parameters: int = 0,
 ) -> DiskForecast:
-    """Return the disk that the stages need, with one more checkpoint while one is replaced, and a
-    16-bit copy of the model if anything needs one (`fused`); `half_parameters` of them stay 16-bit
-    in the quantized model.
+    """Return the disk that the stages need, with one more checkpoint while one is replaced.
+
+    fused: a 16-bit copy of the model is needed.
+    half_parameters: parameters that stay 16-bit in the quantized model.
     """
     adapter_bytes = trainable * FLOAT32_BYTES
     checkpoint_bytes = adapter_bytes * (1 + OPTIMIZER_STATES[train.optimizer])

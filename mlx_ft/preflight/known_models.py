@@ -1,6 +1,6 @@
-"""Shapes of well-known models, from their config.json files, to say what fits beforehand.
+"""Shapes of popular models, from their config.json files.
 
-Does not: list every model; a config of any other can be read from its folder.
+Does not: list every model; the config of any other is read from its folder.
 """
 
 from __future__ import annotations

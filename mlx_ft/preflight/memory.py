@@ -1,7 +1,7 @@
-"""How much memory a training takes at its peak, from shapes alone.
+"""Forecast the peak memory of a training from shapes alone.
 
-Does: add up weights, adapter, optimizer, activations and logits in each part of a training. Does
-not: measure, judge, or know what a machine has.
+Does: add up weights, adapter, optimizer, activations and logits in each part of a training.
+Does not: measure, judge, or know how much memory a machine has.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _widest(shape: ModelShape) -> int:
 def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool) -> int:
     """Return how many numbers of a token a layer keeps for its backward pass.
 
-    The residual stream twice and its norms (4 hidden); queries and their outputs, keys and values;
-    gate, its sigmoid, up and their product. Of these, norms, sigmoid and product can be computed
+    The residual stream twice and its norms (4 hidden). Queries and their outputs, keys and values.
+    Gate, its sigmoid, up and their product. Of these, norms, sigmoid and product can be computed
     again from the others.
     """
     width = {module.name.rsplit(".", 1)[-1]: module.outputs for module in layer}
@@ -113,8 +113,9 @@ def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool) -
 
 
 def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: int) -> int:
-    """Return the numbers that a forward pass keeps for the backward pass: of every trained layer,
-    or with checkpoints the input of each and all of one.
+    """Return the numbers that a forward pass keeps for the backward pass.
+
+    Those of every trained layer; with checkpoints, the input of each and all numbers of one.
     """
     layers = len(adapted_layers(shape, train))
     saved = _saved_a_token(shape.layers[-1], shape.hidden_size, train.computes_inputs_again)

@@ -1,8 +1,8 @@
-"""The 16-bit original that the adapter is to be fused into: is it the trained model's?
+"""Check `export.base`: is the 16-bit original the model that was trained?
 
-Does: compare config, tensors and chat format as far as files tell, before anything is trained. Does
-not: compare numbers, or know how mlx-lm renames tensors: names that only one side has are left to
-the export, which sees both models as mlx-lm loads them.
+Does: compare config, tensors and chat format as far as files tell, before anything is trained.
+Does not: compare numbers, or know how mlx-lm renames tensors. Names that only one side has are left
+to the export, which sees both models as mlx-lm loads them.
 """
 
 from __future__ import annotations

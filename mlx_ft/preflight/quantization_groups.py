@@ -1,7 +1,7 @@
-"""Layers that the export cannot quantize, because their rows are not whole groups.
+"""Find layers that cannot be quantized, because their rows are not whole groups.
 
-Does: find them by the shapes that a config gives, and say which group size takes them. Does not:
-quantize.
+Does: suggest the group size that takes them.
+Does not: quantize.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The checks of the rows: what they would teach, whether they fit, and what they are measured by.
+"""Checks of the rows, from the data stage's statistics.
 
-Does: judge the data stage's statistics, a finding each. Does not: read rows.
+Does not: read rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The preflight stage: collect the facts about a run, run the checks, write preflight.json.
+"""Stage entry: collect facts, run the checks, write preflight.json.
 
 Does not: know a rule (`checks.py`), train, or change anything.
 """
@@ -37,7 +37,7 @@ FEWEST_LEFT = 15
 
 
 def preflight_facts(job: Job) -> PreflightInput:
-    """Return what forecasts are made from; the data stage must be complete."""
+    """Return the facts that forecasts need; the data stage must be complete."""
     return PreflightInput(
         recipe=job.recipe,
         data_stats=read_json(job.run / "data" / "stats.json"),
@@ -134,7 +134,7 @@ def say_finding(console: Console, finding: Finding) -> None:
 
 
 def selection_finding(choosing: Suite, suites: Sequence[Suite]) -> Finding:
-    """Return whether what chooses leaves enough of its own suite to measure with."""
+    """Return whether the selecting prompts leave enough of their own suite to measure with."""
     measured = f"{len(choosing.samples)} prompts of {choosing.name} choose the weights"
     same = [suite for suite in suites if suite.file_sha256 == choosing.file_sha256]
     left = sum(len(suite.samples) for suite in same)

@@ -1,7 +1,7 @@
-"""Kinds of training that mlx-lm has no layer for on a base's weights: full, and DoRA.
+"""Check that this base can be trained this way: full fine-tuning and DoRA.
 
-Does: find them in the config, before hours of training that end in nothing. Does not: look at
-weights.
+mlx-lm has no layer for some bit widths, which would end hours of training in nothing.
+Does not: look at weights.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def test_a_real_model_answers_every_sample_through_its_template(
     suite = make_suite()
     result = ask(suite, loaded, tmp_path, "model")
     rows = lines_of(tmp_path / "chat" / "base.jsonl")
-    assert list(result.rows) == rows and result.generated == len(QUESTIONS)
+    assert list(result.records) == rows and result.generated == len(QUESTIONS)
     assert [row["id"] for row in rows] == [sample.id for sample in suite.samples]
     for row, sample in zip(rows, suite.samples, strict=True):
         assert 0 <= row["generated_tokens"] <= suite.max_tokens
@@ -189,7 +189,7 @@ def test_a_real_model_answers_every_sample_through_its_template(
 
 def test_a_line_says_all_about_its_sample(loaded: LoadedModel, tmp_path: Path) -> None:
     result = ask(make_suite(), loaded, tmp_path, Scripted(fine))
-    row = dict(result.rows[2])
+    row = dict(result.records[2])
     assert len(row.pop("key")) == 64 and row.pop("seconds") >= 0
     assert row == {
         "id": "q2",
@@ -224,7 +224,7 @@ def test_an_interrupted_column_goes_on_where_it_stopped(
     rest = Scripted(fine)
     result = ask(suite, loaded, tmp_path / "parts", rest)
     assert (result.generated, result.reused, len(rest.prompts)) == (2, 3, 2)
-    assert without_seconds(lines_of(path)) == without_seconds(list(whole.rows))
+    assert without_seconds(lines_of(path)) == without_seconds(list(whole.records))
     assert result.summary == whole.summary
 
 
@@ -239,7 +239,7 @@ def test_a_torn_last_line_is_asked_again(
     again = Scripted(fine)
     result = ask(suite, loaded, tmp_path, again)
     assert len(again.prompts) == 1
-    assert without_seconds(lines_of(whole.path)) == without_seconds(list(whole.rows))
+    assert without_seconds(lines_of(whole.path)) == without_seconds(list(whole.records))
     assert result.reused == 4
 
 
@@ -298,16 +298,18 @@ def test_answers_are_kept_only_while_nothing_that_made_them_changes(
         generator = Scripted(fine)
         result = ask(changed, loaded, tmp_path, generator, model_sha256=model_sha256)
         assert len(generator.prompts) == expected, name
-        assert [row["id"] for row in result.rows] == [sample.id for sample in changed.samples]
-        assert [row["weight"] for row in result.rows] == [s.weight for s in changed.samples], name
+        assert [row["id"] for row in result.records] == [sample.id for sample in changed.samples]
+        assert [row["weight"] for row in result.records] == [s.weight for s in changed.samples], (
+            name
+        )
 
 
 def test_a_stop_text_ends_the_answer_before_it(loaded: LoadedModel, tmp_path: Path) -> None:
     suite = make_suite(stop=("END", "<|endoftext|>"))
     for name, said in {"text": "fine END fine", "token": "fine <|endoftext|>fine"}.items():
         result = ask(suite, loaded, tmp_path, Scripted(lambda _, said=said: said), column=name)
-        assert {row["text"] for row in result.rows} == {"fine "}
-        assert {row["finish_reason"] for row in result.rows} == {"stop_text"}
+        assert {row["text"] for row in result.records} == {"fine "}
+        assert {row["finish_reason"] for row in result.records} == {"stop_text"}
         assert result.summary["mean"] == 1.0
 
 
@@ -325,7 +327,9 @@ def test_thinking_aloud_is_counted_even_as_a_control_token(
     result = ask(make_suite(stop=stop), loaded, tmp_path, Scripted(lambda _: said))
     assert result.summary["failures"] == {"thinking_leak": 5}
     if stop and said.startswith("<think>"):
-        assert {(row["text"], row["finish_reason"]) for row in result.rows} == {("", "stop_text")}
+        assert {(row["text"], row["finish_reason"]) for row in result.records} == {
+            ("", "stop_text")
+        }
 
 
 def test_a_suite_that_thinks_is_scored_on_what_follows(loaded: LoadedModel, tmp_path: Path) -> None:

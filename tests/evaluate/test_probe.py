@@ -10,8 +10,8 @@ from mlx_ft.engine import load
 from mlx_ft.errors import GateFailed
 from mlx_ft.evaluate.probe import (
     QUESTIONS,
-    Answer,
     Probe,
+    ProbeAnswer,
     chat_facts,
     model_facts,
     probe,
@@ -89,7 +89,7 @@ def test_the_suites_are_asked_of_the_model_that_was_looked_at(
     assert probe_file(resolve_model(str(tiny), None, Console())).exists()
 
 
-def found(tiny: Path, *answers: Answer) -> Probe:
+def found(tiny: Path, *answers: ProbeAnswer) -> Probe:
     model = resolve_model(str(tiny), None, Console())
     chat = chat_facts(renderer(tiny, False), renderer(tiny, True))
     return Probe(model.info(), model_facts(model), chat, answers)
@@ -97,11 +97,13 @@ def found(tiny: Path, *answers: Answer) -> Probe:
 
 def test_a_sound_model_is_written_down_for_the_family_check(tiny: Path) -> None:
     file = probe_file(resolve_model(str(tiny), None, Console()))
-    record(found(tiny, Answer("Hello!", "Hi.", "stop", None)), file)
+    record(found(tiny, ProbeAnswer("Hello!", "Hi.", "stop", None)), file)
     stored = json.loads(file.read_text())
     assert stored["answers"][0]["text"] == "Hi." and stored["facts"]["model_type"] == "llama"
 
 
 def test_what_a_model_says_cannot_steer_the_terminal(tiny: Path) -> None:
-    lines = "\n".join(probe_lines(found(tiny, Answer("Hello!", "\x1b[31mred\u202e", "stop", None))))
+    lines = "\n".join(
+        probe_lines(found(tiny, ProbeAnswer("Hello!", "\x1b[31mred\u202e", "stop", None)))
+    )
     assert "\x1b" not in lines and "\u202e" not in lines and "red" in lines

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
-from mlx_ft.evaluate.paired_stats import Rows, compare_logs
+from mlx_ft.evaluate.paired_stats import Records, compare_logs
 from mlx_ft.recipe.keys import flattened, setting
 from mlx_ft.report.compare.formats import WRITERS
 from mlx_ft.report.compare.names import Format
@@ -213,7 +213,7 @@ def _pair(
     if reader is base:
         return
     scorers, base_scorers = _scorers(reader), _scorers(base)
-    logs: dict[str, dict[str, tuple[Rows, Rows]]] = {}
+    logs: dict[str, dict[str, tuple[Records, Records]]] = {}
     for suite, columns in entry["scores"].items():
         if suite not in first["scores"]:
             entry["notes"].append(f"{suite} was not asked in {first['run']}")
@@ -239,7 +239,7 @@ def _pair(
             entry["notes"].append(f"{suite} was not asked")
 
 
-def _answers(reader: ArtifactReader, suite: str, column: str) -> Rows:
+def _answers(reader: ArtifactReader, suite: str, column: str) -> Records:
     return reader.json_lines(f"{reader.folder('eval')}/{suite}/{column}.jsonl")
 
 
