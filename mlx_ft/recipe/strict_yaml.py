@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from mlx_ft.errors import Fault
+from mlx_ft.text.quantities import format_bytes
 
 LARGEST_FILE_BYTES = 1_000_000
 LARGEST_DEPTH = 20
@@ -288,7 +289,7 @@ def read_text(path: Path) -> tuple[str, tuple[Fault, ...]]:
         size_bytes = path.stat().st_size
         if size_bytes > LARGEST_FILE_BYTES:
             return "", (
-                Fault(label, f"has {size_bytes / 1e6:.1f} MB", "a YAML file has at most 1 MB"),
+                Fault(label, f"has {format_bytes(size_bytes)}", "a YAML file has at most 1 MB"),
             )
         return path.read_bytes().decode("utf-8-sig"), ()
     except UnicodeDecodeError as error:
