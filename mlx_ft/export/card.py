@@ -41,10 +41,10 @@ def export_section(
     yield "## What fusing and quantizing changed"
     yield ""
     method = cell(quantized.get("method", "method not recorded"))
-    size = "not kept" if fused is None else q.size(fused["bytes"])
+    size = "not kept" if fused is None else q.format_bytes(fused["bytes"])
     yield (
         f"{bits_name(quantized)}, in groups of {quantized['group_size']} ({method}), "
-        f"{q.size(quantized['bytes'])}; fused in 16 bits, {size}."
+        f"{q.format_bytes(quantized['bytes'])}; fused in 16 bits, {size}."
     )
     yield ""
     if survival is not None and ways_of(survival):

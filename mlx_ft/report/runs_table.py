@@ -36,10 +36,10 @@ def runs_text(entries: Sequence[Mapping[str, Any]]) -> str:
                 one_line(entry["run"], 60),
                 entry["state"].replace("_", " "),
                 q.moment(entry["created"]).removesuffix(" UTC"),
-                "-" if entry["seconds"] is None else q.duration(entry["seconds"]),
+                "-" if entry["seconds"] is None else q.format_seconds(entry["seconds"]),
                 loss,
                 _scores(entry["scores"]) or "-",
-                q.size(entry["disk_bytes"]),
+                q.format_bytes(entry["disk_bytes"]),
             ]
         )
     head = ("run", "state", "begun (UTC)", "time", "loss", "scores, first -> last", "disk")
@@ -51,7 +51,7 @@ def runs_text(entries: Sequence[Mapping[str, Any]]) -> str:
         if entry["state"] in TELLING
     ]
     total = sum(entry["disk_bytes"] for entry in entries)
-    told.append(f"{q.plural(len(entries), 'run')}, {q.size(total)}")
+    told.append(f"{q.plural(len(entries), 'run')}, {q.format_bytes(total)}")
     return clean("\n".join([text, "", *told])).translate(PLAIN) + "\n"
 
 

@@ -278,13 +278,13 @@ def model_table(export: Mapping[str, Any]) -> Table:
                     Cell(name, key=name),
                     f"export/{made.get('path')}",
                     form,
-                    q.size(made.get("bytes")),
+                    q.format_bytes(made.get("bytes")),
                 ]
             )
     gguf = export.get("gguf")
     if isinstance(gguf, dict):
         name = f"export/{gguf.get('path')}"
-        rows.append(["GGUF", name, written(gguf.get("kind")), q.size(gguf.get("bytes"))])
+        rows.append(["GGUF", name, written(gguf.get("kind")), q.format_bytes(gguf.get("bytes"))])
     head = ("model", "folder or file", "weights", "size")
     return table("Exported models", head, rows, [3])
 
@@ -313,9 +313,9 @@ def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("speed", _fact(sum(speeds) / len(speeds) if speeds else None, q.rate)),
         (
             "peak memory",
-            _fact(info.get("peak_memory_bytes", last.get("peak_memory_bytes")), q.size),
+            _fact(info.get("peak_memory_bytes", last.get("peak_memory_bytes")), q.format_bytes),
         ),
-        ("time", _fact(info.get("seconds", last.get("seconds")), q.duration)),
+        ("time", _fact(info.get("seconds", last.get("seconds")), q.format_seconds)),
         ("computed in", _fact(info.get("compute"), str)),
         ("fast path", _fact(info.get("fast_path"), str)),
     ]
@@ -344,11 +344,11 @@ def stage_table(timings: Mapping[str, Any]) -> Table:
             [
                 stage,
                 Cell(state, note, tone),
-                q.duration(entry["seconds"]),
-                q.size(entry["peak_memory_bytes"]),
+                q.format_seconds(entry["seconds"]),
+                q.format_bytes(entry["peak_memory_bytes"]),
             ]
         )
-    rows.append(["all stages", "", q.duration(timings["total_seconds"]), ""])
+    rows.append(["all stages", "", q.format_seconds(timings["total_seconds"]), ""])
     return table("Each stage, in order", ("stage", "state", "time", "peak memory"), rows, [2, 3])
 
 
@@ -357,7 +357,9 @@ def environment_table(document: Mapping[str, Any]) -> Table:
     model, environment = document["model"] or {}, document["environment"] or {}
     named = [(f"model: {key}", value) for key, value in model.items()] + list(environment.items())
     rows = [
-        (key.removesuffix("_bytes"), (q.size if key.endswith("_bytes") else setting_text)(value))
+        (key.removesuffix("_bytes"), q.format_bytes(value))
+        if key.endswith("_bytes")
+        else (key, setting_text(value))
         for key, value in named
     ]
     return table("Model, versions and machine", ("what", "value"), rows)

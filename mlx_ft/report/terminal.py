@@ -131,8 +131,8 @@ def _train_line(document: Mapping[str, Any]) -> str:
         f"({q.plural(info.get('updates'), 'update')})",
         f"validation loss {q.loss(info.get('first_validation_loss'))} -> "
         f"{q.loss(info.get('final_validation_loss'))}",
-        q.duration(info.get("seconds")),
-        f"peak memory {q.size(info.get('peak_memory_bytes'))}",
+        q.format_seconds(info.get("seconds")),
+        f"peak memory {q.format_bytes(info.get('peak_memory_bytes'))}",
     ]
     return "train    " + ", ".join(parts)
 
@@ -151,7 +151,7 @@ def _choice_lines(document: Mapping[str, Any]) -> list[str]:
 
 def _export_line(document: Mapping[str, Any]) -> str:
     made = [
-        f"{NAMES.get(name, name)} {q.size(entry.get('bytes'))} "
+        f"{NAMES.get(name, name)} {q.format_bytes(entry.get('bytes'))} "
         f"(export/{one_line(str(entry.get('path')), 60)})"
         for name, entry in (document["export"] or {}).items()
         if name in ("fused", "quantized", "gguf") and isinstance(entry, dict)
@@ -175,5 +175,5 @@ def _time_line(document: Mapping[str, Any]) -> str:
     }
     if not stages:
         return ""
-    parts = ", ".join(f"{name} {q.duration(seconds)}" for name, seconds in stages.items())
-    return f"time     {q.duration(document['timings']['total_seconds'])} ({parts})"
+    parts = ", ".join(f"{name} {q.format_seconds(seconds)}" for name, seconds in stages.items())
+    return f"time     {q.format_seconds(document['timings']['total_seconds'])} ({parts})"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault, RunError
+from mlx_ft.text.quantities import format_bytes
 
 # What a full, read-only or forbidden disk says.
 DISK_ERRORS = (
@@ -108,10 +109,11 @@ def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise RunError unless the disk under `folder` has `needed_bytes` free."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
+        need, free = format_bytes(needed_bytes), format_bytes(free_bytes)
         raise RunError(
             Fault(
                 str(folder),
-                f"{purpose} needs {needed_bytes / 1e9:.2f} GB, {free_bytes / 1e9:.2f} GB are free",
+                f"{purpose} needs {need}, {free} are free",
                 "free some space or choose --runs FOLDER on another disk",
             )
         )

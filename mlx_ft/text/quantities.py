@@ -1,7 +1,7 @@
-"""Numbers as a person reads them, with their units; nothing but formatting.
+"""Format numbers and units for people: bytes, seconds, scores, intervals. The only formatter.
 
-Every function takes what an artifact holds and so also None, which reads "not recorded", and
-values of an unexpected type, which are shown as they are.
+Every function takes any value of an artifact. None reads "not recorded"; a value of an unexpected
+type is shown unchanged.
 """
 
 from __future__ import annotations
@@ -13,37 +13,6 @@ from datetime import datetime, timezone
 from typing import Any, TypeGuard
 
 from mlx_ft.errors import Fault, RecipeError
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes in decimal units, as disks and macOS count: `1.23 GB`."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= size * 0.9995:
-            value = count / size
-            return f"{value:.2f} {unit}" if abs(value) < 100 else f"{value:.0f} {unit}"
-    return f"{count:.0f} B"
-
-
-def bytes_from_text(text: str) -> int:
-    """Return the bytes that `16GB` or `800 MB` spells, in decimal units. Raises RecipeError."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(T|G|M|k)i?B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise RecipeError(Fault("memory", f"{text!r} is not a size", "write it as 16GB"))
-    return round(float(match[1]) * {"t": 1e12, "g": 1e9, "m": 1e6, "k": 1e3}[match[2].lower()])
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration: `0.42 s`, `59 s`, `2 min 05 s`, `3 h 07 min`."""
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(whole / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
 
 NOT_RECORDED = "not recorded"
 
@@ -63,28 +32,33 @@ def _three_digits(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def size(value: Any) -> str:
-    """Format a number of bytes in decimal units: 1734000000 -> "1.73 GB"."""
+def format_bytes(value: Any) -> str:
+    """Format bytes in decimal units, as disks and macOS count, with three significant digits.
+
+    1500 -> "1.50 kB", 93400000 -> "93.4 MB", 1734000000 -> "1.73 GB".
+    """
     if not is_number(value):
         return _otherwise(value)
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{_three_digits(value / scale)} {unit}"
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(value) >= size * 0.9995:
+            scaled = value / size
+            decimals = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+            return f"{scaled:,.{decimals}f} {unit}"
     return f"{value:.0f} B"
 
 
-def duration(value: Any) -> str:
-    """Format seconds: 0.42 -> "0.4 s", 151 -> "2 min 31 s", 3840 -> "1 h 04 min"."""
+def format_seconds(value: Any) -> str:
+    """Format a duration: 0.42 -> "0.42 s", 125 -> "2 min 05 s", 3840 -> "1 h 04 min"."""
     if not is_number(value):
         return _otherwise(value)
-    if value < 10:
-        return f"{value:.1f} s"
+    if value < 9.995:
+        return f"{value:.2f} s"
     whole = round(value)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(value / 60)
+    minutes = round(whole / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
@@ -162,3 +136,11 @@ def written(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def bytes_from_text(text: str) -> int:
+    """Return the bytes that `16GB` or `800 MB` spells, in decimal units. Raises RecipeError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(T|G|M|k)i?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise RecipeError(Fault("memory", f"{text!r} is not a size", "write it as 16GB"))
+    return round(float(match[1]) * {"t": 1e12, "g": 1e9, "m": 1e6, "k": 1e3}[match[2].lower()])

@@ -165,7 +165,7 @@ def test_files_that_cannot_be_read_are_one_fault_each(tmp_path: Path) -> None:
         tmp_path / "absent.yaml": "does not exist",
         tmp_path: "is a folder",
         latin: "is not UTF-8 text (byte 3)",
-        huge: "has 1.0 MB",
+        huge: "has 1.00 MB",
         tmp_path / ("x" * 300): "cannot be read",
         Path("/dev/null"): "is not a regular file",
     }

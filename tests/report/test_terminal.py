@@ -27,7 +27,7 @@ def test_a_done_run_shows_scores_sizes_checks_times_and_the_next_step(done_run: 
         "* the final model keeps 99.6 % of what training changed, at least 90.0 % wanted",
         "verified 3 of 3 export checks",
         "checks   2 ok, 1 warn",
-        "time     4 min 55 s (data 3.2 s",
+        "time     4 min 55 s (data 3.20 s",
         "report   runs/quickstart-0a1b2c3d/report.html",
         "next     talk to the model: mlx-ft chat runs/quickstart-0a1b2c3d",
     ):

@@ -352,7 +352,7 @@ def test_a_read_only_parent_says_so(tmp_path: Path) -> None:
 def test_missing_space_is_said_before_it_is_needed(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     require_free_bytes(tmp_path, min(free, 1), "the export")
-    with pytest.raises(RunError, match=r"the export needs 1000000\.00 GB, .* are free"):
+    with pytest.raises(RunError, match=r"the export needs 1,000 TB, .* are free"):
         require_free_bytes(tmp_path, 10**15, "the export")
 
 

@@ -8,9 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.text.safe import REDACTED, clean, excerpt, one_line, without_credentials
+from mlx_ft.text.safe import (
+    REDACTED,
+    REPLACEMENT,
+    as_label,
+    clean,
+    excerpt,
+    harm_of,
+    has_control,
+    one_line,
+    printable,
+    quoted,
+    without_credentials,
+)
 from tests.support.run_folders import HOSTILE, TOKEN
 
+EVERY_CHARACTER = [chr(point) for point in range(0x110000)]
+DIRECTION = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+LINE_ENDS = "\n\r\x0b\x0c\x85\u2028\u2029"
 STEERING = st.sampled_from(
     ["\x1b", "\x1b[", "\x9b", "\x1b]0;", "\x07", "\u202e", "\r", "\x00", "m"]
 )
@@ -63,3 +78,47 @@ def test_credentials_are_replaced_by_form_and_by_name() -> None:
         "tokenizer": "bpe",
     }
     assert without_credentials(value) == expected
+
+
+def test_every_character_is_harmful_or_kept_by_the_one_table() -> None:
+    for character in EVERY_CHARACTER:
+        category = unicodedata.category(character)
+        assert (harm_of(character) is not None) == (category in ("Cc", "Cf", "Cs")), character
+        assert (harm_of(character) == "direction") == (character in DIRECTION), character
+
+
+def test_a_terminal_is_shown_no_harmful_character_at_all() -> None:
+    for character in EVERY_CHARACTER:
+        harmful = unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in "\n\t"
+        assert printable(character) == (REPLACEMENT if harmful else character)
+
+
+def test_a_report_holds_no_control_no_surrogate_and_nothing_that_turns_text_around() -> None:
+    for character in EVERY_CHARACTER:
+        category, shown = unicodedata.category(character), clean(f"a{character}b")[1:-1]
+        if character in LINE_ENDS:
+            assert shown == "\n"
+        elif category == "Cs":
+            assert shown == REPLACEMENT
+        elif character in DIRECTION or (category == "Cc" and character != "\t"):
+            assert shown == ""
+        else:
+            assert shown == character
+
+
+def test_yaml_may_hold_no_control_and_no_surrogate() -> None:
+    for character in EVERY_CHARACTER:
+        assert has_control(character) == (unicodedata.category(character) in ("Cc", "Cs"))
+    assert not has_control("a\n\tb", kept="\n\t") and has_control("a\n\tb", kept="\n")
+
+
+@given(st.text())
+def test_what_a_message_quotes_is_one_printable_line(text: str) -> None:
+    assert as_label(text).isprintable() and quoted(text, 60).isprintable()
+    assert len(quoted(text, 60)) <= 63
+    if text.isprintable():
+        assert as_label(text) == text
+
+
+def test_a_number_longer_than_python_prints_is_quoted_in_words() -> None:
+    assert quoted(10**5000, 60) == "a very long number"

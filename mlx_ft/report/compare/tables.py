@@ -206,11 +206,11 @@ def cost_table(runs: Sequence[Mapping[str, Any]]) -> Table:
         [
             run["run"],
             _known(q.count(run["trainable_parameters"])),
-            _known(q.duration(run["train_seconds"])),
-            _known(q.duration(run["seconds"])),
-            _known(q.size(run["peak_memory_bytes"])),
-            _known(q.size(run["model_bytes"])),
-            _known(q.size(run["disk_bytes"])),
+            _known(q.format_seconds(run["train_seconds"])),
+            _known(q.format_seconds(run["seconds"])),
+            _known(q.format_bytes(run["peak_memory_bytes"])),
+            _known(q.format_bytes(run["model_bytes"])),
+            _known(q.format_bytes(run["disk_bytes"])),
         ]
         for run in runs
     ]
