@@ -34,6 +34,8 @@ WALLS = {
     "pyarrow": ("data",),
     "gguf": ("export", "deploy"),
     "lm_eval": ("evaluate",),
+    "jsonschema": ("evaluate",),
+    "referencing": ("evaluate",),
     "mlx_lm": ("engine", "evaluate.lm_eval_model", "train", "export", "deploy", "rehearse"),
     **dict.fromkeys(("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("report",)),
 }

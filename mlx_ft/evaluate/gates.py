@@ -12,16 +12,16 @@ difference lies beyond it. Not proven is not harmless, so what cannot be told is
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from mlx_ft.errors import Fault
 from mlx_ft.evaluate.suites import Suite
 from mlx_ft.recipe.gates import AGAINST_BASE, METRICS, Gate
-from mlx_ft.recipe.keys import did_you_mean
 from mlx_ft.recipe.names import COLUMNS
+from mlx_ft.text.suggestions import suggestion
 
 SHOWN_SAMPLES = 5
 MARGIN = "margin"
@@ -60,16 +60,17 @@ def gate_faults(
     for gate in gates:
         if gate.suite in names:
             continue
-        near = [gate.name.replace(gate.suite, name, 1) for name in _near(gate.suite, names)]
         known = f"the recipe measures {', '.join(names)}" if names else "name it in eval.suites"
         place = where.get(gate.name, "recipe")
         found = f"no suite {gate.suite!r} is measured"
-        faults.append(Fault(f"{place} eval.gates.{gate.name}", found, did_you_mean(near, known)))
+        fix = suggestion(gate.suite, names, known, written=partial(_on_suite, gate))
+        faults.append(Fault(f"{place} eval.gates.{gate.name}", found, fix))
     return faults
 
 
-def _near(name: str, names: Sequence[str]) -> list[str]:
-    return difflib.get_close_matches(name, names, n=1)
+def _on_suite(gate: Gate, suite: str) -> str:
+    """Return the name of the same gate on another suite."""
+    return gate.name.replace(gate.suite, suite, 1)
 
 
 def judge(

@@ -7,7 +7,6 @@ Does not: render, generate, score, or import MLX.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,10 @@ from mlx_ft.evaluate.suite_keys import Message, SampleLine, SuiteFile
 from mlx_ft.recipe.fields import Section
 from mlx_ft.recipe.strict_yaml import Reading, key_path, label_of, read_mapping, read_text, shown
 from mlx_ft.system.files import file_sha256, hash_of
+from mlx_ft.text.suggestions import suggestion
 
 SectionT = TypeVar("SectionT", bound=Section)
+IN_BACKTICKS = "`{}`".format
 
 
 @dataclass(frozen=True)
@@ -153,17 +154,13 @@ def _fault(
     if detail["type"] == "extra_forbidden":
         inner = (Message, WantedCall, WantedToolCall, Rules)
         known = [*model.model_fields, *(name for each in inner for name in each.model_fields)]
-        return Fault(where, f"unknown key `{name}`", _did_you_mean(key[-1], known))
+        fix = suggestion(key[-1], known, "remove it", written=IN_BACKTICKS)
+        return Fault(where, f"unknown key `{name}`", fix)
     if detail["type"] == "missing":
         return Fault(where, f"`{name}` is missing", "add it")
     message = detail["msg"].removeprefix("Value error, ").replace("\n", " ")
     found = f"`{name}` is {shown(detail['input'])}" if name else "the line"
     return Fault(where, found, message[0].lower() + message[1:])
-
-
-def _did_you_mean(key: str, known: Sequence[str], otherwise: str = "remove it") -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean `{close[0]}`?" if close else otherwise
 
 
 def _scorer_keys(path: Path, reading: Reading) -> tuple[ScorerKeys | None, list[Fault]]:
@@ -172,7 +169,8 @@ def _scorer_keys(path: Path, reading: Reading) -> tuple[ScorerKeys | None, list[
         return None, []  # already a fault of the whole file
     name = config.get("name")
     if not isinstance(name, str) or name not in SCORERS:
-        fix = _did_you_mean(str(name), list(SCORERS), f"use one of {', '.join(SCORERS)}")
+        known = f"use one of {', '.join(SCORERS)}"
+        fix = suggestion(str(name), SCORERS, known, written=IN_BACKTICKS)
         where = _where(path, reading, ("scorer", "name"))
         return None, [Fault(where, f"`scorer.name` is {shown(name)}", fix)]
     keys = SCORERS[name].keys

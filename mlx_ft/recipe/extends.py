@@ -7,16 +7,16 @@ or apply `--set` (`load.py`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_ft.errors import Fault
-from mlx_ft.recipe.keys import KeyPath, did_you_mean, dotted, section_of
+from mlx_ft.recipe.keys import KeyPath, dotted, section_of
 from mlx_ft.recipe.mlx_lm_keys import is_mlx_lm_form
 from mlx_ft.recipe.strict_yaml import Source, label_of, read_mapping, read_text, shown
+from mlx_ft.text.suggestions import suggestion
 
 EXTENDS = "extends"
 MOST_PARENTS = 8
@@ -65,7 +65,8 @@ def inherited(
     if unreadable:
         fault = unreadable[0]
         found = f"{fault.where} {fault.found}"
-        return Inherited(own, own_sources, (Fault(str(source), found, _near(parent, fault.fix)),))
+        fix = suggestion(parent.name, yaml_files_beside(parent), fault.fix)
+        return Inherited(own, own_sources, (Fault(str(source), found, fix),))
     reading = read_mapping(text, label_of(parent))
     faults = tuple(reading.faults)
     if is_mlx_lm_form(reading.value):
@@ -94,12 +95,12 @@ def _parent(value: Any, source: Source, path: Path, children: tuple[Path, ...]) 
     return parent
 
 
-def _near(path: Path, otherwise: str) -> str:
+def yaml_files_beside(path: Path) -> list[str]:
+    """Return the names of the YAML files in the folder of a path; [] where it cannot be read."""
     try:
-        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
+        return [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
     except (OSError, ValueError):
-        names = []
-    return did_you_mean(difflib.get_close_matches(path.name, names, n=1), otherwise)
+        return []
 
 
 def _laid_over(

@@ -8,13 +8,13 @@ Does: read and check the two texts of a gate. Does not: know which suites there 
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mlx_ft.recipe.names import COLUMNS
+from mlx_ft.text.suggestions import suggestion
 
 # Metric -> what it is. The first group is of one column, the second of a column against the base.
 OF_ONE: Mapping[str, str] = {
@@ -85,9 +85,11 @@ def parse_gate(name: str, limit: str) -> Gate:
     *front, metric = name.split(".")
     column = front.pop() if len(front) > 1 and front[-1] in COLUMNS else None
     if metric not in METRICS:
-        near = difflib.get_close_matches(metric, METRICS, n=1, cutoff=0.5)
+        before = name.split(".")[:-1]
         known = f"the metrics are {', '.join(METRICS)}"
-        fix = f"did you mean {'.'.join([*name.split('.')[:-1], *near])}?" if near else known
+        fix = suggestion(
+            metric, METRICS, known, cutoff=0.5, written=lambda near: ".".join([*before, near])
+        )
         raise GateRefused(f"{metric!r} is no metric", fix)
     if not front or not all(front):
         raise GateRefused(
@@ -95,9 +97,13 @@ def parse_gate(name: str, limit: str) -> Gate:
             "write SUITE.COLUMN.METRIC, such as code_mode.quantized.mean",
         )
     if column is None and len(front) > 1:
-        near = difflib.get_close_matches(front[-1], COLUMNS, n=1, cutoff=0.7)
-        if near:
-            fix = f"did you mean {'.'.join([*front[:-1], near[0], metric])}?"
+        fix = suggestion(
+            front[-1],
+            COLUMNS,
+            cutoff=0.7,
+            written=lambda near: ".".join([*front[:-1], near, metric]),
+        )
+        if fix:
             raise GateRefused(f"{front[-1]!r} is no column", fix)
     suite = ".".join(front)
     if column == "base" and metric in AGAINST_BASE:

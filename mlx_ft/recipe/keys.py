@@ -1,4 +1,4 @@
-"""Where the values of a recipe are, and which key somebody may have meant.
+"""Dotted keys: look up, flatten, suggest.
 
 A key path is a tuple of names, such as ("train", "batch_size"); written out it has dots.
 Does not: read files or judge values.
@@ -7,7 +7,7 @@ Does not: read files or judge values.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from mlx_ft.recipe.fields import Section
@@ -145,7 +145,7 @@ def squeezed(name: str) -> str:
 
 
 def meant_keys(unknown: KeyPath) -> list[str]:
-    """Return the dotted keys that somebody who wrote `unknown` may have meant, best first.
+    """Return the dotted keys that an unknown key may stand for, best first.
 
     Looks in the same section, at what other tools call it, in the other sections, and then for
     similar spelling in the same section and in the others; [] when nothing is near.
@@ -167,11 +167,6 @@ def meant_keys(unknown: KeyPath) -> list[str]:
             return [dotted(key) for key in group if squeezed(key[-1]) == near[0]]
     whole = difflib.get_close_matches(dotted(unknown), map(dotted, keys), n=1, cutoff=0.85)
     return list(whole)
-
-
-def did_you_mean(candidates: Sequence[str], otherwise: str) -> str:
-    """Return the fix for an unknown name: the candidates as a question, or `otherwise`."""
-    return f"did you mean {' or '.join(candidates)}?" if candidates else otherwise
 
 
 def flattened(values: Mapping[str, Any], origins: Mapping[str, Any], at: str = "") -> list[str]:

@@ -8,7 +8,6 @@ Does not: look at the data, the model or the machine; import mlx.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_ft.errors import Fault, RecipeError
-from mlx_ft.recipe.extends import changed_keys, inherited
+from mlx_ft.recipe.extends import changed_keys, inherited, yaml_files_beside
 from mlx_ft.recipe.keys import (
     KeyPath,
-    did_you_mean,
     dotted,
     meant_keys,
     section_of,
@@ -38,6 +36,7 @@ from mlx_ft.recipe.strict_yaml import (
     read_yaml,
 )
 from mlx_ft.recipe.validate import check
+from mlx_ft.text.suggestions import did_you_mean, suggestion
 
 SET = "--set"
 DEFAULT = "default"
@@ -197,12 +196,10 @@ def _in_file_order(faults: list[Fault], label: str) -> list[Fault]:
 
 
 def _near_files(path: Path) -> str:
-    try:
-        names = [each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")]
-    except (OSError, ValueError):
-        names = []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return did_you_mean([str(path.parent / name) for name in near], "check the path")
+    names = yaml_files_beside(path)
+    return suggestion(
+        path.name, names, "check the path", written=lambda name: str(path.parent / name)
+    )
 
 
 def _with_parents(draft: _Draft, path: Path, faults: list[Fault]) -> tuple[_Draft, tuple[str, ...]]:

@@ -7,7 +7,6 @@ Does not: read files, judge values that the recipe's own rules judge, or import 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from mlx_ft.errors import Fault
 from mlx_ft.recipe.data import HUB_PREFIX
 from mlx_ft.recipe.fields import number_from_text, optimizer_updates
-from mlx_ft.recipe.keys import SYNONYMS, KeyPath, did_you_mean, dotted, squeezed
+from mlx_ft.recipe.keys import SYNONYMS, KeyPath, dotted, squeezed
 from mlx_ft.recipe.mlx_lm_keys import (
     DEFAULT_ADAPTER_PATH,
     FEATURES,
@@ -34,6 +33,7 @@ from mlx_ft.recipe.mlx_lm_keys import (
     near_flat_keys,
 )
 from mlx_ft.recipe.strict_yaml import Source, shown
+from mlx_ft.text.suggestions import did_you_mean, suggestion
 
 __all__ = ["Translation", "from_mlx_lm", "is_mlx_lm_form"]
 
@@ -235,8 +235,8 @@ class _Reader:
             return None
         for key in [key for key in value if key not in known]:
             wanted = SYNONYMS.get(squeezed(key), "").rpartition(".")[2]
-            near = [wanted] if wanted in known else difflib.get_close_matches(key, known, n=1)
-            fix = did_you_mean(near, f"the keys here are {', '.join(known)}")
+            word = wanted if wanted in known else key
+            fix = suggestion(word, known, f"the keys here are {', '.join(known)}")
             self.refuse((name, key), "is not a known key; mlx-lm ignores it silently", fix)
         return {key: value[key] for key in known if value.get(key) is not None}
 

@@ -6,7 +6,6 @@ Does not: read files, or know where the values come from beyond the sources it i
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,9 +14,10 @@ from pydantic_core import ErrorDetails
 
 from mlx_ft.errors import Fault
 from mlx_ft.recipe.fields import Conflict
-from mlx_ft.recipe.keys import KeyPath, did_you_mean, dotted, meant_keys, section_of
+from mlx_ft.recipe.keys import KeyPath, dotted, meant_keys, section_of
 from mlx_ft.recipe.schema import Recipe
 from mlx_ft.recipe.strict_yaml import Source, key_path, shown
+from mlx_ft.text.suggestions import did_you_mean, suggestion
 
 Said = tuple[str, str]
 LAST = 10**9
@@ -48,9 +48,8 @@ def _choice_fault(error: ErrorDetails, key: KeyPath) -> Said:
     choices = [
         part.strip("'") for part in error["ctx"]["expected"].replace(" or ", ", ").split(", ")
     ]
-    near = difflib.get_close_matches(str(error["input"]), choices, n=1)
     found = f"{shown(error['input'])} is not one of {', '.join(choices)}"
-    return found, did_you_mean(near, "choose one of them")
+    return found, suggestion(str(error["input"]), choices, "choose one of them")
 
 
 def _pattern_fault(error: ErrorDetails, key: KeyPath) -> Said:

@@ -1,7 +1,8 @@
-"""Judge one answer. A scorer's rule, keys and target stand together in one file.
+"""Judge one answer. A scorer's target, keys and rule stand together in one file.
 
-Read in this order: `protocol.py` says what a scorer is; `text.py`, `structured.py`,
-`instructions.py` and `tool_calls.py` are the scorers; `score.py` adds what holds for all of them,
-any_of and all_of; `registry.py` is the closed list. `json_schema.py`, `call_parsing.py` and
-`tool_formats.py` serve them; `keys.py` has types of keys that they share.
+Read in this order: `protocol.py` says what a scorer is, `keys.py` what its keys offer; `text.py`,
+`structured.py`, `instructions.py`, `tool_calls.py` and `combined.py` are the scorers;
+`registry.py` is the closed list, and says how a new scorer is added; `score.py` scores one answer,
+with the checks around every rule. `json_schema.py`, `call_parsing.py` and `tool_formats.py` serve
+the scorers.
 """

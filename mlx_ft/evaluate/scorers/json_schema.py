@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from itertools import islice
 from typing import Any
@@ -362,11 +361,8 @@ def _multiple_of(
     if not _is_number(value):
         return
     count = value / step
-    if math.isfinite(count):
-        whole = math.isclose(count, round(count), abs_tol=1e-9)
-    else:
-        whole = (Fraction(value) / Fraction(step)).denominator == 1
-    if not whole:
+    # A quotient from 2**53 on is whole, however it was rounded; one that is too large is infinite.
+    if math.isfinite(count) and not math.isclose(count, round(count), abs_tol=1e-9):
         yield ValidationError(f"is no multiple of {step}")
 
 
