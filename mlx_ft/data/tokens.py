@@ -71,12 +71,6 @@ class TokenizedSplit:
         """Tokens of each row, int64 [rows]."""
         return np.diff(self.offsets)
 
-    @property
-    def trained_lengths(self) -> Offsets:
-        """Trained tokens of each row, int64 [rows]."""
-        totals = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
-        return np.diff(totals[self.offsets])
-
 
 def pack_rows(
     rows: Sequence[tuple[Ids, Flags]],

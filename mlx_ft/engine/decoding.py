@@ -72,7 +72,6 @@ class Reader:
                 raise TypeError("a chat model is prompted with ids of its template, not with text")
         self.model = model
         self.prompts = prompts
-        self.read_tokens = 0
         plain = all(type(each) is KVCache for each in make_prompt_cache(model))
         self._starts: tuple[Start, ...] = ()
         self._own: tuple[int | None, ...] = (None,) * len(prompts)
@@ -133,7 +132,6 @@ class Reader:
             for each in cache:
                 each.finalize()
             mx.eval([each.state for each in cache])
-        self.read_tokens += longest * len(rows)
         mx.clear_cache()
 
 

@@ -16,13 +16,11 @@ from mlx_ft.preflight.forecast import (
     trainable_parameters,
 )
 from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.recipe.train import LOGITS_PART_BYTES, PREFIX_GROUP_TOKENS
 
-# Frozen layers take rows in groups of so many padded tokens (train/prefix.py).
-GROUP_TOKENS = 1024
-# Logits are made in parts of 16 MiB (train/losses.py), of which a CPU, which takes a row at a time,
+# Logits are made in parts (LOGITS_PART_BYTES), of which a CPU, which takes a row at a time,
 # has about four (measured); Metal, which takes them whole, eight (measured on a CPU that did so).
 # Where there are fewer positions, about twice what they take.
-LOGITS_PART_BYTES = 16 << 20
 CPU_LOGITS_PARTS, METAL_LOGITS_PARTS = 4, 8
 LOGITS_ARRAYS = 2
 # Layers whose values are there at once in a forward pass.
@@ -72,7 +70,7 @@ def training_memory(
     adapter = trainable_parameters(shape, train) * FLOAT32_BYTES
     tokens = min(rows_at_once * longest, max(longest, train.micro_batch_tokens))
     # While frozen layers are there, so is the adapter; nothing is kept for a backward pass.
-    group = max(longest, min(GROUP_TOKENS, tokens))
+    group = max(longest, min(PREFIX_GROUP_TOKENS, tokens))
     frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
     logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, weights.logits_bytes)
     # Weights that are all trained are held in float32, and so is what they are multiplied with.

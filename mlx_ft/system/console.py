@@ -147,7 +147,7 @@ class Console:
         self.say(text, style="bold")
 
     @contextmanager
-    def progress(self, title: str, total: float) -> Iterator[ProgressLine]:
+    def progress(self, title: str, total: float) -> Iterator[Progress]:
         """Yield a progress line; a bar on a terminal, rare plain lines elsewhere."""
         if not self._rich.is_terminal:
             yield ProgressLine(title, total, self._stream, None)

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal (SIGHUP), either at once or at the next safe moment.
+"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal): now, or at the next safe point.
 
-Does: turn the others into KeyboardInterrupt too, and for work that can stop cleanly, hold the first
-signal back and let the work ask for it; a second signal ends it, unless it is SIGHUP. Does not:
-decide what is kept, or take a SIGHUP that somebody wants ignored (nohup).
+Does: turn SIGTERM and SIGHUP into KeyboardInterrupt. For work that can stop cleanly, hold the first
+signal back and let the work ask for it; a second signal ends the work, unless it is SIGHUP. Does
+not: take a SIGHUP that is ignored already (nohup).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from mlx_ft.system.console import Console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -32,8 +34,8 @@ def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]
         again = asked.is_set()
         asked.set()
         if number == signal.SIGHUP:
-            # A terminal that closes says so twice, through its shell and through the system, and
-            # perhaps after a Ctrl-C: none of that is somebody who cannot wait.
+            # A terminal that closes sends it twice, by its shell and by the system, and perhaps
+            # after a Ctrl-C: none of that is a user who cannot wait.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             if again:
                 return
@@ -62,17 +64,17 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def deferred(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Within, the first signal only makes the yielded function return True; the second
-    interrupts.
-    """
+def deferred(console: Console) -> Iterator[Callable[[], bool]]:
+    """Within, the first signal makes the yielded function return True; a second one interrupts."""
     requested = threading.Event()
 
     def handler(number: int, frame: FrameType | None) -> None:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
-        say("stopping at the next step, a checkpoint is written first (again to stop at once)")
+        console.say(
+            "stopping at the next step, a checkpoint is written first (again to stop at once)"
+        )
 
     with _handling(handler):
         yield requested.is_set

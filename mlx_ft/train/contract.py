@@ -1,4 +1,7 @@
-"""What a training run is given, whom it tells, and what it came to. Does not: train."""
+"""TrainingInputs, TrainingResult and Judge: the types that the training code passes around.
+
+Does not: train.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_ft.data.tokens import TokenizedSplit
-from mlx_ft.engine.load import LoadedModel
-from mlx_ft.recipe.schema import Recipe, TrainRecipe
+from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.system.console import Progress
 from mlx_ft.train.adapters import AdapterShape
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.forward import Forward
@@ -20,8 +23,12 @@ from mlx_ft.train.numerics.prefix_cache import PrefixCache
 
 @dataclass(frozen=True)
 class Judgement:
-    """How the weights of a moment did on a few prompts: the `score` that counts, from 0 to 1, over
-    `n` prompts of a `suite`, and its 95 % interval.
+    """Score of a checkpoint on a few prompts.
+
+    suite: name of the suite that the prompts are from.
+    score: the score that counts, from 0 to 1.
+    n: number of prompts.
+    low, high: ends of the score's 95 % interval.
     """
 
     suite: str
@@ -33,34 +40,42 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Judge:
-    """Asks the model a few prompts: `ask(iteration, sign of life)`, which costs about `tokens`
-    forward passes of a token.
+    """Scores the model in training on a few prompts.
+
+    ask: (iteration, progress) -> the score of the weights as they are.
+    tokens: cost of asking once (forward passes of a token).
     """
 
-    ask: Callable[[int, Callable[[], None]], Judgement]
+    ask: Callable[[int, Progress], Judgement]
     tokens: int
 
 
-# (recipe, model with its adapter, stage folder) -> who judges it, if somebody is to.
-MakeJudge = Callable[[Recipe, LoadedModel, Path], Judge | None]
-
-
 class SegmentOver(Exception):
-    """A process has done its share of a run, and its checkpoint is written."""
+    """Ends a process that has done its share of a run; its checkpoint is written."""
 
 
 @dataclass(frozen=True)
-class TrainingJob:
-    """All that one run trains: the model with its adapter, the rows, and where results go.
+class TrainingInputs:
+    """Everything that the training of one seed needs.
 
-    `folder` is the stage folder; `inputs` the hash that a checkpoint must carry to be continued.
-    Outputs of the frozen layers are kept below `prefix_folder`, under a key that `computed_by`
-    goes into, or in memory up to `prefix_limit_bytes`. Without `shuffle` rows are trained as they
-    stand in every epoch. A `judge`, whose scores choose the weights, needs the `model_folder`.
-
-    What another training of the same rows found out need not be done again: the caches `prefixes`
-    of training and validation rows, and `untrained`, the validation loss before the first update
-    with its number of tokens.
+    model: the model with its adapter.
+    forward: the split forward pass of that model.
+    shape: size of the adapter.
+    adapter_config: content of adapter_config.json.
+    train_rows, validation_rows: tokenized rows.
+    recipe: the recipe's `train` section, with this seed.
+    iterations: mini-batches in all.
+    folder: stage folder for metrics, checkpoints and adapter.
+    inputs_hash: hash that a checkpoint must carry to be continued.
+    prefix_limit_bytes: memory for outputs of the frozen layers (bytes).
+    prefix_folder: folder for outputs of the frozen layers (None: they stay in memory).
+    computed_by: part of the key of those outputs: everything they depend on, except the rows.
+    shuffle: draw rows at random; False trains them in file order in every epoch.
+    judge: scores checkpoints for the selection (None: no scores). It needs `model_folder`.
+    model_folder: folder to reload frozen layers from.
+    prefixes: caches of training and validation rows that an earlier seed has filled.
+    untrained: (validation loss, its number of tokens) before the first update, if an earlier seed
+        has measured it.
     """
 
     model: nn.Module
@@ -72,7 +87,7 @@ class TrainingJob:
     recipe: TrainRecipe
     iterations: int
     folder: Path
-    inputs: str
+    inputs_hash: str
     prefix_limit_bytes: int
     prefix_folder: Path | None
     computed_by: str
@@ -84,21 +99,21 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
-class Listener:
-    """Who wants to know: `metric` gets every report and validation, `progress` (done, of, text) in
-    cost units, `stop_requested` is asked at every step boundary, and `say` gets what is neither."""
-
-    metric: Callable[[Metric], None]
-    progress: Callable[[float, float, str], None]
-    stop_requested: Callable[[], bool]
-    say: Callable[[str], None] = lambda text: None
-
-
-@dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to; losses are per trained token, in nats.
+    """Outcome of one training. Losses are per trained token (nats).
 
-    The chosen weights are those that the run leaves; `chosen_score` is None without a judge.
+    iterations, updates: mini-batches and optimizer updates done.
+    epochs: passes over the rows.
+    first_validation_loss: before the first update.
+    final_validation_loss, final_train_loss: the last ones measured.
+    trained_tokens: tokens that the loss counted.
+    seconds: time from the first mini-batch on (seconds).
+    peak_memory_bytes: peak of MLX's memory (bytes).
+    skipped_updates: updates whose loss or gradient was not finite.
+    best_validation_loss, best_iteration: the lowest validation loss and its iteration.
+    chosen_iteration, chosen_validation_loss: the weights that the training hands over.
+    chosen_score: their score (None without a judge).
+    ended_early: patience ended the training.
     """
 
     iterations: int
@@ -120,7 +135,7 @@ class TrainingResult:
 
 
 def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note: str) -> Metric:
-    """Return what the training stage hands over, as plain JSON."""
+    """Return the `info` of the training stage's manifest, as plain JSON."""
     return {
         **asdict(result),
         "trainable_parameters": shape.trainable_parameters,

@@ -1,6 +1,6 @@
-"""What the supervisor hands to the training process and gets back, as JSON files in one folder.
+"""Request and reply files between the supervisor and the training process, in one folder.
 
-Does not: import MLX, train, or decide what an ending means.
+Does not: import MLX, train, or interpret the end of a process.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ def seed_folder(seed: int) -> str:
 
 
 @dataclass(frozen=True)
-class TrainStage:
-    """Inputs of the stage: the recipe, where model and rows are, where results go.
+class TrainRequest:
+    """Request of the parent process: train this recipe, on these files, into this folder.
 
-    `inputs` is the hash that a checkpoint must carry to be continued, `prefix_folder` keeps what
-    frozen layers give out, `look_prompts` are answered before anything is merged, and the answers
-    judged if `judge_look`.
-
-    With `seeds` each of them is trained, into a stage of its own within `folder`.
+    recipe: the whole recipe.
+    model_folder, data_folder: where the model and the tokenized rows are.
+    folder: stage folder for the results.
+    inputs: hash that a checkpoint must carry to be continued.
+    model_identity: name and revision of the model, for the key of cached outputs.
+    prefix_limit_bytes: memory for outputs of the frozen layers (bytes).
+    prefix_folder: folder where those outputs are kept between runs.
+    sanity_prompts: prompts that the model answers before anything is merged.
+    sanity_required: degenerate answers stop the run.
+    seeds: seeds to train, each into a stage of its own within `folder`; empty: the recipe's seed.
     """
 
     recipe: Recipe
@@ -51,12 +56,12 @@ class TrainStage:
     model_identity: str
     prefix_limit_bytes: int
     prefix_folder: Path
-    look_prompts: Sequence[Prompt]
-    judge_look: bool = True
+    sanity_prompts: Sequence[Prompt]
+    sanity_required: bool = True
     seeds: tuple[int, ...] = ()
 
-    def of_seed(self, seed: int) -> TrainStage:
-        """Return the stage that trains one of the seeds, as if it were alone."""
+    def of_seed(self, seed: int) -> TrainRequest:
+        """Return the request that trains one of the seeds, as if it were alone."""
         train = self.recipe.train.model_copy(update={"seed": seed, "seeds": []})
         return replace(
             self,
@@ -67,14 +72,17 @@ class TrainStage:
         )
 
     def trained(self, seed: int) -> Manifest | None:
-        """Return what one of the seeds came to, None while it is not complete."""
+        """Return the manifest of a seed's training, None while it is not complete."""
         return complete_stage(self.folder, seed_folder(seed), self.of_seed(seed).inputs)
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A sign of life: how many there were, what was being done, and the longest time between two
-    of them, in seconds.
+    """Sign of life of the training process.
+
+    beats: number of signs so far.
+    doing: the work at the last one.
+    longest_seconds: longest time between two of them (seconds).
     """
 
     beats: int
@@ -82,41 +90,48 @@ class Heartbeat:
     longest_seconds: float
 
 
-def write_stage(control: Path, stage: TrainStage) -> None:
-    """Write the job for the training process, and remove what an earlier one answered."""
+# Fields of a request whose keys in job.json have other names.
+FILE_KEYS = {"sanity_prompts": "look_prompts", "sanity_required": "judge_look"}
+PATHS = ("model_folder", "data_folder", "folder", "prefix_folder")
+
+
+def write_request(control: Path, request: TrainRequest) -> None:
+    """Write job.json for the training process, and remove the answers to an earlier request."""
     forget_answers(control)
-    paths = ("model_folder", "data_folder", "folder", "prefix_folder")
-    values = {**vars(stage), "recipe": stage.recipe.model_dump(mode="json")}
-    values |= {name: str(getattr(stage, name).resolve()) for name in paths}
-    values["look_prompts"] = [vars(prompt) for prompt in stage.look_prompts]
-    write_json(control / JOB_FILE, values)
+    values = {**vars(request), "recipe": request.recipe.model_dump(mode="json")}
+    values |= {name: str(getattr(request, name).resolve()) for name in PATHS}
+    values["sanity_prompts"] = [vars(prompt) for prompt in request.sanity_prompts]
+    write_json(
+        control / JOB_FILE, {FILE_KEYS.get(name, name): value for name, value in values.items()}
+    )
 
 
 def forget_answers(control: Path) -> None:
-    """Remove what an earlier training process answered."""
+    """Remove the answers of an earlier training process."""
     for name in (RESULT_FILE, ERROR_FILE, HEARTBEAT_FILE):
         (control / name).unlink(missing_ok=True)
 
 
-def read_stage(control: Path) -> TrainStage:
-    """Return the job that `write_stage` wrote."""
-    values = read_json(control / JOB_FILE)
+def read_request(control: Path) -> TrainRequest:
+    """Return the request that `write_request` wrote."""
+    names = {key: name for name, key in FILE_KEYS.items()}
+    values = {names.get(key, key): v for key, v in read_json(control / JOB_FILE).items()}
     values["recipe"] = Recipe.model_validate(values["recipe"], context={"conflicts": []})
-    for name in ("model_folder", "data_folder", "folder", "prefix_folder"):
+    for name in PATHS:
         values[name] = Path(values[name])
-    values["look_prompts"] = [Prompt(**prompt) for prompt in values["look_prompts"]]
+    values["sanity_prompts"] = [Prompt(**prompt) for prompt in values["sanity_prompts"]]
     values["seeds"] = tuple(values["seeds"])
-    return TrainStage(**values)
+    return TrainRequest(**values)
 
 
 def write_error(control: Path, error: MlxFtError) -> None:
-    """Leave an error that a user can act on for the supervisor to raise."""
+    """Write an error that a user can act on, for the supervisor to raise."""
     faults = [vars(fault) for fault in error.faults]
     write_json(control / ERROR_FILE, {"kind": type(error).__name__, "faults": faults})
 
 
 def read_error(control: Path) -> MlxFtError | None:
-    """Return the error that the training process left, if it did."""
+    """Return the error that the training process wrote, None when it wrote none."""
     try:
         value = read_json(control / ERROR_FILE)
     except (OSError, ValueError):
@@ -128,7 +143,7 @@ def read_error(control: Path) -> MlxFtError | None:
 
 
 class Pulse:
-    """Writes heartbeats, one a second at most."""
+    """Writes heartbeats, at most one a second."""
 
     def __init__(self, control: Path) -> None:
         self._file = control / HEARTBEAT_FILE
@@ -138,7 +153,7 @@ class Pulse:
         self._written = float("-inf")
 
     def beat(self, doing: str) -> None:
-        """Say that the process lives, and what it does."""
+        """Record that the process is alive, and its present work."""
         now = time.monotonic()
         self._longest = max(self._longest, now - self._last)
         self._last = now
@@ -146,14 +161,15 @@ class Pulse:
         if now - self._written < HEARTBEAT_SECONDS:
             return
         self._written = now
-        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.tmp")
+        # A signal handler may beat while another beat is written: each has a file of its own.
+        fresh = self._file.with_name(f"{self._file.name}.{os.getpid()}.{self._beats}.tmp")
         value = {"beats": self._beats, "doing": doing, "longest_seconds": self._longest}
         fresh.write_text(json.dumps(value), encoding="utf-8")  # not flushed: it may be lost
         fresh.replace(self._file)
 
 
 def read_heartbeat(control: Path) -> Heartbeat | None:
-    """Return the last heartbeat, if there is one."""
+    """Return the last heartbeat, None when there is none."""
     try:
         return Heartbeat(**read_json(control / HEARTBEAT_FILE))
     except (OSError, ValueError, TypeError):

@@ -1,139 +1,148 @@
-"""The training run: every mini-batch, report, validation and checkpoint, in order.
+"""The training loop: every mini-batch, report, validation and checkpoint, in order.
 
 Does: train an adapter on tokenized rows, exactly (see `train/numerics/losses.py`), and leave
 metrics, checkpoints and the adapter in the stage folder; continue from the last checkpoint. Does
-not: render data, merge, or print (it tells a listener).
+not: render data, or merge.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlx_ft.errors import Fault, GateFailed, Interrupted
-from mlx_ft.train.contract import Listener, SegmentOver, TrainingJob, TrainingResult
-from mlx_ft.train.selection import patience_is_over, select, take_chosen, validate
-from mlx_ft.train.trainer import SMALLER_STEPS, Run
+from mlx_ft.system.console import Console, Progress
+from mlx_ft.train.contract import SegmentOver, TrainingInputs, TrainingResult
+from mlx_ft.train.metrics import Metric
+from mlx_ft.train.selection import load_selected, patience_is_over, select, validate
+from mlx_ft.train.trainer import SMALLER_STEPS, Trainer
 
 
-def train(job: TrainingJob, listener: Listener) -> TrainingResult:
-    """Run `job` from its last checkpoint, or from the start, to the end.
+def train(
+    inputs: TrainingInputs,
+    console: Console,
+    progress: Progress,
+    stop_requested: Callable[[], bool] = lambda: False,
+    on_metric: Callable[[Metric], None] = lambda metric: None,
+) -> TrainingResult:
+    """Train from the last checkpoint, or from the start, to the end.
 
-    The frozen layers' weights are gone afterwards if their outputs could be kept: load the model
-    again to use it. Raises Interrupted after a checkpoint when `listener.stop_requested` says so,
-    SegmentOver after `train.segment_steps` mini-batches, GateFailed when the loss stops being a
-    number.
+    progress: shows the share of the work that is done; its total is 1.
+    stop_requested: asked at every step; True ends the training after a checkpoint.
+    on_metric: receives every report, validation and comparison.
+
+    The frozen layers' weights are released if their outputs could be kept: load the model again to
+    use it. Raises Interrupted after a requested stop, SegmentOver after `train.segment_steps`
+    mini-batches, GateFailed when the loss is no longer finite.
     """
     mx.reset_peak_memory()
-    run = Run(job, listener)
+    trainer = Trainer(inputs, console, progress, on_metric)
     try:
-        _fill_prefix(run)
-        if run.metrics.first("validation") is None:
-            validate(run)
-        run.start_clock()
-        run.show_progress()
-        if not patience_is_over(job, run.position):
-            _iterate(run)
-        take_chosen(run)
+        _fill_prefixes(trainer)
+        if trainer.metrics.first("validation") is None:
+            validate(trainer)
+        trainer.start_clock()
+        trainer.show_progress()
+        if not patience_is_over(inputs, trainer.position):
+            _iterate(trainer, stop_requested)
+        load_selected(trainer)
     finally:
-        run.metrics.close()
-    return _result(run)
+        trainer.metrics.close()
+    return _result(trainer)
 
 
-def _fill_prefix(run: Run) -> None:
-    for title, cache in (("rows", run.train_prefix), ("validation", run.validation_prefix)):
-
-        def on_rows(done: int, of: int, title: str = title) -> None:
-            run.listener.progress(done, of, f"frozen layers, {title}: {done} of {of}")
-
-        cache.fill(on_rows)
-    if run.train_prefix.is_complete and run.validation_prefix.is_complete:
-        run.job.forward.release_frozen()
+def _fill_prefixes(trainer: Trainer) -> None:
+    trainer.train_prefix.fill(trainer.progress)
+    trainer.validation_prefix.fill(trainer.progress)
+    if trainer.train_prefix.is_complete and trainer.validation_prefix.is_complete:
+        trainer.inputs.forward.release_frozen()
         mx.clear_cache()
 
 
-def _iterate(run: Run) -> None:
-    recipe = run.job.recipe
+def _iterate(trainer: Trainer, stop_requested: Callable[[], bool]) -> None:
+    inputs, plan = trainer.inputs, trainer.plan
+    recipe = inputs.recipe
     save_due = validation_due = selection_due = False
-    begun_at = run.position.iteration
-    for mini_batch in run.course.plan(run.position.iteration):
-        run.step(mini_batch)
-        iteration = run.position.iteration
-        last = iteration == run.job.iterations
+    begun_at = trainer.position.iteration
+    for mini_batch in plan.mini_batches(trainer.position.iteration):
+        trainer.step(mini_batch)
+        iteration = trainer.position.iteration
+        last = iteration == inputs.iterations
         if last or iteration % recipe.steps_per_report == 0:
-            run.report()
-        run.show_progress()
+            trainer.report()
+        trainer.show_progress()
         # Between two updates there are gradients in flight: validation and checkpoint wait for the
-        # boundary, so that what is measured is what can be saved.
-        validation_due = validation_due or run.course.validates_at(iteration)
-        selection_due = selection_due or run.course.selects_at(iteration)
-        stop = run.listener.stop_requested()
+        # boundary, so that the weights that are measured can be saved.
+        validation_due = validation_due or plan.validates_at(iteration)
+        selection_due = selection_due or plan.selects_at(iteration)
+        stop = stop_requested()
         segment = recipe.segment_steps
         segment_over = segment is not None and iteration - begun_at >= segment and not last
         save_due = save_due or stop or last or segment_over or iteration % recipe.save_every == 0
-        if run.window_ends():
+        if trainer.window_ends():
             if validation_due:
-                save_due = validate(run) or save_due
+                save_due = validate(trainer) or save_due
             if selection_due:
-                save_due = select(run) or save_due
-            if patience_is_over(run.job, run.position):
-                _end_early(run)
+                save_due = select(trainer) or save_due
+            if patience_is_over(inputs, trainer.position):
+                _end_early(trainer)
                 return
             if save_due:
-                run.save()
+                trainer.save()
             save_due = validation_due = selection_due = False
-        if segment_over and run.window_ends() and not stop:
+        if segment_over and trainer.window_ends() and not stop:
             raise SegmentOver
-        if stop and run.window_ends() and not last:
+        if stop and trainer.window_ends() and not last:
             raise Interrupted(
                 Fault(
-                    f"training, iteration {iteration} of {run.job.iterations}",
+                    f"training, iteration {iteration} of {inputs.iterations}",
                     "stopped, checkpoint written",
                     "run the same command again to continue",
                 )
             )
 
 
-def _end_early(run: Run) -> None:
-    if run.reported_at != run.position.iteration:
-        run.report()
-    run.save()
+def _end_early(trainer: Trainer) -> None:
+    if trainer.reported_at != trainer.position.iteration:
+        trainer.report()
+    trainer.save()
 
 
-def _result(run: Run) -> TrainingResult:
-    place = run.position
-    if place.skipped_updates == place.update:
+def _result(trainer: Trainer) -> TrainingResult:
+    inputs, position = trainer.inputs, trainer.position
+    if position.skipped_updates == position.update:
         raise GateFailed(
             Fault(
-                f"training, iteration {place.iteration}",
-                f"none of {place.update} updates had a finite loss and gradient",
+                f"training, iteration {position.iteration}",
+                f"none of {position.update} updates had a finite loss and gradient",
                 f"{SMALLER_STEPS}, and look at the rows of the skipped updates",
             )
         )
-    first, final = run.metrics.first("validation"), run.metrics.last("validation")
+    first, final = trainer.metrics.first("validation"), trainer.metrics.last("validation")
     # A report during which nothing was finite has no loss.
-    report = run.metrics.last("train", lambda metric: math.isfinite(metric["loss"]))
+    report = trainer.metrics.last("train", lambda metric: math.isfinite(metric["loss"]))
     assert first is not None and final is not None and report is not None
-    chosen = run.job.recipe.select.by is not None
-    per_epoch = -(-len(run.job.train_rows) // run.job.recipe.batch_size)
+    selects = inputs.recipe.select.by is not None
+    per_epoch = -(-len(inputs.train_rows) // inputs.recipe.batch_size)
     return TrainingResult(
-        iterations=place.iteration,
-        updates=place.update,
-        epochs=place.iteration / per_epoch,
+        iterations=position.iteration,
+        updates=position.update,
+        epochs=position.iteration / per_epoch,
         first_validation_loss=first["loss"],
         final_validation_loss=final["loss"],
         final_train_loss=report["loss"],
-        trained_tokens=place.trained_tokens,
-        seconds=place.seconds,
-        peak_memory_bytes=place.peak_memory_bytes,
-        skipped_updates=place.skipped_updates,
-        best_validation_loss=final["loss"] if place.best_loss is None else place.best_loss,
-        best_iteration=place.best_iteration,
-        chosen_iteration=place.chosen_iteration if chosen else place.iteration,
-        chosen_score=place.chosen_score,
+        trained_tokens=position.trained_tokens,
+        seconds=position.seconds,
+        peak_memory_bytes=position.peak_memory_bytes,
+        skipped_updates=position.skipped_updates,
+        best_validation_loss=final["loss"] if position.best_loss is None else position.best_loss,
+        best_iteration=position.best_iteration,
+        chosen_iteration=position.chosen_iteration if selects else position.iteration,
+        chosen_score=position.chosen_score,
         chosen_validation_loss=(
-            place.chosen_loss if place.chosen_loss is not None else final["loss"]
+            position.chosen_loss if position.chosen_loss is not None else final["loss"]
         ),
-        ended_early=place.iteration < run.job.iterations,
+        ended_early=position.iteration < inputs.iterations,
     )

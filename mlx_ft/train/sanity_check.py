@@ -1,21 +1,22 @@
-"""Sanity check: a few generations straight after training, before anything is merged.
+"""Sanity check: five generations right after training, before anything is merged.
 
-Two or more degenerate answers of five stop the run; a single one is shown and said, because small
-base models loop now and then by themselves.
+Two or more degenerate answers stop the run. A single one is only shown: small base models loop now
+and then by themselves. MLX-free at import, because the parent process needs `Prompt`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, GateFailed
+from mlx_ft.system.console import Console
 from mlx_ft.text.repetition import degenerate_reason
 
-if TYPE_CHECKING:  # the parent process needs Prompt, and no MLX
+if TYPE_CHECKING:  # MLX-free for the parent process
     from mlx_ft.engine.load import LoadedModel
 
 MAX_TOKENS = 64
@@ -23,8 +24,15 @@ TOO_MANY_DEGENERATE = 2
 
 
 @dataclass(frozen=True)
-class LookSample:
-    """One prompt, the answer, why it ended, and why it is degenerate (None when it is not)."""
+class SanitySample:
+    """One prompt with its answer: a line of samples.jsonl.
+
+    messages: the prompt.
+    text: the answer.
+    finish_reason: why the answer ended.
+    generated_tokens: its length (tokens).
+    degenerate: why it is degenerate (None: it is not).
+    """
 
     messages: list[dict[str, Any]]
     text: str
@@ -33,16 +41,16 @@ class LookSample:
     degenerate: str | None
 
 
-def look(
-    loaded: LoadedModel, prompts: Sequence[Prompt], file: Path, say: Callable[[str], None]
-) -> tuple[LookSample, ...]:
-    """Generate, show and write the samples (JSONL)."""
+def sanity_samples(
+    loaded: LoadedModel, prompts: Sequence[Prompt], file: Path, console: Console
+) -> tuple[SanitySample, ...]:
+    """Generate the samples, write them (JSONL) and show them."""
     from mlx_ft.engine.generate import generate
 
     ids = [loaded.renderer.prompt_ids(prompt.messages, prompt.tools) for prompt in prompts]
     answers = generate(loaded, ids, max_tokens=MAX_TOKENS)
     samples = tuple(
-        LookSample(
+        SanitySample(
             [dict(message) for message in prompt.messages],
             answer.text,
             answer.finish_reason,
@@ -55,13 +63,13 @@ def look(
         for sample in samples:
             stream.write(json.dumps(asdict(sample), ensure_ascii=False) + "\n")
     for sample in samples:
-        say(f"  > {sample.messages[-1].get('content', '')}")
+        console.say(f"  > {sample.messages[-1].get('content', '')}")
         mark = f"  [{sample.degenerate}]" if sample.degenerate else ""
-        say("    " + sample.text.strip().replace("\n", "\n    ") + mark)
+        console.say("    " + sample.text.strip().replace("\n", "\n    ") + mark)
     return samples
 
 
-def require_sane(samples: Sequence[LookSample]) -> None:
+def require_sane(samples: Sequence[SanitySample]) -> None:
     """Raise GateFailed, with the answers, when two or more of them are degenerate."""
     bad = [sample for sample in samples if sample.degenerate]
     if len(bad) < TOO_MANY_DEGENERATE:
@@ -84,7 +92,11 @@ SAMPLES = 5
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the assistant is to answer: a conversation so far, and the tools it is offered."""
+    """Prompt for the assistant.
+
+    messages: the conversation so far.
+    tools: the tools it is offered (None: none).
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -93,7 +105,7 @@ class Prompt:
 def choose_prompts(validation: Sequence[tuple[str | None, Prompt]]) -> list[Prompt]:
     """Return five prompts from (category, prompt) pairs and ordinary talk.
 
-    One of each category first, in the order they come; a row that is only an answer has no prompt.
+    One of each category comes first, in the given order. A row with only an answer has no prompt.
     """
     seen: set[str | None] = set()
     first: list[Prompt] = []

@@ -1,8 +1,7 @@
-"""Which weights of a run are the best: the validation loss, and the score of a few prompts.
+"""Validate; keep the best weights by validation loss or score; end when patience is over.
 
-Does: measure the weights as they are, remember the best, and say when patience is over. Both
-measures change nothing that is trained. Does not: decide when (`plan.py`), or know how answers
-are scored (that is the job's judge).
+Measuring changes no trained weight. Does not: decide when to measure (`plan.py`), or score answers
+(`judge.py`).
 """
 
 from __future__ import annotations
@@ -19,61 +18,61 @@ from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights
 from mlx_ft.train.checkpoint_list import CHECKPOINTS
 from mlx_ft.train.checkpoints import Position
-from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics.losses import cross_entropy_sum
-from mlx_ft.train.trainer import SMALLER_STEPS, Run
+from mlx_ft.train.trainer import SMALLER_STEPS, Trainer
 
 
-def validation_loss(run: Run) -> tuple[float, int]:
-    """Return the loss of the weights as they are on the fixed validation set, per trained token,
-    and the number of these.
+def validation_loss(trainer: Trainer) -> tuple[float, int]:
+    """Return the present weights' loss per trained token on the fixed validation set, and the
+    number of these tokens.
     """
-    run.job.model.eval()
+    inputs, prefix = trainer.inputs, trainer.validation_prefix
+    inputs.model.eval()
     total, weight, tokens = 0.0, 0.0, 0
-    prefix = run.validation_prefix
-    for mini_batch in run.course.validation_batches:
-        for batch in run.micro_batches(run.job.validation_rows, prefix, mini_batch):
+    for mini_batch in trainer.plan.validation_batches:
+        for batch in trainer.micro_batches(inputs.validation_rows, prefix, mini_batch):
             before = prefix.batch(batch)
-            total += scalar(cross_entropy_sum(run.job.forward, batch, before, with_gradient=False))
+            total += scalar(cross_entropy_sum(inputs.forward, batch, before, with_gradient=False))
             weight += batch.weight
             tokens += batch.trained_tokens
-            run.show_progress("validation after iteration")
+            trainer.show_progress("validation after iteration")
     return total / (weight or 1.0), tokens
 
 
-def validate(run: Run) -> bool:
+def validate(trainer: Trainer) -> bool:
     """Measure the validation loss, and return whether it is the lowest so far.
 
-    Raises GateFailed when it is not finite: no answer of such weights is worth anything.
+    Raises GateFailed when it is not finite: answers of such weights are worthless.
     """
-    place = run.position
-    known = run.job.untrained if place.iteration == 0 else None
-    loss, tokens = known or validation_loss(run)
+    position = trainer.position
+    known = trainer.inputs.untrained if position.iteration == 0 else None
+    loss, tokens = known or validation_loss(trainer)
     if not math.isfinite(loss):
-        raise _not_a_number(place.iteration, loss)
-    is_best = place.iteration > 0 and (place.best_loss is None or loss < place.best_loss)
+        raise _not_a_number(position.iteration, loss)
+    is_best = position.iteration > 0 and (position.best_loss is None or loss < position.best_loss)
     if is_best:
-        place = replace(place, best_loss=loss, best_iteration=place.iteration, worse=0)
-    elif place.iteration > 0:
-        place = replace(place, worse=place.worse + 1)
-    run.position = replace(place, last_loss=loss)
-    run.tell(
+        position = replace(position, best_loss=loss, best_iteration=position.iteration, worse=0)
+    elif position.iteration > 0:
+        position = replace(position, worse=position.worse + 1)
+    trainer.position = replace(position, last_loss=loss)
+    trainer.log(
         {
             "kind": "validation",
-            "iteration": place.iteration,
-            "iterations": run.job.iterations,
-            "update": place.update,
+            "iteration": position.iteration,
+            "iterations": trainer.inputs.iterations,
+            "update": position.update,
             "loss": loss,
             "trained_tokens": tokens,
-            "best_iteration": place.best_iteration,
-            "validations_since_best": place.worse,
+            "best_iteration": position.best_iteration,
+            "validations_since_best": position.worse,
         }
     )
     return is_best
 
 
 def _not_a_number(iteration: int, loss: float) -> GateFailed:
-    """Return what stops a run whose weights give no finite validation loss."""
+    """Return the error for weights without a finite validation loss."""
     if iteration == 0:
         fix = (
             "the model gives it before any training: check that model and rows belong together, "
@@ -86,73 +85,72 @@ def _not_a_number(iteration: int, loss: float) -> GateFailed:
     )
 
 
-def select(run: Run) -> bool:
+def select(trainer: Trainer) -> bool:
     """Compare the weights, just validated, with the best so far; return whether they are better.
 
     By the judge's score, ties by validation loss; without a judge by validation loss alone.
     """
-    judge, place = run.job.judge, run.position
+    inputs, position = trainer.inputs, trainer.position
     metric = {
         "kind": "selection",
-        "iteration": place.iteration,
-        "iterations": run.job.iterations,
-        "update": place.update,
-        "by": run.job.recipe.select.by,
-        "validation_loss": place.last_loss,
+        "iteration": position.iteration,
+        "iterations": inputs.iterations,
+        "update": position.update,
+        "by": inputs.recipe.select.by,
+        "validation_loss": position.last_loss,
     }
     score = None
-    if judge is not None:
-        with whole_model(run.job):
-            run.job.model.eval()
-            verdict = judge.ask(
-                place.iteration, lambda: run.show_progress("questions after iteration")
-            )
+    if inputs.judge is not None:
+        with whole_model(inputs):
+            inputs.model.eval()
+            progress = trainer.progress_of("questions after iteration")
+            verdict = inputs.judge.ask(position.iteration, progress)
         score = verdict.score
         metric |= vars(verdict)
-    now, best = (score, place.last_loss), (place.chosen_score, place.chosen_loss)
-    better = place.chosen_iteration == 0 or _rank(*now) > _rank(*best)
+    now, best = (score, position.last_loss), (position.chosen_score, position.chosen_loss)
+    better = position.chosen_iteration == 0 or _rank(*now) > _rank(*best)
     if better:
-        place = replace(
-            place,
-            chosen_iteration=place.iteration,
+        position = replace(
+            position,
+            chosen_iteration=position.iteration,
             chosen_score=score,
-            chosen_loss=place.last_loss,
+            chosen_loss=position.last_loss,
             not_better=0,
         )
     else:
-        place = replace(place, not_better=place.not_better + 1)
-    run.position = place
-    run.tell(
+        position = replace(position, not_better=position.not_better + 1)
+    trainer.position = position
+    trainer.log(
         {
             **metric,
-            "best_iteration": place.chosen_iteration,
-            "selections_since_best": place.not_better,
+            "best_iteration": position.chosen_iteration,
+            "selections_since_best": position.not_better,
         }
     )
     return better
 
 
 def _rank(score: float | None, loss: float | None) -> tuple[float, float]:
-    """Return what orders weights, the best last."""
+    """Return the sort key of weights, the best last."""
     assert loss is not None, "weights that are compared have been validated"
     return (score or 0.0, -loss)
 
 
-def patience_is_over(job: TrainingJob, place: Position) -> bool:
-    """Say whether the run ends here because nothing has got better for long enough."""
-    patience = job.recipe.select.patience
-    return patience is not None and place.not_better >= patience
+def patience_is_over(inputs: TrainingInputs, position: Position) -> bool:
+    """Return whether the training ends here, after too many comparisons without a better one."""
+    patience = inputs.recipe.select.patience
+    return patience is not None and position.not_better >= patience
 
 
 @contextmanager
-def whole_model(job: TrainingJob) -> Iterator[None]:
-    """Have the frozen layers' weights back for a while, if they were let go."""
-    forward = job.forward
+def whole_model(inputs: TrainingInputs) -> Iterator[None]:
+    """Restore the frozen layers' weights for a while, if they were released."""
+    forward = inputs.forward
     released = forward.frozen_released
     if released:
-        assert job.model_folder is not None, "a model that is asked is read from its folder"
+        assert inputs.model_folder is not None, "a model that is asked is read from its folder"
         forward.restore_frozen(
-            load_layers(job.model_folder, forward.frozen_layers, job.recipe.low_memory)
+            load_layers(inputs.model_folder, forward.frozen_layers, inputs.recipe.low_memory)
         )
     try:
         yield
@@ -164,10 +162,10 @@ def whole_model(job: TrainingJob) -> Iterator[None]:
         mx.clear_cache()
 
 
-def take_chosen(run: Run) -> None:
-    """Put the chosen weights into the model, where they are not the last ones anyway."""
-    place = run.position
-    if run.job.recipe.select.by is None or place.chosen_iteration == place.iteration:
+def load_selected(trainer: Trainer) -> None:
+    """Load the selected weights into the model, unless they are the last ones."""
+    position = trainer.position
+    if trainer.inputs.recipe.select.by is None or position.chosen_iteration == position.iteration:
         return
-    folder = run.job.folder / CHECKPOINTS / f"{place.chosen_iteration:07d}"
-    load_adapter_weights(run.job.model, folder / ADAPTER_FILE)
+    folder = trainer.inputs.folder / CHECKPOINTS / f"{position.chosen_iteration:07d}"
+    load_adapter_weights(trainer.inputs.model, folder / ADAPTER_FILE)

@@ -1,12 +1,12 @@
-"""The training stage from folder to folder: load, adapt, train, look, save.
+"""One training from folder to folder: load, adapt, train, sanity-check, save.
 
-One training, or one for each of several seeds on the same ground. Does not: choose between seeds.
+Trains one seed, or each of several seeds on the same setup. Does not: choose between seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from mlx_ft.engine.load import release
@@ -15,115 +15,113 @@ from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.system.console import Console
 from mlx_ft.system.signals import deferred
-from mlx_ft.text.quantities import format_bytes, format_seconds
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
 from mlx_ft.train.batches import total_updates
-from mlx_ft.train.contract import (
-    Listener,
-    MakeJudge,
-    SegmentOver,
-    TrainingJob,
-    TrainingResult,
-    result_info,
-)
-from mlx_ft.train.handoff import TrainStage, seed_folder
+from mlx_ft.train.contract import SegmentOver, TrainingInputs, TrainingResult, result_info
+from mlx_ft.train.handoff import TrainRequest, seed_folder
+from mlx_ft.train.judge import judge_of
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.sanity_check import look, require_sane
+from mlx_ft.train.sanity_check import require_sane, sanity_samples
 from mlx_ft.train.selection import whole_model
-from mlx_ft.train.setup import Ground
-
-# Validations in a row above the lowest one before a line says so.
-RISING_VALIDATIONS = 3
+from mlx_ft.train.setup import Setup
 
 
-@dataclass(frozen=True)
-class Around:
-    """What a training has around it: who is told, what asks it to stop, and who scores the model.
+def train_one(
+    request: TrainRequest, console: Console, stop_requested: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Train, sanity-check, and leave `adapter/` in the stage's folder; return the manifest's info.
 
-    `beat` is told what is being done, again and again; `orphaned` asks for a stop like a signal.
-    """
-
-    console: Console
-    beat: Callable[[str], None] = lambda doing: None
-    orphaned: Callable[[], bool] = lambda: False
-    make_judge: MakeJudge = lambda *_: None
-
-
-def run_train_stage(stage: TrainStage, around: Around) -> dict[str, Any]:
-    """Train, look, and leave `adapter/` in the stage's folder; return the hand-over.
-
+    stop_requested: asks for a stop at the next step, as a signal does.
     Raises GateFailed for a degenerate model, Interrupted after a checkpoint.
     """
-    return _train_on(_ground(stage, around), stage, around)
+    return _train_with(_setup(request, console), request, console, stop_requested)
 
 
-def run_seeds(stage: TrainStage, around: Around) -> dict[str, Any]:
-    """Train each seed that is not complete into its own folder, with what it would hand over alone;
-    return nothing.
+def train_seeds(
+    request: TrainRequest, console: Console, stop_requested: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Train each seed that is not complete into its own folder, sealed with the same info as a
+    training alone; return no info.
 
-    A seed that a gate stops is sealed with its faults. Raises Interrupted after a checkpoint,
-    SegmentOver after each seed but the last where processes are to end now and then.
+    A seed that a gate stops is sealed with its faults. Raises Interrupted after a checkpoint.
+    With `train.segment_steps`, raises SegmentOver after each seed but the last.
     """
-    ground = None
-    asked = stage.recipe.train.seeds
-    for seed in [seed for seed in stage.seeds if stage.trained(seed) is None]:
-        if ground is not None and stage.recipe.train.segment_steps is not None:
+    setup = None
+    all_seeds = request.recipe.train.seeds
+    for seed in [seed for seed in request.seeds if request.trained(seed) is None]:
+        if setup is not None and request.recipe.train.segment_steps is not None:
             raise SegmentOver
-        around.console.say(f"seed {seed} ({asked.index(seed) + 1} of {len(asked)}) begins")
-        if ground is not None and not ground.clear(stage):
-            ground = None
+        console.say(f"seed {seed} ({all_seeds.index(seed) + 1} of {len(all_seeds)}) begins")
+        if setup is not None and not setup.clear(request):
+            setup = None
             release()
-        if ground is None:
-            ground = _ground(stage, around)
-        one = stage.of_seed(seed)
-        with writing_stage(stage.folder, seed_folder(seed), keep_partial=True) as folder:
-            info = _train_or_stop(ground, one, around)
+        if setup is None:
+            setup = _setup(request, console)
+        one = request.of_seed(seed)
+        with writing_stage(request.folder, seed_folder(seed), keep_partial=True) as folder:
+            info = _train_or_stop(setup, one, console, stop_requested)
             seal(folder, seed_folder(seed), one.inputs, {"seed": seed, **info})
     return {}
 
 
-def _ground(stage: TrainStage, around: Around) -> Ground:
-    ground = Ground(stage)
-    around.console.say(f"computing in {ground.loaded.compute}")
-    return ground
+def _setup(request: TrainRequest, console: Console) -> Setup:
+    setup = Setup(request)
+    console.say(f"computing in {setup.loaded.compute}")
+    return setup
 
 
-def _train_or_stop(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
+def _train_or_stop(
+    setup: Setup, request: TrainRequest, console: Console, stop_requested: Callable[[], bool]
+) -> dict[str, Any]:
     try:
-        return _train_on(ground, stage, around)
+        return _train_with(setup, request, console, stop_requested)
     except GateFailed as error:
         for fault in error.faults:
-            around.console.say(f"seed {stage.recipe.train.seed} is stopped: {fault}", "red")
+            console.say(f"seed {request.recipe.train.seed} is stopped: {fault}", "red")
         return {"stopped": [vars(fault) for fault in error.faults]}
 
 
-def _train_on(ground: Ground, stage: TrainStage, around: Around) -> dict[str, Any]:
-    job = ground.job(stage)
-    job = replace(job, judge=around.make_judge(stage.recipe, ground.loaded, stage.folder))
-    assert (job.judge is not None) == stage.recipe.train.select.asks
-    console = around.console
-    console.say(job.forward.note)
-    console.say(_plan_line(job))
-    result = train_job(job, around, ground.remember)
-    if stage.recipe.train.select.by is not None:
-        console.say(_chosen_line(result))
-    info = result_info(result, job.shape, ground.loaded.compute, job.forward.note)
-    save_adapter(job.model, job.adapter_config, stage.folder / "adapter")
-    # What is looked at, and goes on from here, is what was written.
-    load_adapter_weights(job.model, stage.folder / "adapter" / ADAPTER_FILE)
+def _train_with(
+    setup: Setup, request: TrainRequest, console: Console, stop_requested: Callable[[], bool]
+) -> dict[str, Any]:
+    recipe, folder, loaded = request.recipe, request.folder, setup.loaded
+    inputs = setup.inputs(request)
+    inputs = replace(inputs, judge=judge_of(recipe, loaded, folder))
+    assert (inputs.judge is not None) == recipe.train.select.asks
+    console.say(inputs.forward.note)
+    console.say(_plan_line(inputs))
+    result = train_with_progress(inputs, console, stop_requested, setup.remember)
+    if recipe.train.select.by is not None:
+        console.say(_selected_line(result))
+    info = result_info(result, inputs.shape, loaded.compute, inputs.forward.note)
+    save_adapter(inputs.model, inputs.adapter_config, folder / "adapter")
+    # The written weights are the ones that are checked and handed on.
+    load_adapter_weights(inputs.model, folder / "adapter" / ADAPTER_FILE)
     release()
-    around.beat("looking")
     console.say("looking at five answers before anything is merged")
-    with whole_model(job):
-        job.model.eval()
-        samples = look(
-            ground.loaded, stage.look_prompts, stage.folder / "samples.jsonl", console.say
-        )
-    if stage.judge_look:
+    with whole_model(inputs):
+        inputs.model.eval()
+        samples = sanity_samples(loaded, request.sanity_prompts, folder / "samples.jsonl", console)
+    if request.sanity_required:
         require_sane(samples)
     release()
     return info
+
+
+def train_with_progress(
+    inputs: TrainingInputs,
+    console: Console,
+    stop_requested: Callable[[], bool] = lambda: False,
+    on_metric: Callable[[Metric], None] = lambda metric: None,
+) -> TrainingResult:
+    """Train with a line of progress; the first signal stops at the next step."""
+    with console.progress("training", 1.0) as progress, deferred(console) as interrupted:
+
+        def stop() -> bool:
+            return interrupted() or stop_requested()
+
+        return train(inputs, console, progress, stop, on_metric)
 
 
 def _strength(recipe: TrainRecipe) -> str:
@@ -133,86 +131,17 @@ def _strength(recipe: TrainRecipe) -> str:
     return f"{kind}, scale {recipe.lora_parameters.effective_scale:g}"
 
 
-def _plan_line(job: TrainingJob) -> str:
-    recipe = job.recipe
-    updates = total_updates(job.iterations, recipe.grad_accumulation_steps)
+def _plan_line(inputs: TrainingInputs) -> str:
+    recipe = inputs.recipe
+    updates = total_updates(inputs.iterations, recipe.grad_accumulation_steps)
     return (
-        f"{job.shape.trainable_parameters:,} of {job.shape.total_parameters:,} parameters in "
-        f"{job.shape.num_layers} layers{_strength(recipe)}; "
-        f"{job.iterations} iterations of {recipe.batch_size} rows = {updates} optimizer updates"
+        f"{inputs.shape.trainable_parameters:,} of {inputs.shape.total_parameters:,} parameters in "
+        f"{inputs.shape.num_layers} layers{_strength(recipe)}; "
+        f"{inputs.iterations} iterations of {recipe.batch_size} rows = {updates} optimizer updates"
     )
 
 
-def train_job(
-    job: TrainingJob, around: Around, remember: Callable[[Metric], None] = lambda metric: None
-) -> TrainingResult:
-    """Train, with a line of progress; every metric is said, and given to `remember`."""
-    console = around.console
-    with console.progress("training", 1.0) as line, deferred(console.say) as interrupted:
-
-        def metric_found(metric: Metric) -> None:
-            remember(metric)
-            console.say(metric_line(metric))
-
-        def progress(done: float, total: float, text: str) -> None:
-            line.update(done / total, text)
-            around.beat(text)
-
-        def stop_requested() -> bool:
-            return interrupted() or around.orphaned()
-
-        return train(job, Listener(metric_found, progress, stop_requested, console.say))
-
-
-def metric_line(metric: Metric) -> str:
-    """Return a report or validation as one line with units."""
-    place = f"iteration {metric['iteration']} of {metric['iterations']}"
-    if metric["kind"] == "selection":
-        return f"  {place}: {_comparison(metric)}"
-    if metric["kind"] == "validation":
-        line = (
-            f"  {place}: validation loss {metric['loss']:.4f} ({metric['trained_tokens']} tokens)"
-        )
-        if metric["validations_since_best"] >= RISING_VALIDATIONS:
-            line += (
-                f"; above its lowest, at iteration {metric['best_iteration']}, "
-                f"{metric['validations_since_best']} times in a row: the run overfits or diverges"
-            )
-        return line
-    if metric["kind"] == "skipped":
-        lines = ", ".join(map(str, metric["lines"]))
-        return (
-            f"  {place}: update {metric['update']} skipped, loss {metric['loss']}, gradient norm "
-            f"{metric['gradient_norm']} (train rows of lines {lines})"
-        )
-    return (
-        f"  {place} (update {metric['update']} of {metric['updates']}): loss {metric['loss']:.4f}, "
-        f"learning rate {metric['learning_rate']:.2e}, "
-        f"gradient norm {metric['gradient_norm']:.3g}, "
-        f"{metric['tokens_per_second']:.0f} tokens/s, "
-        f"peak memory {format_bytes(metric['peak_memory_bytes'])}, "
-        f"{format_seconds(metric['seconds_left'])} left"
-    )
-
-
-def _comparison(metric: Metric) -> str:
-    """Return how weights compare with the best so far."""
-    if metric["selections_since_best"] == 0:
-        against = "the best so far"
-    else:
-        against = (
-            f"not better than at iteration {metric['best_iteration']}, "
-            f"{metric['selections_since_best']} in a row"
-        )
-    if "score" not in metric:
-        return f"validation loss {against}"
-    interval = f"95 % {metric['low']:.2f} to {metric['high']:.2f}"
-    return (
-        f"{metric['suite']} {metric['score']:.3f} of {metric['n']} prompts ({interval}), {against}"
-    )
-
-
-def _chosen_line(result: TrainingResult) -> str:
+def _selected_line(result: TrainingResult) -> str:
     score = "" if result.chosen_score is None else f"score {result.chosen_score:.3f}, "
     early = ", nothing got better any more" if result.ended_early else ""
     return (

@@ -1,8 +1,7 @@
-"""The training stage: one seed or several, the best of which goes on.
+"""Stage entry (parent process): request the training of one seed or several; pick the best seed.
 
-Does: have each seed trained from the same rows and the same outputs of frozen layers, each in a
-folder that is complete or goes on, and say what was chosen and how far the seeds lie apart. Does
-not: train (the room does, in a process of its own), or ask models questions.
+Does: skip seeds that are complete, and report how far the seeds lie apart. Does not: train, which
+a process of its own does (`supervisor.py`).
 """
 
 from __future__ import annotations
@@ -27,33 +26,33 @@ from mlx_ft.text.quantities import format_seconds
 if TYPE_CHECKING:
     from mlx_ft.data.rows import FileRows
     from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.train.handoff import TrainStage
+    from mlx_ft.train.handoff import TrainRequest
 
 PREFIX_LIMIT_BYTES = 2 << 30
-# What the chosen seed leaves in `train/` itself, where a single seed has it too.
+# Files of the best seed that are copied into `train/`, where a single seed has them too.
 OF_THE_CHOSEN = ("adapter", "metrics.jsonl", "samples.jsonl")
 
 
-def train(job: Job, valid: FileRows, choosing: Suite | None) -> None:
-    """Train into `train/`, and look at what the model says before it is called done.
+def train(job: Job, valid: FileRows, selection: Suite | None) -> None:
+    """Train into `train/`, with a sanity check at the end.
 
-    valid: the validation rows, which give the prompts of the look.
-    choosing: the prompts that choose a checkpoint, or None.
+    valid: the validation rows, which give the prompts of the sanity check.
+    selection: the prompts that select a checkpoint (None: no prompts do).
     """
-    if choosing is not None:
+    if selection is not None:
         job.console.say(
-            f"{len(choosing.samples)} prompts of {choosing.name} choose the weights; the "
+            f"{len(selection.samples)} prompts of {selection.name} choose the weights; the "
             "evaluation does not ask them"
         )
     with writing_stage(job.run, "train", keep_partial=True) as folder:
-        stage = _stage(job, valid, folder)
-        info = _train_seeds(job, stage) if stage.seeds else _supervise(job, stage)
+        request = _request(job, valid, folder)
+        info = _train_seeds(job, request) if request.seeds else _supervise(job, request)
         seal(folder, "train", job.inputs["train"], info)
 
 
-def _stage(job: Job, valid: FileRows, folder: Path) -> TrainStage:
-    """Return what the training room is to do, into a folder."""
-    from mlx_ft.train.handoff import TrainStage
+def _request(job: Job, valid: FileRows, folder: Path) -> TrainRequest:
+    """Return the request to train the job into a folder."""
+    from mlx_ft.train.handoff import TrainRequest
     from mlx_ft.train.sanity_check import Prompt, choose_prompts
 
     prompts = choose_prompts(
@@ -63,7 +62,7 @@ def _stage(job: Job, valid: FileRows, folder: Path) -> TrainStage:
             if row.messages is not None
         ]
     )
-    return TrainStage(
+    return TrainRequest(
         recipe=job.recipe,
         model_folder=job.model.path,
         data_folder=job.run / "data",
@@ -72,43 +71,42 @@ def _stage(job: Job, valid: FileRows, folder: Path) -> TrainStage:
         model_identity=job.model.identity,
         prefix_folder=cache_home() / "prefix",
         prefix_limit_bytes=min(PREFIX_LIMIT_BYTES, machine().memory_bytes // 4),
-        look_prompts=prompts,
-        judge_look=job.judged,
+        sanity_prompts=prompts,
+        sanity_required=job.judged,
         seeds=tuple(job.recipe.train.seeds),
     )
 
 
-def _supervise(job: Job, stage: TrainStage) -> dict[str, Any]:
+def _supervise(job: Job, request: TrainRequest) -> dict[str, Any]:
     from mlx_ft.train.supervisor import supervise
 
-    return supervise(stage, job.run, job.console)
+    return supervise(request, job.run, job.console)
 
 
-def _train_seeds(job: Job, stage: TrainStage) -> dict[str, Any]:
-    """Have each seed trained into `seed-<number>/`, those that are complete left as they are, and
-    put the best one's adapter beside them.
+def _train_seeds(job: Job, request: TrainRequest) -> dict[str, Any]:
+    """Train each seed that is not complete into `seed-<number>/`; copy the best one's files beside.
 
-    A seed that a gate stops is not chosen; raises GateFailed when all of them are.
+    A seed that a gate stops is not picked. Raises GateFailed when all of them are stopped.
     """
     from mlx_ft.train.handoff import seed_folder
 
     left = []
-    for seed in stage.seeds:
-        if stage.trained(seed) is None:
+    for seed in request.seeds:
+        if request.trained(seed) is None:
             left.append(seed)
         else:
             job.console.say(f"seed {seed} is trained already")
     if left:
-        _supervise(job, replace(stage, seeds=tuple(left)))
-    found = [stage.trained(seed) for seed in stage.seeds]
+        _supervise(job, replace(request, seeds=tuple(left)))
+    found = [request.trained(seed) for seed in request.seeds]
     infos = [manifest.info for manifest in found if manifest is not None]
-    assert len(infos) == len(stage.seeds), "a seed has no result"
+    assert len(infos) == len(request.seeds), "a seed has no result"
     trained = [info for info in infos if "stopped" not in info]
     if not trained:
         raise GateFailed([Fault(**fault) for info in infos for fault in info["stopped"]])
     best = max(trained, key=_rank)
     for name in OF_THE_CHOSEN:
-        _copy(stage.folder / seed_folder(best["seed"]) / name, stage.folder / name)
+        _copy(request.folder / seed_folder(best["seed"]) / name, request.folder / name)
     seed_info = seeds_info(infos, best, job.recipe)
     _say_seeds(job.console, seed_info)
     return {**best, "seeds": seed_info}
@@ -129,11 +127,13 @@ def _rank(info: Mapping[str, Any]) -> tuple[float, float]:
 def seeds_info(
     infos: Sequence[Mapping[str, Any]], best: Mapping[str, Any], recipe: Recipe
 ) -> dict[str, Any]:
-    """Return what the seeds came to, as JSON.
+    """Return the results of all seeds, as JSON.
 
-    `trained` has an entry a seed, `chosen` is the best one's number, `spread` the mean, ends and
-    standard deviation of what chose it; `reached`, with a suite that chooses, counts the seeds at
-    or above `train.select.gate`, with Wilson's 95 % interval of the probability of that.
+    chosen: the best seed.
+    trained: one entry for each seed.
+    spread: mean, ends and standard deviation of the measure that picks the seed.
+    reached: number of seeds at or above `train.select.gate`, with Wilson's 95 % interval of its
+        probability (None: no suite selects).
     """
     select = recipe.train.select
     measure = "score" if select.asks else "validation_loss"

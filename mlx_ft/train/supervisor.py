@@ -1,8 +1,7 @@
-"""Brings a training home through the deaths of its process.
+"""Start, watch and restart the training process until its request is served.
 
-Does: start the training process, watch its signs of life, start it again from its last checkpoint
-when it died or is stuck, say why in words, give up when it dies without getting on. Does not:
-import MLX or train: what can kill a process must not be in this one.
+Does: watch signs of life; restart from the last checkpoint after a death or a hang, and say why;
+give up after deaths without progress. Does not: import MLX or train, which can kill a process.
 """
 
 from __future__ import annotations
@@ -26,11 +25,18 @@ from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
 from mlx_ft.text.safe import printable
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
-from mlx_ft.train.handoff import RESULT_FILE, TrainStage, read_error, read_heartbeat, write_stage
+from mlx_ft.train.handoff import (
+    RESULT_FILE,
+    TrainRequest,
+    read_error,
+    read_heartbeat,
+    write_request,
+)
 from mlx_ft.train.process import SEGMENT_OVER
 
+PROCESS = "mlx_ft.train.process"
 CONTROL_FOLDER = "train.control"
-# Deaths in a row without a new checkpoint after which it is no use.
+# Deaths in a row without a new checkpoint after which the supervisor gives up.
 MAX_DEATHS_WITHOUT_PROGRESS = 3
 # Silence after which a process is stuck: at least this long, and this many of its longest steps.
 STUCK_SECONDS, STUCK_STEPS = 1800.0, 20
@@ -41,8 +47,12 @@ SMALLEST_MICRO_BATCH = 64
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a process died: in words, what helps, whether it needed too much memory, and whether
-    what helps makes another run.
+    """Why a process died.
+
+    words: the cause.
+    fix: remedy to try.
+    memory: it ran out of memory.
+    another_run: the remedy changes the run's identity.
     """
 
     words: str
@@ -61,7 +71,7 @@ def _short_of_memory(words: str) -> Cause:
     return Cause(words, LESS_MEMORY, memory=True, another_run=True)
 
 
-# What dying processes leave on stderr, the most telling first.
+# Last messages of dying processes on stderr, the most telling first.
 MESSAGES: Mapping[str, Cause] = {
     "ErrorImpactingInteractivity": Cause(
         "macOS stopped its work on the GPU because the display had to wait (Metal's watchdog)",
@@ -91,7 +101,12 @@ STUCK = Cause("it gave no sign of life", "look at what else uses the machine")
 
 @dataclass(frozen=True)
 class Ending:
-    """How a process ended: its exit code (minus the signal's number), and its last words."""
+    """How a process ended.
+
+    code: exit code, or minus the signal's number.
+    last_lines: its last lines on stderr.
+    was_stuck: it gave no sign of life and was killed.
+    """
 
     code: int
     last_lines: tuple[str, ...]
@@ -99,7 +114,7 @@ class Ending:
 
 
 def cause_of(ending: Ending) -> Cause | None:
-    """Return why a process died, or None when it is a mistake in our own code."""
+    """Return why a process died, None for a mistake in our own code."""
     if ending.was_stuck:
         return STUCK
     text = "\n".join(ending.last_lines)
@@ -114,37 +129,36 @@ def cause_of(ending: Ending) -> Cause | None:
     return None
 
 
-def last_checkpoint(stage: TrainStage) -> int:
-    """Return the iteration of the newest whole checkpoint of a stage, 0 when there is none."""
-    found = complete_checkpoints(stage.folder / CHECKPOINTS, stage.inputs)
+def last_checkpoint(request: TrainRequest) -> int:
+    """Return the iteration of a training's newest whole checkpoint, 0 when there is none."""
+    found = complete_checkpoints(request.folder / CHECKPOINTS, request.inputs)
     return int(found[-1].name) if found else 0
 
 
-def _reached(stage: TrainStage) -> tuple[int, int]:
-    """Return how far a stage is: seeds that are complete, and the iteration of the newest whole
-    checkpoint of what is trained now.
+def _reached(request: TrainRequest) -> tuple[int, int]:
+    """Return the number of complete seeds, and the newest checkpoint's iteration of the next one.
+
+    Without several seeds, the checkpoint is that of the only training.
     """
-    left = [seed for seed in stage.seeds if stage.trained(seed) is None]
-    now = stage.of_seed(left[0]) if left else stage
-    return len(stage.seeds) - len(left), last_checkpoint(now)
+    left = [seed for seed in request.seeds if request.trained(seed) is None]
+    now = request.of_seed(left[0]) if left else request
+    return len(request.seeds) - len(left), last_checkpoint(now)
 
 
-def supervise(
-    stage: TrainStage, run: Path, console: Console, process: str = "mlx_ft.train.process"
-) -> dict[str, Any]:
-    """Train in processes of their own until the run is done; return the stage's hand-over.
+def supervise(request: TrainRequest, run: Path, console: Console) -> dict[str, Any]:
+    """Train in processes of their own until the request is served; return the manifest's info.
 
-    `process` is the module that a process runs. Raises what the training raised, Interrupted when
-    it was stopped, RunError when processes die without getting on.
+    Raises the training's own errors, Interrupted when it was stopped, RunError when processes die
+    without progress.
     """
     control = run / CONTROL_FOLDER
     control.mkdir(parents=True, exist_ok=True)
     deaths = 0
     while True:
-        before = _reached(stage)
-        write_stage(control, stage)
+        before = _reached(request)
+        write_request(control, request)
         try:
-            ending = _run_child(control, console, process)
+            ending = _run_child(control, console)
         except KeyboardInterrupt:
             raise read_error(control) or KeyboardInterrupt from None
         if ending.code == 0:
@@ -162,10 +176,10 @@ def supervise(
         cause = cause_of(ending)
         if cause is None:
             raise RuntimeError(f"the training process failed with code {ending.code}, see above")
-        after = _reached(stage)
+        after = _reached(request)
         deaths, reached = 1 if after > before else deaths + 1, after[1]
         _require_progress(deaths, reached, cause)
-        stage = _with_less_memory(stage, deaths, cause, console)
+        request = _with_less_memory(request, deaths, cause, console)
         console.say(
             f"the training process died: {cause.words}; going on from iteration {reached}",
             "yellow",
@@ -185,7 +199,7 @@ def _require_progress(deaths: int, reached: int, cause: Cause) -> None:
 
 
 def _what_is_left(reached: int, cause: Cause) -> str:
-    """Return where a training goes on when it is asked for again, and with what it does not."""
+    """Return where the same command continues, and which changes begin another run."""
     if not reached:
         return "no checkpoint was reached, a lower train.save_every writes one sooner"
     left = f"the same command goes on from iteration {reached}"
@@ -193,30 +207,32 @@ def _what_is_left(reached: int, cause: Cause) -> str:
     return left + other if cause.another_run else left
 
 
-def _with_less_memory(stage: TrainStage, deaths: int, cause: Cause, console: Console) -> TrainStage:
-    """Return the stage with half the tokens at a time, when memory was short twice in a row.
+def _with_less_memory(
+    request: TrainRequest, deaths: int, cause: Cause, console: Console
+) -> TrainRequest:
+    """Return the request with half the tokens at a time, when memory was short twice in a row.
 
-    The first time a new process alone may do: what the old one had left in pieces is whole again.
+    After the first time a new process may suffice: its memory is not fragmented.
     """
-    train = stage.recipe.train
+    train = request.recipe.train
     tokens = train.micro_batch_tokens // 2
     if not cause.memory or deaths < 2 or tokens < SMALLEST_MICRO_BATCH:
-        return stage
+        return request
     console.say(f"from now on {tokens} tokens at a time: less memory, the same sums", "yellow")
     fewer = train.model_copy(update={"micro_batch_tokens": tokens})
-    return replace(stage, recipe=stage.recipe.model_copy(update={"train": fewer}))
+    return replace(request, recipe=request.recipe.model_copy(update={"train": fewer}))
 
 
-def _run_child(control: Path, console: Console, module: str) -> Ending:
-    """Run one process to its end, whatever that is; signals to this one are passed on."""
+def _run_child(control: Path, console: Console) -> Ending:
+    """Run one process to its end; pass signals to this process on to it."""
     console_fd, owned = _console_fd(console)
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", PROCESS]
     process = subprocess.Popen(
         [*command, str(control), str(console_fd), str(os.getpid())],
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         pass_fds=(console_fd,),
-        # Ctrl-C reaches this process alone, which then asks the other one, once, to stop.
+        # Ctrl-C reaches this process alone, which then asks the child, once, to stop.
         start_new_session=True,
     )
     lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -255,7 +271,7 @@ def _forward(process: subprocess.Popen[bytes], lines: deque[str], console: Conso
 
 
 def _wait(process: subprocess.Popen[bytes], control: Path) -> bool:
-    """Wait for the end; kill a process that is silent for too long, and say whether that was so."""
+    """Wait for the end; kill a process that is silent for too long; return whether it was."""
     beats, since = -1, time.monotonic()
     while True:
         try:

@@ -59,9 +59,9 @@ def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -
     from mlx_ft.data.tokens import pack_rows, write_split
     from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
     from mlx_ft.system.console import Console
-    from mlx_ft.train.handoff import TrainStage
-    from mlx_ft.train.session import Around, train_job
-    from mlx_ft.train.setup import Ground
+    from mlx_ft.train.handoff import TrainRequest
+    from mlx_ft.train.session import train_with_progress
+    from mlx_ft.train.setup import Setup
 
     trained = np.zeros(tokens + 1, np.uint8)
     trained[tokens // 2 :] = 1
@@ -82,10 +82,10 @@ def ours(folder: Path, layers: int, tokens: int, work: Path, checkpoint: bool) -
         prefix_cache="memory",
     )
     recipe = Recipe(name="step", model="random", data=DataRecipe(path="."), train=train)
-    stage = TrainStage(recipe, folder, data, target, "i", "random", 1 << 30, target, ())
-    job = Ground(stage).job(stage)
-    print(job.forward.note)
-    result = train_job(job, Around(Console(io.StringIO())))
+    request = TrainRequest(recipe, folder, data, target, "i", "random", 1 << 30, target, ())
+    inputs = Setup(request).inputs(request)
+    print(inputs.forward.note)
+    result = train_with_progress(inputs, Console(io.StringIO()))
     print(
         f"validation loss before {result.first_validation_loss:.4f}, after "
         f"{result.final_validation_loss:.4f}"

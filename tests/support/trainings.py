@@ -1,11 +1,13 @@
 """Tiny real models with adapters and tokenized rows, for the training room's tests."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
 
 from mlx_ft.data.tokens import TokenizedSplit, pack_rows
-from mlx_ft.train.contract import Listener, TrainingJob, TrainingResult
+from mlx_ft.system.console import Console
+from mlx_ft.train.contract import TrainingInputs, TrainingResult
 from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 
@@ -22,30 +24,51 @@ def random_rows(count: int, seed: int, longest: int = 30) -> TokenizedSplit:
     return pack_rows(rows, list(range(1, count + 1)))
 
 
-def listener(metrics: list[Metric] | None = None, stop_after: int | None = None) -> Listener:
-    """Collect metrics; ask to stop once `stop_after` progress reports have come."""
-    seen = {"steps": 0}
+class Steps:
+    """Progress that counts the steps of a training and keeps its texts."""
 
-    def progress(done: float, total: float, text: str) -> None:
-        seen["steps"] += text.startswith("iteration")
+    def __init__(self) -> None:
+        self.count = 0
+        self.texts: list[str] = []
 
-    def stop() -> bool:
-        return stop_after is not None and seen["steps"] > stop_after
+    def update(self, done: float, text: str = "") -> None:
+        assert 0 <= done <= 1, "its total is 1"
+        self.count += text.startswith("iteration")
+        self.texts.append(text)
 
-    return Listener((metrics if metrics is not None else []).append, progress, stop)
+
+def train_here(
+    inputs: TrainingInputs,
+    metrics: list[Metric] | None = None,
+    stop_after: int | None = None,
+    console: Console | None = None,
+) -> TrainingResult:
+    """Train in this process; collect metrics; ask for a stop after so many progress reports."""
+    steps = Steps()
+
+    def stop_requested() -> bool:
+        return stop_after is not None and steps.count > stop_after
+
+    on_metric = (metrics if metrics is not None else []).append
+    return train(inputs, console or quiet(), steps, stop_requested, on_metric)
+
+
+def quiet() -> Console:
+    """Return a console of which the test reads nothing."""
+    return Console(io.StringIO())
 
 
 def trained_past_its_best(
-    job_of_seed: Callable[[int], TrainingJob],
-) -> tuple[TrainingJob, TrainingResult]:
-    """Train jobs until one has its lowest validation loss well before its end, and return that.
+    inputs_of_seed: Callable[[int], TrainingInputs],
+) -> tuple[TrainingInputs, TrainingResult]:
+    """Train until one training has its lowest validation loss well before its end, and return that.
 
     At a high rate a tiny model's loss goes up and down, and which seed ends above its best depends
     on the last bits of a machine's arithmetic.
     """
     for seed in range(8):
-        job = job_of_seed(seed)
-        result = train(job, listener())
+        inputs = inputs_of_seed(seed)
+        result = train_here(inputs)
         if result.best_iteration < 35:
-            return job, result
+            return inputs, result
     raise AssertionError("eight seeds were all at their best at the end")

@@ -1,5 +1,6 @@
 """Real signals to this very process: the first waits for a safe moment, the second does not."""
 
+import io
 import os
 import signal
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlx_ft.system.console import Console
 from mlx_ft.system.signals import SIGNALS, deferred, interruptible
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)  # what ends work that was asked to stop already
@@ -35,8 +37,12 @@ def handlers_are_restored() -> Iterator[None]:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    return []
+def said() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines(said: io.StringIO) -> int:
+    return len(said.getvalue().splitlines())
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -49,22 +55,22 @@ def test_every_signal_interrupts_at_once(number: int) -> None:
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", AT_ONCE)
 def test_the_first_is_held_back_and_the_second_is_not(
-    said: list[str], first: int, second: int
+    said: io.StringIO, first: int, second: int
 ) -> None:
-    with pytest.raises(KeyboardInterrupt), deferred(said.append) as requested:
+    with pytest.raises(KeyboardInterrupt), deferred(Console(said)) as requested:
         assert not requested()
         send(first)
-        assert requested() and len(said) == 1
-        assert "again to stop at once" in said[0]
+        assert requested() and lines(said) == 1
+        assert "again to stop at once" in said.getvalue()
         send(second)
         pytest.fail("the second signal was ignored")
-    assert len(said) == 1
+    assert lines(said) == 1
 
 
 @pytest.mark.parametrize("first", SIGNALS)
-def test_a_terminal_that_closes_is_no_second_signal(said: list[str], first: int) -> None:
+def test_a_terminal_that_closes_is_no_second_signal(said: io.StringIO, first: int) -> None:
     """Its shell says so, and then the system, while a checkpoint is written or the run recorded."""
-    with deferred(said.append) as requested:
+    with deferred(Console(said)) as requested:
         send(first)
         send(signal.SIGHUP)
         send(signal.SIGHUP)
@@ -72,52 +78,52 @@ def test_a_terminal_that_closes_is_no_second_signal(said: list[str], first: int)
     with pytest.raises(KeyboardInterrupt), interruptible():
         send(signal.SIGTERM)
     send(signal.SIGHUP)
-    assert len(said) == 1
+    assert lines(said) == 1
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored(said: list[str]) -> None:
+def test_a_hang_up_that_is_ignored_stays_ignored(said: io.StringIO) -> None:
     """As under nohup."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with interruptible(), deferred(said.append) as requested:
+    with interruptible(), deferred(Console(said)) as requested:
         send(signal.SIGHUP)
         assert not requested()
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and said == []
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and lines(said) == 0
 
 
-def test_without_a_signal_nothing_is_said(said: list[str]) -> None:
-    with deferred(said.append) as requested:
+def test_without_a_signal_nothing_is_said(said: io.StringIO) -> None:
+    with deferred(Console(said)) as requested:
         assert not requested()
-    assert said == []
+    assert lines(said) == 0
 
 
-def test_inside_and_outside_keep_their_own_ways(said: list[str]) -> None:
+def test_inside_and_outside_keep_their_own_ways(said: io.StringIO) -> None:
     """As in a run: training holds a signal back, the stages around it do not."""
     with pytest.raises(KeyboardInterrupt), interruptible():
-        with deferred(said.append) as requested:
+        with deferred(Console(said)) as requested:
             send(signal.SIGTERM)
             assert requested()
-        with deferred(said.append) as requested:
+        with deferred(Console(said)) as requested:
             assert not requested(), "a request does not outlive its work"
         send(signal.SIGTERM)
         pytest.fail("the signal was ignored")
 
 
-def test_an_error_inside_restores_the_handlers(said: list[str]) -> None:
+def test_an_error_inside_restores_the_handlers(said: io.StringIO) -> None:
     before = handlers()
-    with pytest.raises(ValueError, match="inside"), interruptible(), deferred(said.append):
+    with pytest.raises(ValueError, match="inside"), interruptible(), deferred(Console(said)):
         assert handlers() != before
         raise ValueError("inside")
     assert handlers() == before
 
 
-def test_other_threads_change_no_handlers(said: list[str]) -> None:
+def test_other_threads_change_no_handlers(said: io.StringIO) -> None:
     """An embedding program's signals are its own business."""
     before = handlers()
     seen: list[object] = []
 
     def work() -> None:
-        with interruptible(), deferred(said.append) as requested:
+        with interruptible(), deferred(Console(said)) as requested:
             seen.extend([handlers() == before, requested()])
 
     thread = threading.Thread(target=work)

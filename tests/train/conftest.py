@@ -9,12 +9,12 @@ from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter
-from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics.forward import choose_forward
 from tests.support.models import write_tiny_model
 from tests.support.trainings import random_rows
 
-MakeJob = Callable[..., TrainingJob]
+MakeInputs = Callable[..., TrainingInputs]
 
 
 @pytest.fixture(scope="session", params=["llama", "qwen3"])
@@ -24,8 +24,8 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
-    """Build a job with a fresh model; keyword arguments change the train recipe."""
+def make_inputs(model_folder: Path, tmp_path: Path) -> MakeInputs:
+    """Build inputs with a fresh model; keyword arguments change the train recipe."""
 
     def make(
         rows: TokenizedSplit | None = None,
@@ -36,7 +36,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         prefix_folder: Path | None = None,
         validation_rows: TokenizedSplit | None = None,
         **changes: object,
-    ) -> TrainingJob:
+    ) -> TrainingInputs:
         rows = random_rows(13, seed=1) if rows is None else rows
         values = {
             "learning_rate": 1e-2,
@@ -57,7 +57,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
         proof = [rows.row(index)[0].tolist() for index in range(min(2, len(rows)))]
         target = tmp_path / folder
         target.mkdir(exist_ok=True)
-        return TrainingJob(
+        return TrainingInputs(
             model=model,
             forward=choose_forward(
                 model, num_layers, proof, weights=model_folder if train.low_memory else None
@@ -69,7 +69,7 @@ def make_job(model_folder: Path, tmp_path: Path) -> MakeJob:
             recipe=train,
             iterations=iterations,
             folder=target,
-            inputs="inputs",
+            inputs_hash="inputs",
             prefix_limit_bytes=0 if train.prefix_cache == "off" else 1 << 20,
             prefix_folder=prefix_folder,
             computed_by="tiny",

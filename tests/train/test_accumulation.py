@@ -23,11 +23,11 @@ from mlx_ft.train.accumulation import (
     micro_batches,
     padded_groups,
 )
-from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import random_rows
-from tests.train.conftest import MakeJob
+from tests.train.conftest import MakeInputs
 
 Arrays = dict[str, np.ndarray]
 
@@ -65,73 +65,75 @@ def test_no_other_cut_pads_less_for_its_number_of_parts(lengths: list[int], limi
 
 
 def window_of(
-    job: TrainingJob,
+    inputs: TrainingInputs,
     max_norm: float | None = None,
     optimizer: optimizers.Optimizer | None = None,
 ) -> GradientWindow:
     def loss(batch, prefix):  # type: ignore[no-untyped-def]  # as the loop's own
-        return cross_entropy_sum(job.forward, batch, prefix)
+        return cross_entropy_sum(inputs.forward, batch, prefix)
 
     optimizer = optimizer or optimizers.SGD(learning_rate=1.0)
-    optimizer.init(job.model.trainable_parameters())
-    return GradientWindow(job.model, loss, optimizer, max_norm)
+    optimizer.init(inputs.model.trainable_parameters())
+    return GradientWindow(inputs.model, loss, optimizer, max_norm)
 
 
-def adapter_of(job: TrainingJob) -> Arrays:
-    return {n: np.array(a) for n, a in tree_flatten(job.model.trainable_parameters())}
+def adapter_of(inputs: TrainingInputs) -> Arrays:
+    return {n: np.array(a) for n, a in tree_flatten(inputs.model.trainable_parameters())}
 
 
-def change(job: TrainingJob, limit: int, max_norm: float | None = None) -> tuple[float, Arrays]:
+def change(
+    inputs: TrainingInputs, limit: int, max_norm: float | None = None
+) -> tuple[float, Arrays]:
     """Update once on all rows by SGD at rate 1; return the gradient's norm and the change."""
-    before = adapter_of(job)
-    window = window_of(job, max_norm)
-    cache = PrefixCache(job.forward, job.train_rows, 1 << 20)
-    for batch in micro_batches(job.train_rows, range(len(job.train_rows)), 0, limit):
+    before = adapter_of(inputs)
+    window = window_of(inputs, max_norm)
+    cache = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20)
+    for batch in micro_batches(inputs.train_rows, range(len(inputs.train_rows)), 0, limit):
         window.add(batch, cache.batch(batch))
     update = window.update(1.0)
     assert update.applied
-    after = adapter_of(job)
+    after = adapter_of(inputs)
     return update.gradient_norm, {name: after[name] - before[name] for name in after}
 
 
-def test_micro_batches_change_nothing_beyond_round_off(make_job: MakeJob) -> None:
+def test_micro_batches_change_nothing_beyond_round_off(make_inputs: MakeInputs) -> None:
     rows = random_rows(9, seed=3)
-    norm, whole = change(make_job(rows), 10**6)
+    norm, whole = change(make_inputs(rows), 10**6)
     for limit in (1, 40, 100):
-        other_norm, parts = change(make_job(rows), limit)
+        other_norm, parts = change(make_inputs(rows), limit)
         assert other_norm == pytest.approx(norm, rel=1e-5)
         for name, value in whole.items():
             assert np.abs(parts[name] - value).max() <= 1e-5 * norm
 
 
-def test_the_norm_is_that_of_the_mean_gradient(make_job: MakeJob) -> None:
-    norm, moved = change(make_job(random_rows(5, seed=3)), 10**6)
+def test_the_norm_is_that_of_the_mean_gradient(make_inputs: MakeInputs) -> None:
+    norm, moved = change(make_inputs(random_rows(5, seed=3)), 10**6)
     together = math.sqrt(sum(float(np.square(value).sum()) for value in moved.values()))
     assert together == pytest.approx(norm, rel=1e-4)
 
 
-def test_a_long_gradient_is_scaled_down_and_a_short_one_left(make_job: MakeJob) -> None:
+def test_a_long_gradient_is_scaled_down_and_a_short_one_left(make_inputs: MakeInputs) -> None:
     rows = random_rows(5, seed=3)
-    norm, free = change(make_job(rows), 10**6)
+    norm, free = change(make_inputs(rows), 10**6)
     for limit in (norm / 4, norm * 4):
-        said, clipped = change(make_job(rows), 10**6, limit)
+        said, clipped = change(make_inputs(rows), 10**6, limit)
         assert said == norm, "the norm that is told is the one before clipping"
         share = min(1.0, limit / norm)
         for name, value in free.items():
             assert np.abs(clipped[name] - share * value).max() <= 1e-5 * norm
 
 
-def test_what_is_not_finite_is_not_applied_and_a_new_window_begins(make_job: MakeJob) -> None:
-    job = make_job(random_rows(5, seed=3))
-    before = adapter_of(job)
-    window = window_of(job)
-    batch = make_batch(job.train_rows, (0, 1))
-    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20).batch(batch)
+def test_what_is_not_finite_is_not_applied_and_a_new_window_begins(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(random_rows(5, seed=3))
+    before = adapter_of(inputs)
+    window = window_of(inputs)
+    batch = make_batch(inputs.train_rows, (0, 1))
+    prefix = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20).batch(batch)
     assert not math.isfinite(window.add(batch, prefix * math.nan))
     assert window.rows == (0, 1)
     update = window.update(1.0)
     assert not update.applied and not math.isfinite(update.gradient_norm)
-    for name, value in adapter_of(job).items():
+    for name, value in adapter_of(inputs).items():
         assert value.tobytes() == before[name].tobytes()
     window.add(batch, prefix)
     assert window.rows == (0, 1) and window.update(1.0).applied
@@ -139,20 +141,20 @@ def test_what_is_not_finite_is_not_applied_and_a_new_window_begins(make_job: Mak
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_a_first_update_is_in_proportion_to_the_learning_rate(
-    make_job: MakeJob, optimizer: str
+    make_inputs: MakeInputs, optimizer: str
 ) -> None:
     """The rate that is reported is the one that is used, Adafactor's too."""
-    job = make_job(random_rows(5, seed=3), optimizer=optimizer)
-    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20)
-    before = dict(tree_flatten(job.model.trainable_parameters()))
+    inputs = make_inputs(random_rows(5, seed=3), optimizer=optimizer)
+    prefix = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20)
+    before = dict(tree_flatten(inputs.model.trainable_parameters()))
     moved = {}
     for rate in (1e-2, 1e-3):
-        job.model.load_weights(list(before.items()), strict=False)
-        window = window_of(job, optimizer=build_optimizer(job.recipe))
-        batch = make_batch(job.train_rows, (0, 1, 2))
+        inputs.model.load_weights(list(before.items()), strict=False)
+        window = window_of(inputs, optimizer=build_optimizer(inputs.recipe))
+        batch = make_batch(inputs.train_rows, (0, 1, 2))
         window.add(batch, prefix.batch(batch))
         window.update(rate)
-        after = adapter_of(job)
+        after = adapter_of(inputs)
         moved[rate] = {name: after[name] - np.array(before[name]) for name in after}
     assert any(np.abs(value).max() > 0 for value in moved[1e-2].values())
     for name, value in moved[1e-2].items():
@@ -164,11 +166,11 @@ def test_the_norm_counts_every_array() -> None:
     assert gradient_norm(gradient).item() == 13.0
 
 
-def test_value_and_grad_is_the_same_loss(make_job: MakeJob) -> None:
-    job = make_job(random_rows(4, seed=3))
-    batch = make_batch(job.train_rows, (0, 1, 2))
-    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20).batch(batch)
-    logits = job.model(batch.ids)
+def test_value_and_grad_is_the_same_loss(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(random_rows(4, seed=3))
+    batch = make_batch(inputs.train_rows, (0, 1, 2))
+    prefix = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20).batch(batch)
+    logits = inputs.model(batch.ids)
     picked = logits.reshape(-1, logits.shape[-1])[batch.positions]
     plain = nn.losses.cross_entropy(picked, batch.targets, reduction="sum")
-    assert window_of(job).add(batch, prefix) == pytest.approx(plain.item(), rel=1e-5)
+    assert window_of(inputs).add(batch, prefix) == pytest.approx(plain.item(), rel=1e-5)

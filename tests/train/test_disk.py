@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mlx_ft.system.console import Console
-from mlx_ft.train.handoff import write_stage
+from mlx_ft.train.handoff import write_request
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.train.test_supervisor import SUPERVISE, learned, stage_in
+from tests.train.test_supervisor import SUPERVISE, learned, request_in
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-e", "-c"]
 MOUNT = "mkdir -p $0 && mount -t tmpfs -o size=$1 tmpfs $0"
@@ -44,14 +44,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(base: Path, tmp_path: Path) -> None:
     settings = {"save_every": 1, "keep_checkpoints": 1000}
-    quiet = stage_in(tmp_path / "quiet", base, **settings)
+    quiet = request_in(tmp_path / "quiet", base, **settings)
     supervise(quiet, tmp_path / "quiet", Console(io.StringIO()))
 
-    stage = stage_in(tmp_path / "run", base, **settings)
+    request = request_in(tmp_path / "run", base, **settings)
     small, saved = tmp_path / "small", tmp_path / "saved"
     (tmp_path / "run" / "train.control").mkdir()
-    on_small = replace(stage, folder=small / "train.tmp")
-    write_stage(tmp_path / "run" / "train.control", on_small)
+    on_small = replace(request, folder=small / "train.tmp")
+    write_request(tmp_path / "run" / "train.control", on_small)
     script = (
         f"{MOUNT}; mkdir $0/train.tmp; code=0; {sys.executable} -c '{SUPERVISE}' $2 || code=$?; "
         "cp -r $0/train.tmp $3; exit $code"
@@ -66,7 +66,7 @@ def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(base: Path, tmp_
     assert f"{on_small.folder}: cannot be written" in done.stdout, done.stdout
     assert "free some space" in done.stdout and "Traceback" not in done.stderr
 
-    rest = replace(stage, folder=saved)
+    rest = replace(request, folder=saved)
     assert 0 < last_checkpoint(rest) < 30, "the disk was full in the middle"
     said = io.StringIO()
     supervise(rest, tmp_path / "run", Console(said))
@@ -75,10 +75,10 @@ def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(base: Path, tmp_
 
 
 def test_a_disk_that_may_only_be_read_is_a_message(base: Path, tmp_path: Path) -> None:
-    stage = stage_in(tmp_path / "run", base)
+    request = request_in(tmp_path / "run", base)
     (tmp_path / "run" / "train.control").mkdir()
     locked = tmp_path / "locked"
-    write_stage(tmp_path / "run" / "train.control", replace(stage, folder=locked / "train.tmp"))
+    write_request(tmp_path / "run" / "train.control", replace(request, folder=locked / "train.tmp"))
     script = (
         f"{MOUNT}; mkdir $0/train.tmp; mount -o remount,ro $0; {sys.executable} -c '{SUPERVISE}' $2"
     )

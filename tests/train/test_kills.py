@@ -13,7 +13,7 @@ import pytest
 from mlx_ft.system.console import Console
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.train.test_supervisor import Killer, learned, stage_in
+from tests.train.test_supervisor import Killer, learned, request_in
 
 KILLS = 200
 
@@ -29,16 +29,16 @@ class Impatient(Killer):
 def test_200_kills_change_nothing(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base", "llama", layers=3)
     settings = {"iters": 8000, "save_every": 3, "steps_per_report": 50, "steps_per_eval": 500}
-    quiet = stage_in(tmp_path / "quiet", base, **settings)
+    quiet = request_in(tmp_path / "quiet", base, **settings)
     supervise(quiet, tmp_path / "quiet", Console(io.StringIO()))
 
-    stage = stage_in(tmp_path / "killed", base, **settings)
+    request = request_in(tmp_path / "killed", base, **settings)
     said = io.StringIO()
-    killer = Impatient(stage, tmp_path / "killed" / "train.control", KILLS, signal.SIGKILL)
+    killer = Impatient(request, tmp_path / "killed" / "train.control", KILLS, signal.SIGKILL)
     killer.start()
-    supervise(stage, tmp_path / "killed", Console(said))
+    supervise(request, tmp_path / "killed", Console(said))
     killer.done.set()
     assert killer.left == 0, "the run was over too soon"
     assert said.getvalue().count("the training process died") == KILLS
-    assert last_checkpoint(stage) == 8000
-    assert learned(stage) == learned(quiet)
+    assert last_checkpoint(request) == 8000
+    assert learned(request) == learned(quiet)

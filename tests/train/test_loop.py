@@ -1,6 +1,7 @@
 """A run is exact: batching, accumulation, interruption and validation do not change the result."""
 
 import errno
+import io
 import json
 import math
 from dataclasses import replace
@@ -13,21 +14,21 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.errors import GateFailed, Interrupted, RecipeError
 from mlx_ft.runs.folder import seal
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, read_json_lines, write_json
 from mlx_ft.train import metrics as metrics_room
 from mlx_ft.train.accumulation import build_optimizer, padded_groups
 from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_list import complete_checkpoints
-from mlx_ft.train.contract import TrainingJob
-from mlx_ft.train.loop import train
+from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.packing import Packing
-from tests.support.trainings import listener, random_rows, trained_past_its_best
-from tests.train.conftest import MakeJob
+from tests.support.trainings import random_rows, train_here, trained_past_its_best
+from tests.train.conftest import MakeInputs
 
 
-def adapter_of(job: TrainingJob) -> dict[str, np.ndarray]:
-    return {n: np.array(a) for n, a in tree_flatten(job.model.trainable_parameters())}
+def adapter_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:
+    return {n: np.array(a) for n, a in tree_flatten(inputs.model.trainable_parameters())}
 
 
 def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -37,15 +38,15 @@ def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -
         assert one[name].tobytes() == other[name].tobytes(), f"{name} differs by {difference}"
 
 
-def optimizer_of(job: TrainingJob) -> dict[str, np.ndarray]:
-    newest = complete_checkpoints(job.folder / "checkpoints", "inputs")[-1]
+def optimizer_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:
+    newest = complete_checkpoints(inputs.folder / "checkpoints", "inputs")[-1]
     return {n: np.array(a) for n, a in mx.load(str(newest / "optimizer.safetensors")).items()}
 
 
-def test_training_learns(make_job: MakeJob) -> None:
+def test_training_learns(make_inputs: MakeInputs) -> None:
     metrics: list[Metric] = []
-    job = make_job(iterations=80, batch_size=4, learning_rate=3e-3)
-    result = train(job, listener(metrics))
+    inputs = make_inputs(iterations=80, batch_size=4, learning_rate=3e-3)
+    result = train_here(inputs, metrics)
     losses = [m["loss"] for m in metrics if m["kind"] == "train"]
     assert losses[-1] < losses[0] * 0.8
     assert result.iterations == result.updates == 80
@@ -54,29 +55,29 @@ def test_training_learns(make_job: MakeJob) -> None:
     assert first["iteration"] == 0 and first["loss"] == pytest.approx(np.log(320), rel=0.15)
 
 
-def test_two_runs_are_the_same_bits(make_job: MakeJob) -> None:
-    one, other = (make_job(folder=name, dropout=0.1) for name in ("one", "other"))
-    train(one, listener())
-    train(other, listener())
+def test_two_runs_are_the_same_bits(make_inputs: MakeInputs) -> None:
+    one, other = (make_inputs(folder=name, dropout=0.1) for name in ("one", "other"))
+    train_here(one)
+    train_here(other)
     assert_same_bits(adapter_of(one), adapter_of(other))
 
 
-def test_how_often_it_validates_and_reports_changes_nothing(make_job: MakeJob) -> None:
-    often = make_job(folder="often", dropout=0.1, steps_per_eval=1, steps_per_report=1)
-    seldom = make_job(folder="seldom", dropout=0.1, steps_per_eval=100, steps_per_report=100)
-    train(often, listener())
-    train(seldom, listener())
+def test_how_often_it_validates_and_reports_changes_nothing(make_inputs: MakeInputs) -> None:
+    often = make_inputs(folder="often", dropout=0.1, steps_per_eval=1, steps_per_report=1)
+    seldom = make_inputs(folder="seldom", dropout=0.1, steps_per_eval=100, steps_per_report=100)
+    train_here(often)
+    train_here(seldom)
     assert_same_bits(adapter_of(often), adapter_of(seldom))
 
 
-def test_batch_4_is_batch_1_accumulated_4_times(make_job: MakeJob) -> None:
+def test_batch_4_is_batch_1_accumulated_4_times(make_inputs: MakeInputs) -> None:
     """Rows of unequal trained length: an average of averages would differ by far more."""
     rows = random_rows(4, seed=9)
-    big = make_job(rows, "big", iterations=1, batch_size=4, optimizer="sgd")
-    small = make_job(
+    big = make_inputs(rows, "big", iterations=1, batch_size=4, optimizer="sgd")
+    small = make_inputs(
         rows, "small", iterations=4, batch_size=1, grad_accumulation_steps=4, optimizer="sgd"
     )
-    result = train(big, listener()), train(small, listener())
+    result = train_here(big), train_here(small)
     assert result[0].updates == result[1].updates == 1
     one, other = adapter_of(big), adapter_of(small)
     step = max(np.abs(one[name]).max() for name in one if name.endswith("lora_b"))
@@ -85,26 +86,26 @@ def test_batch_4_is_batch_1_accumulated_4_times(make_job: MakeJob) -> None:
         assert np.abs(one[name] - other[name]).max() < 1e-5 * max(step, 1.0)
 
 
-def test_the_last_partial_window_is_trained(make_job: MakeJob) -> None:
+def test_the_last_partial_window_is_trained(make_inputs: MakeInputs) -> None:
     """mlx-lm discards the gradients of an unfinished accumulation window."""
-    job = make_job(iterations=6, grad_accumulation_steps=4)
-    before = adapter_of(job)
-    result = train(job, listener())
+    inputs = make_inputs(iterations=6, grad_accumulation_steps=4)
+    before = adapter_of(inputs)
+    result = train_here(inputs)
     assert result.updates == 2
-    assert any(not np.array_equal(before[n], a) for n, a in adapter_of(job).items())
+    assert any(not np.array_equal(before[n], a) for n, a in adapter_of(inputs).items())
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_resumed_is_uninterrupted(make_job: MakeJob, accumulation: int) -> None:
+def test_resumed_is_uninterrupted(make_inputs: MakeInputs, accumulation: int) -> None:
     settings = {"dropout": 0.2, "grad_accumulation_steps": accumulation, "optimizer": "adamw"}
-    whole = make_job(folder="whole", **settings)
-    train(whole, listener())
+    whole = make_inputs(folder="whole", **settings)
+    train_here(whole)
 
     metrics: list[Metric] = []
     for attempt, stop_after in enumerate((4, 3, None)):
-        part = make_job(folder="part", **settings)
+        part = make_inputs(folder="part", **settings)
         try:
-            train(part, listener(metrics, stop_after))
+            train_here(part, metrics, stop_after)
         except Interrupted as error:
             assert "checkpoint written" in str(error), attempt
         else:
@@ -119,35 +120,37 @@ def _losses(folder: Path) -> list[tuple[str, int, float]]:
     return [(m["kind"], m["iteration"], m["loss"]) for m in map(json.loads, lines)]
 
 
-def test_a_checkpoint_of_other_inputs_is_not_continued(make_job: MakeJob) -> None:
+def test_a_checkpoint_of_other_inputs_is_not_continued(make_inputs: MakeInputs) -> None:
     with pytest.raises(Interrupted):
-        train(make_job(), listener(stop_after=4))
-    other = replace(make_job(learning_rate=2e-2), inputs="other inputs")
+        train_here(make_inputs(), stop_after=4)
+    other = replace(make_inputs(learning_rate=2e-2), inputs_hash="other inputs")
     metrics: list[Metric] = []
-    train(other, listener(metrics))
+    train_here(other, metrics)
     assert metrics[0]["kind"] == "validation" and metrics[0]["iteration"] == 0
 
 
-def test_at_least_two_checkpoints_are_kept_and_no_more_than_asked(make_job: MakeJob) -> None:
-    job = make_job(save_every=2, keep_checkpoints=3)
-    result = train(job, listener())
-    kept = [int(path.name) for path in complete_checkpoints(job.folder / "checkpoints", "inputs")]
+def test_at_least_two_checkpoints_are_kept_and_no_more_than_asked(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(save_every=2, keep_checkpoints=3)
+    result = train_here(inputs)
+    kept = [
+        int(path.name) for path in complete_checkpoints(inputs.folder / "checkpoints", "inputs")
+    ]
     assert kept[-3:] == [8, 10, 12]
     assert set(kept[:-3]) <= {result.best_iteration}, "the best one stays as well"
 
 
-def test_the_best_and_the_pinned_checkpoint_stay(make_job: MakeJob) -> None:
+def test_the_best_and_the_pinned_checkpoint_stay(make_inputs: MakeInputs) -> None:
     rates = {"steps_per_eval": 5, "learning_rate": 3e-2}
 
-    def pinned(seed: int) -> TrainingJob:
-        job = make_job(iterations=40, save_every=5, seed=seed, folder=f"seed-{seed}", **rates)
-        (job.folder / "checkpoints").mkdir()
-        (job.folder / "checkpoints" / "0000010.pinned").touch()
-        return job
+    def pinned(seed: int) -> TrainingInputs:
+        inputs = make_inputs(iterations=40, save_every=5, seed=seed, folder=f"seed-{seed}", **rates)
+        (inputs.folder / "checkpoints").mkdir()
+        (inputs.folder / "checkpoints" / "0000010.pinned").touch()
+        return inputs
 
-    job, result = trained_past_its_best(pinned)
-    checkpoints = job.folder / "checkpoints"
-    metrics = read_json_lines(job.folder / "metrics.jsonl")
+    inputs, result = trained_past_its_best(pinned)
+    checkpoints = inputs.folder / "checkpoints"
+    metrics = read_json_lines(inputs.folder / "metrics.jsonl")
     validations = [m for m in metrics if m["kind"] == "validation" and m["iteration"] > 0]
     best = min(validations, key=lambda m: m["loss"])
     assert result.best_iteration == best["iteration"] < 35, "the test needs a best one before"
@@ -159,37 +162,37 @@ def test_the_best_and_the_pinned_checkpoint_stay(make_job: MakeJob) -> None:
     )
 
 
-def test_validated_weights_are_weights_that_can_be_saved(make_job: MakeJob) -> None:
+def test_validated_weights_are_weights_that_can_be_saved(make_inputs: MakeInputs) -> None:
     """Between two updates there are gradients in flight: a validation waits for the next one."""
     metrics: list[Metric] = []
-    train(make_job(grad_accumulation_steps=4, steps_per_eval=3), listener(metrics))
+    train_here(make_inputs(grad_accumulation_steps=4, steps_per_eval=3), metrics)
     validated = [m["iteration"] for m in metrics if m["kind"] == "validation"]
     assert validated == [0, 4, 8, 12]
 
 
-def test_a_torn_checkpoint_does_not_exist(make_job: MakeJob) -> None:
-    job = make_job()
-    train(job, listener())
-    *_, older, newest = complete_checkpoints(job.folder / "checkpoints", "inputs")
+def test_a_torn_checkpoint_does_not_exist(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs()
+    train_here(inputs)
+    *_, older, newest = complete_checkpoints(inputs.folder / "checkpoints", "inputs")
     adapter = newest / "adapters.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:-1])
-    assert complete_checkpoints(job.folder / "checkpoints", "inputs")[-1] == older
+    assert complete_checkpoints(inputs.folder / "checkpoints", "inputs")[-1] == older
 
 
-def test_a_loss_that_is_no_number_stops_with_the_rows(make_job: MakeJob) -> None:
+def test_a_loss_that_is_no_number_stops_with_the_rows(make_inputs: MakeInputs) -> None:
     metrics: list[Metric] = []
-    job = make_job(learning_rate=1e30, optimizer="sgd", iterations=30)
+    inputs = make_inputs(learning_rate=1e30, optimizer="sgd", iterations=30)
     with pytest.raises(GateFailed, match=r"the loss is (nan|inf)") as caught:
-        train(job, listener(metrics))
+        train_here(inputs, metrics)
     assert "train rows of lines" in str(caught.value) and "3 updates in a row" in str(caught.value)
     assert caught.value.exit_code == 1
     assert [m["update"] for m in metrics if m["kind"] == "skipped"] == [2, 3, 4]
 
 
-def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: MakeJob) -> None:
+def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_inputs: MakeInputs) -> None:
     """One row whose states are no numbers: the run goes on without it."""
-    job = make_job(iterations=13, batch_size=1, steps_per_report=13)
-    right = job.forward.top
+    inputs = make_inputs(iterations=13, batch_size=1, steps_per_report=13)
+    right = inputs.forward.top
 
     def broken(
         ids: mx.array, prefix: mx.array, packing: Packing | None, wanted: mx.array | None
@@ -197,27 +200,27 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_job: Mak
         is_row = ids.shape == poisoned.shape and bool((ids == poisoned).all().item())
         return right(ids, prefix, packing, wanted) * (float("nan") if is_row else 1.0)
 
-    poisoned = mx.array([job.train_rows.row(5)[0][:-1].tolist()])
-    job.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
+    poisoned = mx.array([inputs.train_rows.row(5)[0][:-1].tolist()])
+    inputs.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
     metrics: list[Metric] = []
-    result = train(job, listener(metrics))
+    result = train_here(inputs, metrics)
     (skipped,) = [m for m in metrics if m["kind"] == "skipped"]
     assert skipped["lines"] == [6] and result.skipped_updates == 1
-    assert all(np.isfinite(array).all() for array in adapter_of(job).values())
+    assert all(np.isfinite(array).all() for array in adapter_of(inputs).values())
     (report,) = [m for m in metrics if m["kind"] == "train"]
     assert np.isfinite(report["loss"]) and report["skipped_updates"] == 1
 
 
 @pytest.mark.parametrize("packs", [False, True])
-def test_a_report_says_norm_padding_and_epoch(make_job: MakeJob, packs: bool) -> None:
+def test_a_report_says_norm_padding_and_epoch(make_inputs: MakeInputs, packs: bool) -> None:
     metrics: list[Metric] = []
-    job = make_job(batch_size=4, iterations=8, steps_per_report=4)
-    job.forward.packs = packs
-    train(job, listener(metrics))
+    inputs = make_inputs(batch_size=4, iterations=8, steps_per_report=4)
+    inputs.forward.packs = packs
+    train_here(inputs, metrics)
     first, second = (m for m in metrics if m["kind"] == "train")
     assert (first["epoch"], second["epoch"]) == (0, 1)
-    lengths = job.train_rows.lengths - 1
-    plans = [[b.rows for b in plan_run(len(job.train_rows), 4, 0, 8)][i : i + 4] for i in (0, 4)]
+    lengths = inputs.train_rows.lengths - 1
+    plans = [[b.rows for b in plan_run(len(inputs.train_rows), 4, 0, 8)][i : i + 4] for i in (0, 4)]
     for report, plan in zip((first, second), plans, strict=True):
         parts = [part for rows in plan for part in padded_groups(lengths, rows, 1024)]
         padded = sum(int(lengths[list(part)].max()) * len(part) for part in parts)
@@ -227,11 +230,11 @@ def test_a_report_says_norm_padding_and_epoch(make_job: MakeJob, packs: bool) ->
         assert 0 < report["gradient_norm"] < 1e3
 
 
-def test_small_micro_batches_train_the_same(make_job: MakeJob) -> None:
-    whole = make_job(folder="whole", learning_rate=1e-3)
-    parts = make_job(folder="parts", learning_rate=1e-3, micro_batch_tokens=8)
-    train(whole, listener())
-    train(parts, listener())
+def test_small_micro_batches_train_the_same(make_inputs: MakeInputs) -> None:
+    whole = make_inputs(folder="whole", learning_rate=1e-3)
+    parts = make_inputs(folder="parts", learning_rate=1e-3, micro_batch_tokens=8)
+    train_here(whole)
+    train_here(parts)
     one, other = adapter_of(whole), adapter_of(parts)
     largest = max(np.abs(array).max() for array in one.values())
     for name in one:
@@ -239,35 +242,35 @@ def test_small_micro_batches_train_the_same(make_job: MakeJob) -> None:
 
 
 def test_a_run_on_cached_states_of_the_disk_has_the_same_bits(
-    make_job: MakeJob, tmp_path: Path
+    make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     adapters = []
     for folder, cache in (("memory", None), ("first", tmp_path / "c"), ("again", tmp_path / "c")):
-        job = make_job(folder=folder, prefix_folder=cache)
-        train(job, listener())
-        adapters.append(adapter_of(job))
+        inputs = make_inputs(folder=folder, prefix_folder=cache)
+        train_here(inputs)
+        adapters.append(adapter_of(inputs))
     assert len(list((tmp_path / "c").iterdir())) == 2, "training and validation rows"
     assert_same_bits(adapters[0], adapters[1])
     assert_same_bits(adapters[0], adapters[2])
 
 
-def test_frozen_weights_are_let_go_once_their_outputs_are_kept(make_job: MakeJob) -> None:
-    kept, computed = make_job(folder="kept"), make_job(folder="computed")
+def test_frozen_weights_are_let_go_once_their_outputs_are_kept(make_inputs: MakeInputs) -> None:
+    kept, computed = make_inputs(folder="kept"), make_inputs(folder="computed")
     computed = replace(computed, prefix_limit_bytes=0)
-    for job in (kept, computed):
-        train(job, listener())
+    for inputs in (kept, computed):
+        train_here(inputs)
     sizes = [
-        sum(a.nbytes for _, a in tree_flatten(job.model.layers[0].parameters()))
-        for job in (kept, computed)
+        sum(a.nbytes for _, a in tree_flatten(inputs.model.layers[0].parameters()))
+        for inputs in (kept, computed)
     ]
     assert sizes[0] == 0 < sizes[1]
 
 
-def test_validations_count_in_the_time_and_not_in_the_pace(make_job: MakeJob) -> None:
+def test_validations_count_in_the_time_and_not_in_the_pace(make_inputs: MakeInputs) -> None:
     """A pace is one of training, whatever was validated before; time left knows both."""
     metrics: list[Metric] = []
     rows = random_rows(500, seed=2)
-    result = train(make_job(iterations=24, validation_rows=rows), listener(metrics))
+    result = train_here(make_inputs(iterations=24, validation_rows=rows), metrics)
     reports = [m for m in metrics if m["kind"] == "train"]
     assert reports[-1]["iteration"] == reports[-1]["iterations"] == 24
     assert all(r["peak_memory_bytes"] > 0 for r in reports)
@@ -282,93 +285,99 @@ def test_validations_count_in_the_time_and_not_in_the_pace(make_job: MakeJob) ->
         assert result.seconds / 2 < whole < 2 * result.seconds
 
 
-def test_a_resumed_run_knows_the_peak_memory_of_the_one_before(make_job: MakeJob) -> None:
-    job = make_job(iterations=12, batch_size=13)
+def test_a_resumed_run_knows_the_peak_memory_of_the_one_before(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(iterations=12, batch_size=13)
     with pytest.raises(Interrupted):
-        train(job, listener(stop_after=8))
-    (state,) = [read_json(path / "state.json") for path in checkpoints_of(job)[-1:]]
+        train_here(inputs, stop_after=8)
+    (state,) = [read_json(path / "state.json") for path in checkpoints_of(inputs)[-1:]]
     assert state["peak_memory_bytes"] > 0
     state["peak_memory_bytes"] *= 1000
-    newest = checkpoints_of(job)[-1]
+    newest = checkpoints_of(inputs)[-1]
     write_json(newest / "state.json", state)
     (newest / "manifest.json").unlink()
     seal(newest, "checkpoint", "inputs", {})
-    result = train(make_job(iterations=12, batch_size=13), listener())
+    result = train_here(make_inputs(iterations=12, batch_size=13))
     assert result.peak_memory_bytes == state["peak_memory_bytes"]
 
 
-def test_a_damaged_checkpoint_is_not_continued_but_the_one_before_it(make_job: MakeJob) -> None:
+def test_a_damaged_checkpoint_is_not_continued_but_the_one_before_it(
+    make_inputs: MakeInputs,
+) -> None:
     """Its size is right: only its content says that it is not what was written."""
-    whole = make_job(folder="whole", iterations=16)
-    train(whole, listener())
-    job = make_job(iterations=16)
+    whole = make_inputs(folder="whole", iterations=16)
+    train_here(whole)
+    inputs = make_inputs(iterations=16)
     with pytest.raises(Interrupted):
-        train(job, listener(stop_after=9))
-    newest = checkpoints_of(job)[-1]
+        train_here(inputs, stop_after=9)
+    newest = checkpoints_of(inputs)[-1]
     file = newest / "optimizer.safetensors"
     content = bytearray(file.read_bytes())
     content[-64:] = bytes(64)
     file.write_bytes(content)
-    said: list[str] = []
-    again = make_job(iterations=16)
-    train(again, replace(listener(), say=said.append))
+    said = io.StringIO()
+    again = make_inputs(iterations=16)
+    train_here(again, console=Console(said))
     assert_same_bits(adapter_of(again), adapter_of(whole))
-    assert "optimizer.safetensors: content differs" in said[0]
-    assert said[1] == "going on from the checkpoint of iteration 8"
+    first, second, *_ = said.getvalue().splitlines()
+    assert "optimizer.safetensors: content differs" in first
+    assert second == "going on from the checkpoint of iteration 8"
 
 
-def test_no_whole_checkpoint_is_said_too(make_job: MakeJob) -> None:
-    job = make_job(iterations=8)
+def test_no_whole_checkpoint_is_said_too(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(iterations=8)
     with pytest.raises(Interrupted):
-        train(job, listener(stop_after=5))
-    for path in checkpoints_of(job):
+        train_here(inputs, stop_after=5)
+    for path in checkpoints_of(inputs):
         (path / "state.json").write_text("{")
-    said: list[str] = []
-    train(make_job(iterations=8), replace(listener(), say=said.append))
-    assert said == ["no checkpoint here is whole and of this recipe: training begins anew"]
+    said = io.StringIO()
+    train_here(make_inputs(iterations=8), console=Console(said))
+    lines = said.getvalue().splitlines()
+    assert [line for line in lines if not line.startswith("  iteration")] == [
+        "no checkpoint here is whole and of this recipe: training begins anew"
+    ]
 
 
-def checkpoints_of(job: TrainingJob) -> list[Path]:
-    return complete_checkpoints(job.folder / "checkpoints", "inputs")
+def checkpoints_of(inputs: TrainingInputs) -> list[Path]:
+    return complete_checkpoints(inputs.folder / "checkpoints", "inputs")
 
 
 @pytest.mark.parametrize("every", [1, 6])
 def test_a_validation_loss_that_is_no_number_stops_the_run_in_words(
-    make_job: MakeJob, every: int
+    make_inputs: MakeInputs, every: int
 ) -> None:
-    job = make_job(learning_rate=1e30, optimizer="sgd", steps_per_eval=every, save_every=1)
+    inputs = make_inputs(learning_rate=1e30, optimizer="sgd", steps_per_eval=every, save_every=1)
     with pytest.raises(GateFailed, match="learning_rate"):
-        train(job, listener())
-    metrics = read_json_lines(job.folder / "metrics.jsonl")
+        train_here(inputs)
+    metrics = read_json_lines(inputs.folder / "metrics.jsonl")
     assert all(np.isfinite(m["loss"]) for m in metrics if m["kind"] == "validation")
 
 
-def test_a_base_model_that_gives_no_number_is_told_apart(make_job: MakeJob) -> None:
-    job = make_job()
-    norm = job.model.model.norm
+def test_a_base_model_that_gives_no_number_is_told_apart(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs()
+    norm = inputs.model.model.norm
     norm.weight = norm.weight * math.nan
     with pytest.raises(GateFailed, match="before any training"):
-        train(job, listener())
+        train_here(inputs)
 
 
-def test_updates_that_were_all_skipped_are_no_training(make_job: MakeJob) -> None:
-    job = make_job(iterations=1, learning_rate=1e-3)
-    right = job.forward.top
-    job.forward.top = lambda *given: right(*given) * (math.nan if job.model.training else 1.0)
+def test_updates_that_were_all_skipped_are_no_training(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(iterations=1, learning_rate=1e-3)
+    right = inputs.forward.top
+    inputs.forward.top = lambda *given: right(*given) * (math.nan if inputs.model.training else 1.0)
     with pytest.raises(GateFailed, match="none of 1 updates"):
-        train(job, listener())
+        train_here(inputs)
 
 
 def test_metrics_of_a_run_are_not_lost_while_it_goes_on(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that dies, or a disk that is full, while a resumed run drops the lines after its
     checkpoint leaves all the old ones.
     """
-    job = make_job(iterations=12)
+    inputs = make_inputs(iterations=12)
     with pytest.raises(Interrupted):
-        train(job, listener(stop_after=9))
-    file = job.folder / "metrics.jsonl"
+        train_here(inputs, stop_after=9)
+    file = inputs.folder / "metrics.jsonl"
     before = file.read_bytes()
     count = 0
 
@@ -382,28 +391,28 @@ def test_metrics_of_a_run_are_not_lost_while_it_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(metrics_room.json, "dumps", full)
         with pytest.raises(OSError, match="no space"):
-            train(make_job(iterations=12), listener())
+            train_here(make_inputs(iterations=12))
     assert file.read_bytes() == before
 
 
-def test_validation_has_a_fixed_value_for_fixed_weights(make_job: MakeJob) -> None:
+def test_validation_has_a_fixed_value_for_fixed_weights(make_inputs: MakeInputs) -> None:
     """mlx-lm draws other batches at each validation: the same weights score differently."""
     metrics: list[Metric] = []
-    job = make_job(learning_rate=1e-12, steps_per_eval=2)
-    train(job, listener(metrics))
+    inputs = make_inputs(learning_rate=1e-12, steps_per_eval=2)
+    train_here(inputs, metrics)
     losses = {round(m["loss"], 6) for m in metrics if m["kind"] == "validation"}
     assert len(losses) == 1
 
 
-def test_every_optimizer_trains(make_job: MakeJob) -> None:
+def test_every_optimizer_trains(make_inputs: MakeInputs) -> None:
     for name in ("adam", "adamw", "muon", "sgd", "adafactor", "lion"):
-        job = make_job(folder=name, optimizer=name, iterations=2)
-        before = adapter_of(job)
-        train(job, listener())
-        assert any(not np.array_equal(before[n], a) for n, a in adapter_of(job).items()), name
+        inputs = make_inputs(folder=name, optimizer=name, iterations=2)
+        before = adapter_of(inputs)
+        train_here(inputs)
+        assert any(not np.array_equal(before[n], a) for n, a in adapter_of(inputs).items()), name
 
 
-def test_an_unknown_optimizer_option_is_the_users_fault(make_job: MakeJob) -> None:
-    recipe = make_job().recipe.model_copy(update={"optimizer_config": {"weight_decoy": 0.1}})
+def test_an_unknown_optimizer_option_is_the_users_fault(make_inputs: MakeInputs) -> None:
+    recipe = make_inputs().recipe.model_copy(update={"optimizer_config": {"weight_decoy": 0.1}})
     with pytest.raises(RecipeError, match="weight_decoy"):
         build_optimizer(recipe)

@@ -10,14 +10,13 @@ from mlx_ft.data.tokens import write_split
 from mlx_ft.engine.load import load_weights, release
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import save_adapter
-from mlx_ft.train.handoff import TrainStage
-from mlx_ft.train.loop import train
+from mlx_ft.train.handoff import TrainRequest
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
-from mlx_ft.train.setup import Ground
+from mlx_ft.train.setup import Setup
 from tests.support.models import TINY_CONFIGS, write_random_model, write_tiny_model
-from tests.support.trainings import listener, random_rows
-from tests.train.conftest import MakeJob
+from tests.support.trainings import Steps, random_rows, train_here
+from tests.train.conftest import MakeInputs
 
 ROWS = random_rows(13, seed=1)
 LAYERS, TRAINED = 12, 2
@@ -30,17 +29,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cache", ["memory", "off"])
-def test_the_adapter_has_the_same_bits(make_job: MakeJob, tmp_path: Path, cache: str) -> None:
+def test_the_adapter_has_the_same_bits(make_inputs: MakeInputs, tmp_path: Path, cache: str) -> None:
     """With dropout too: reading layers again must not change which masks are drawn."""
     adapters = []
     for low_memory in (False, True):
-        job = make_job(
+        inputs = make_inputs(
             ROWS, folder=f"{low_memory}", low_memory=low_memory, prefix_cache=cache, dropout=0.1
         )
-        assert isinstance(job.forward, SplitForward) and job.forward.frozen_layers == 2
-        assert (job.forward.streamed_from is not None) == low_memory
-        train(job, listener())
-        save_adapter(job.model, job.adapter_config, tmp_path / f"adapter-{low_memory}")
+        assert isinstance(inputs.forward, SplitForward) and inputs.forward.frozen_layers == 2
+        assert (inputs.forward.streamed_from is not None) == low_memory
+        train_here(inputs)
+        save_adapter(inputs.model, inputs.adapter_config, tmp_path / f"adapter-{low_memory}")
         adapters.append(load_file(tmp_path / f"adapter-{low_memory}" / "adapters.safetensors"))
     held, streamed = adapters
     assert held.keys() == streamed.keys()
@@ -56,10 +55,10 @@ def test_what_is_cheap_is_computed_twice_without_dropout(
     recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
     for name in ("train", "valid"):
         write_split(tmp_path / f"{name}.safetensors", ROWS)
-    stage = TrainStage(
+    request = TrainRequest(
         recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
     )
-    note = Ground(stage).job(stage).forward.note
+    note = Setup(request).inputs(request).forward.note
     assert ("norms and gates computed twice" in note) == (dropout == 0)
 
 
@@ -85,7 +84,7 @@ def peak_of_start_and_prefix(folder: Path, low_memory: bool) -> int:
     forward = choose_forward(model, TRAINED, proof, weights=folder if low_memory else None)
     assert isinstance(forward, SplitForward)
     cache = PrefixCache(forward, ROWS, 1 << 20)
-    cache.fill(lambda done, of: None)
+    cache.fill(Steps())
     assert cache.is_complete
     forward.release_frozen()
     return int(mx.get_peak_memory()) - before

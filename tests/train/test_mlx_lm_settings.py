@@ -28,12 +28,11 @@ from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.adapters import put_adapter
 from mlx_ft.train.batches import plan_epoch
-from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.recompute import checkpointed
 from tests.support.models import write_tiny_model
-from tests.support.trainings import listener
-from tests.train.conftest import MakeJob
+from tests.support.trainings import train_here
+from tests.train.conftest import MakeInputs
 from tests.train.numerics.test_forward import gradient_difference
 
 FLAT = {"model": "m", "data": "d", "train": True}
@@ -144,7 +143,7 @@ def test_a_batch_larger_than_the_data_ends_the_run() -> None:
     assert [sorted(batch.tolist()) for batch in plan_epoch(3, 4, 0, 0)] == [[0, 1, 2]]
 
 
-def test_a_callback_is_replaced(monkeypatch: pytest.MonkeyPatch, make_job: MakeJob) -> None:
+def test_a_callback_is_replaced(monkeypatch: pytest.MonkeyPatch, make_inputs: MakeInputs) -> None:
     handed: list[object] = []
     monkeypatch.setattr(lora, "load", lambda *a, **k: (None, None))
     monkeypatch.setattr(lora, "load_dataset", lambda *a, **k: ([], [], []))
@@ -154,12 +153,12 @@ def test_a_callback_is_replaced(monkeypatch: pytest.MonkeyPatch, make_job: MakeJ
     lora.run(SimpleNamespace(**values), training_callback=mine)
     assert handed[0] is not mine
     metrics: list[Metric] = []
-    train(make_job(iterations=3), listener(metrics))
+    train_here(make_inputs(iterations=3), metrics)
     assert [metric["iteration"] for metric in metrics if metric["kind"] == "train"] == [3]
 
 
 def test_the_settings_are_written_before_the_weights_that_belong_to_them(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_job: MakeJob
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_inputs: MakeInputs
 ) -> None:
     """So after a crash the old weights are loaded with the new scale, without a word."""
     folder = tmp_path / "adapters"
@@ -177,10 +176,10 @@ def test_the_settings_are_written_before_the_weights_that_belong_to_them(
     assert json.loads((folder / "adapter_config.json").read_text())["lora_parameters"]["scale"] == 1
     assert (folder / "adapters.safetensors").read_bytes().startswith(b"weights of yesterday")
 
-    job = make_job(iterations=8)
+    inputs = make_inputs(iterations=8)
     with pytest.raises(Interrupted):
-        train(job, listener(stop_after=4))
-    places = {path.parent for path in job.folder.rglob("adapter_config.json")}
+        train_here(inputs, stop_after=4)
+    places = {path.parent for path in inputs.folder.rglob("adapter_config.json")}
     assert places and all((place / "adapters.safetensors").exists() for place in places)
     assert all((place / "manifest.json").exists() for place in places)
 

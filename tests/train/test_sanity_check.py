@@ -1,5 +1,6 @@
 """A degenerate model does not pass for a trained one, and the answers that show it are kept."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ from hypothesis import strategies as st
 from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import GateFailed
 from mlx_ft.model.chat import ChatFormat
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json_lines
 from mlx_ft.train.sanity_check import (
     MAX_TOKENS,
     SAMPLES,
     TALK_PROMPTS,
-    LookSample,
     Prompt,
+    SanitySample,
     choose_prompts,
-    look,
     require_sane,
+    sanity_samples,
 )
 from tests.support.models import write_tiny_model
+from tests.support.trainings import quiet
 
 
 def user(text: str) -> list[dict[str, Any]]:
@@ -52,8 +55,8 @@ def test_prompts_are_of_as_many_categories_as_there_are(
     assert all(any(p is prompt for _, p in usable) for prompt in from_rows)
 
 
-def sample(index: int, degenerate: str | None) -> LookSample:
-    return LookSample(user(f"question {index}"), f"answer {index} ", "length", 3, degenerate)
+def sample(index: int, degenerate: str | None) -> SanitySample:
+    return SanitySample(user(f"question {index}"), f"answer {index} ", "length", 3, degenerate)
 
 
 @pytest.mark.parametrize("bad", range(SAMPLES + 1))
@@ -74,7 +77,7 @@ def test_two_degenerate_answers_of_five_stop_the_run(bad: int) -> None:
 
 
 def test_a_long_prompt_does_not_bury_the_reason() -> None:
-    long = LookSample(user("x" * 10_000), "y" * 10_000, "length", 64, "repeats")
+    long = SanitySample(user("x" * 10_000), "y" * 10_000, "length", 64, "repeats")
     with pytest.raises(GateFailed) as caught:
         require_sane([long, long])
     assert all(len(str(fault)) < 400 for fault in caught.value.faults)
@@ -90,9 +93,11 @@ def test_a_random_model_is_caught_and_its_answers_are_kept(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
     """A model that learned nothing repeats itself: real answers, stopped, shown and on disk."""
-    said: list[str] = []
+    said = io.StringIO()
     file = tmp_path / "samples.jsonl"
-    samples = look(loaded, choose_prompts([("a", Prompt(user("the fox")))]), file, said.append)
+    samples = sanity_samples(
+        loaded, choose_prompts([("a", Prompt(user("the fox")))]), file, Console(said)
+    )
     with pytest.raises(GateFailed) as caught:
         require_sane(samples)
     rows = read_json_lines(file)
@@ -103,7 +108,7 @@ def test_a_random_model_is_caught_and_its_answers_are_kept(
     degenerate = [row for row in rows if row["degenerate"]]
     assert len(degenerate) == len(caught.value.faults) >= 2
     assert all(row["generated_tokens"] <= MAX_TOKENS for row in rows)
-    shown = "\n".join(said)
+    shown = said.getvalue()
     for row in rows:
         assert row["messages"][-1]["content"] in shown
         assert row["text"].strip().replace("\n", "\n    ") in shown
@@ -114,9 +119,9 @@ def test_samples_come_back_from_disk_as_they_were(loaded: LoadedModel, tmp_path:
     """Texts with line separators, quotes and other alphabets too."""
     odd = [{"role": "system", "content": "Sei\u2028kurz."}, *user('"Zwölf" \u2029\x85\n🦊\\n')]
     file = tmp_path / "samples.jsonl"
-    (sampled,) = look(loaded, [Prompt(odd)], file, lambda text: None)
+    (sampled,) = sanity_samples(loaded, [Prompt(odd)], file, quiet())
     (row,) = read_json_lines(file)
-    assert LookSample(**row) == sampled
+    assert SanitySample(**row) == sampled
     assert sampled.messages == odd
     assert json.loads(file.read_text(encoding="utf-8")) == row
 
@@ -134,5 +139,7 @@ def test_tools_that_a_row_offers_are_offered_again(loaded: LoadedModel, tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(renderer), "prompt_ids", remember)
-        look(loaded, [Prompt(user("open it"), [tool])], tmp_path / "samples.jsonl", lambda t: None)
+        sanity_samples(
+            loaded, [Prompt(user("open it"), [tool])], tmp_path / "samples.jsonl", quiet()
+        )
     assert asked == [[tool]]

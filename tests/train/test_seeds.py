@@ -15,12 +15,13 @@ from mlx_ft.recipe.schema import LoraParameters
 from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.console import Console
 from mlx_ft.train import selection, setup
-from mlx_ft.train.handoff import TrainStage, seed_folder
+from mlx_ft.train.handoff import TrainRequest, seed_folder
 from mlx_ft.train.sanity_check import Prompt
-from mlx_ft.train.session import Around, run_seeds, run_train_stage
+from mlx_ft.train.session import train_one, train_seeds
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.train.test_supervisor import TIMES, children, learned, stage_in
+from tests.support.trainings import quiet
+from tests.train.test_supervisor import TIMES, children, learned, request_in
 
 SEEDS = (3, 0, 5)
 PROMPTS = [Prompt([{"role": "user", "content": text}]) for text in ("hello", "fox", "Paris")]
@@ -31,23 +32,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", layers=3)
 
 
-def family_in(place: Path, base: Path, **changes: Any) -> TrainStage:
-    """Return a stage of three seeds below `place`."""
-    stage = stage_in(place, base, **({"iters": 12, "seeds": list(SEEDS)} | changes))
-    return replace(stage, seeds=SEEDS, look_prompts=PROMPTS, judge_look=False)
+def family_in(place: Path, base: Path, **changes: Any) -> TrainRequest:
+    """Return the request of three seeds below `place`."""
+    request = request_in(place, base, **({"iters": 12, "seeds": list(SEEDS)} | changes))
+    return replace(request, seeds=SEEDS, sanity_prompts=PROMPTS, sanity_required=False)
 
 
-def quiet() -> Around:
-    return Around(Console(io.StringIO()))
+def result(request: TrainRequest) -> Any:
+    """Return what a finished training learned and says."""
+    return learned(request), (request.folder / "samples.jsonl").read_bytes()
 
 
-def result(stage: TrainStage) -> Any:
-    """Return what a finished stage learned and says."""
-    return learned(stage), (stage.folder / "samples.jsonl").read_bytes()
-
-
-def finished(family: TrainStage, seed: int) -> TrainStage:
-    """Return the stage of one seed where it lies once it is complete."""
+def finished(family: TrainRequest, seed: int) -> TrainRequest:
+    """Return the request of one seed where it lies once it is complete."""
     return replace(family.of_seed(seed), folder=family.folder / seed_folder(seed))
 
 
@@ -76,12 +73,12 @@ def test_a_seed_among_others_is_what_it_is_alone(
     if "lora_parameters" in changes:  # a model whose head is one of its own
         base = write_tiny_model(tmp_path, "qwen3", layers=3)
     family = family_in(tmp_path / "family", base, **changes)
-    run_seeds(family, quiet())
+    train_seeds(family, quiet())
     for seed in SEEDS:
         place = tmp_path / f"alone-{seed}"
         alone = family_in(place, base, **changes).of_seed(seed)
         alone.folder.mkdir()
-        info = run_train_stage(alone, quiet())
+        info = train_one(alone, quiet())
         among = finished(family, seed)
         assert result(among) == result(alone)
         manifest = family.trained(seed)
@@ -107,7 +104,7 @@ def test_what_seeds_have_in_common_is_done_once(
     counted(setup, "load_model")
     counted(setup, "choose_forward")
     counted(selection, "validation_loss")
-    run_seeds(family_in(tmp_path, base), quiet())
+    train_seeds(family_in(tmp_path, base), quiet())
     measured = 2 * len(SEEDS)  # after iterations 10 and 12
     assert counts == {"load_model": 1, "choose_forward": 1, "validation_loss": 1 + measured}
 
@@ -116,10 +113,10 @@ def test_a_seed_that_is_stopped_leaves_the_next_one_as_it_would_be(
     base: Path, tmp_path: Path
 ) -> None:
     """What a random model says loops, so that every seed is stopped when answers are judged."""
-    judged = replace(family_in(tmp_path / "judged", base), judge_look=True)
+    judged = replace(family_in(tmp_path / "judged", base), sanity_required=True)
     free = family_in(tmp_path / "free", base)
     for family in (judged, free):
-        run_seeds(family, quiet())
+        train_seeds(family, quiet())
     for seed in SEEDS:
         manifests = [family.trained(seed) for family in (judged, free)]
         assert [manifest is not None and "stopped" in manifest.info for manifest in manifests] == [
@@ -137,7 +134,7 @@ def test_processes_that_are_to_end_now_and_then_end_with_a_seed(base: Path, tmp_
     said = io.StringIO()
     supervise(segments, tmp_path / "8", Console(said))
     assert said.getvalue().count("computing in") == 2 * len(SEEDS)
-    run_seeds(whole, quiet())
+    train_seeds(whole, quiet())
     for seed in SEEDS:
         assert learned(finished(segments, seed)) == learned(finished(whole, seed))
 
@@ -145,7 +142,7 @@ def test_processes_that_are_to_end_now_and_then_end_with_a_seed(base: Path, tmp_
 class _Killer(threading.Thread):
     """Kills the training process once, while the second seed is trained."""
 
-    def __init__(self, family: TrainStage) -> None:
+    def __init__(self, family: TrainRequest) -> None:
         super().__init__(daemon=True)
         self.family = family
         self.first: Any = None
@@ -162,7 +159,7 @@ class _Killer(threading.Thread):
 
 def test_a_kill_costs_no_seed_that_is_finished(base: Path, tmp_path: Path) -> None:
     undisturbed, killed = (family_in(tmp_path / name, base, iters=30) for name in ("one", "other"))
-    run_seeds(undisturbed, quiet())
+    train_seeds(undisturbed, quiet())
     said = io.StringIO()
     killer = _Killer(killed)
     killer.start()

@@ -1,7 +1,6 @@
 """The chosen weights are the best that were looked at, and looking changes nothing else."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,101 +12,105 @@ from mlx_ft.engine.load import LoadedModel, load_model
 from mlx_ft.errors import Interrupted
 from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.recipe.schema import SelectRecipe
+from mlx_ft.system.console import Progress
 from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
-from mlx_ft.train.contract import Judge, Judgement, TrainingJob
-from mlx_ft.train.loop import train
+from mlx_ft.train.contract import Judge, Judgement, TrainingInputs
 from mlx_ft.train.metrics import Metric
-from tests.support.trainings import listener, trained_past_its_best
-from tests.train.conftest import MakeJob
+from tests.support.trainings import train_here, trained_past_its_best
+from tests.train.conftest import MakeInputs
 from tests.train.test_loop import adapter_of, assert_same_bits
 
 PROMPTS = [[5, 9, 17], [30, 31, 32, 33, 34]]
 SUITE = SelectRecipe(suite="suite.yaml", every=4)
 
 
-def loaded_of(job: TrainingJob, folder: Path) -> LoadedModel:
+def loaded_of(inputs: TrainingInputs, folder: Path) -> LoadedModel:
     renderer = ChatRenderer.from_folder(folder, ChatFormat())
-    return LoadedModel(job.model, renderer, {}, "float32")
+    return LoadedModel(inputs.model, renderer, {}, "float32")
 
 
-def judged(job: TrainingJob, folder: Path, said: list[list[tuple[int, ...]]]) -> TrainingJob:
-    """Return the job with a judge whose score comes from what the model generates."""
+def judged(
+    inputs: TrainingInputs, folder: Path, said: list[list[tuple[int, ...]]]
+) -> TrainingInputs:
+    """Return the inputs with a judge whose score comes from what the model generates."""
 
-    def ask(iteration: int, alive: Callable[[], None]) -> Judgement:
-        answers = generate(loaded_of(job, folder), PROMPTS, max_tokens=8)
+    def ask(iteration: int, progress: Progress) -> Judgement:
+        answers = generate(loaded_of(inputs, folder), PROMPTS, max_tokens=8)
         said.append([answer.ids for answer in answers])
-        alive()
+        progress.update(1.0)
         score = (sum(map(sum, said[-1])) % 7) / 7
         return Judgement("suite", score, len(PROMPTS), 0.0, 1.0)
 
-    return replace(job, judge=Judge(ask, 30))
+    return replace(inputs, judge=Judge(ask, 30))
 
 
-def scored(job: TrainingJob, scores: dict[int, float]) -> TrainingJob:
-    def ask(iteration: int, alive: Callable[[], None]) -> Judgement:
+def scored(inputs: TrainingInputs, scores: dict[int, float]) -> TrainingInputs:
+    def ask(iteration: int, progress: Progress) -> Judgement:
         return Judgement("suite", scores[iteration], 1, 0.0, 1.0)
 
-    return replace(job, judge=Judge(ask, 1))
+    return replace(inputs, judge=Judge(ask, 1))
 
 
-def lines_of(job: TrainingJob, kind: str) -> list[Metric]:
-    lines = map(json.loads, (job.folder / "metrics.jsonl").read_text().splitlines())
+def lines_of(inputs: TrainingInputs, kind: str) -> list[Metric]:
+    lines = map(json.loads, (inputs.folder / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
 
 
-def checkpoint(job: TrainingJob, iteration: int) -> dict[str, bytes]:
+def checkpoint(inputs: TrainingInputs, iteration: int) -> dict[str, bytes]:
     from safetensors.numpy import load_file
 
-    file = job.folder / CHECKPOINTS / f"{iteration:07d}" / ADAPTER_FILE
+    file = inputs.folder / CHECKPOINTS / f"{iteration:07d}" / ADAPTER_FILE
     return {name: array.tobytes() for name, array in load_file(file).items()}
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
 def test_what_is_asked_is_the_model_with_its_frozen_layers(
-    make_job: MakeJob, model_folder: Path, tmp_path: Path, low_memory: bool
+    make_inputs: MakeInputs, model_folder: Path, tmp_path: Path, low_memory: bool
 ) -> None:
     """They were let go before; the answers are those of the saved adapter on a fresh base."""
     said: list[list[tuple[int, ...]]] = []
-    job = judged(make_job(select=SUITE, low_memory=low_memory), model_folder, said)
-    train(job, listener())
-    assert job.forward.frozen_released and len(said) == 3
+    inputs = judged(make_inputs(select=SUITE, low_memory=low_memory), model_folder, said)
+    train_here(inputs)
+    assert inputs.forward.frozen_released and len(said) == 3
     last = tmp_path / "last"
-    save_adapter(job.model, job.adapter_config, last)
+    save_adapter(inputs.model, inputs.adapter_config, last)
     (last / ADAPTER_FILE).write_bytes(
-        (complete_checkpoints(job.folder / CHECKPOINTS, "inputs")[-1] / ADAPTER_FILE).read_bytes()
+        (
+            complete_checkpoints(inputs.folder / CHECKPOINTS, "inputs")[-1] / ADAPTER_FILE
+        ).read_bytes()
     )
     fresh = load_model(model_folder, ChatFormat(), adapter=last, low_memory=low_memory)
     answers = generate(fresh, PROMPTS, max_tokens=8)
     assert said[-1] == [answer.ids for answer in answers]
 
 
-def test_asking_changes_no_training_bit(make_job: MakeJob, model_folder: Path) -> None:
+def test_asking_changes_no_training_bit(make_inputs: MakeInputs, model_folder: Path) -> None:
     said: list[list[tuple[int, ...]]] = []
-    plain = make_job(folder="plain", dropout=0.1)
-    asked = judged(make_job(folder="asked", dropout=0.1, select=SUITE), model_folder, said)
+    plain = make_inputs(folder="plain", dropout=0.1)
+    asked = judged(make_inputs(folder="asked", dropout=0.1, select=SUITE), model_folder, said)
     often = judged(
-        make_job(folder="often", dropout=0.1, select=SUITE.model_copy(update={"every": 1})),
+        make_inputs(folder="often", dropout=0.1, select=SUITE.model_copy(update={"every": 1})),
         model_folder,
         said,
     )
-    for job in (plain, asked, often):
-        train(job, listener())
+    for inputs in (plain, asked, often):
+        train_here(inputs)
     assert checkpoint(plain, 12) == checkpoint(asked, 12) == checkpoint(often, 12)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_resumed_is_uninterrupted_with_selection(
-    make_job: MakeJob, model_folder: Path, accumulation: int
+    make_inputs: MakeInputs, model_folder: Path, accumulation: int
 ) -> None:
     settings = {"dropout": 0.2, "grad_accumulation_steps": accumulation, "select": SUITE}
     said: list[list[tuple[int, ...]]] = []
-    whole = judged(make_job(folder="whole", **settings), model_folder, said)
-    result = train(whole, listener())
+    whole = judged(make_inputs(folder="whole", **settings), model_folder, said)
+    result = train_here(whole)
     for stop_after in (5, 3, None):
-        part = judged(make_job(folder="part", **settings), model_folder, said)
+        part = judged(make_inputs(folder="part", **settings), model_folder, said)
         try:
-            again = train(part, listener(stop_after=stop_after))
+            again = train_here(part, stop_after=stop_after)
         except Interrupted:
             assert stop_after is not None
         else:
@@ -119,38 +122,36 @@ def test_resumed_is_uninterrupted_with_selection(
     assert [getattr(result, name) for name in chosen] == [getattr(again, name) for name in chosen]
 
 
-def test_the_best_score_is_taken_and_ties_go_by_validation_loss(make_job: MakeJob) -> None:
+def test_the_best_score_is_taken_and_ties_go_by_validation_loss(make_inputs: MakeInputs) -> None:
     scores = {2: 0.5, 4: 0.75, 6: 0.25, 8: 0.75, 10: 0.75, 12: 0.5}
     select = SelectRecipe(suite="suite.yaml", every=2)
-    job = scored(make_job(select=select, learning_rate=3e-3, steps_per_eval=100), scores)
-    result = train(job, listener())
-    losses = {m["iteration"]: m["loss"] for m in lines_of(job, "validation")}
+    inputs = scored(make_inputs(select=select, learning_rate=3e-3, steps_per_eval=100), scores)
+    result = train_here(inputs)
+    losses = {m["iteration"]: m["loss"] for m in lines_of(inputs, "validation")}
     best = min((4, 8, 10), key=lambda iteration: losses[iteration])
     assert (result.chosen_iteration, result.chosen_score) == (best, 0.75)
     assert result.chosen_validation_loss == losses[best]
-    now = {name: array.tobytes() for name, array in adapter_of(job).items()}
-    assert now == checkpoint(job, best) != checkpoint(job, 12)
+    now = {name: array.tobytes() for name, array in adapter_of(inputs).items()}
+    assert now == checkpoint(inputs, best) != checkpoint(inputs, 12)
 
 
 def test_patience_ends_a_run_and_a_crash_after_it_does_not_begin_it_again(
-    make_job: MakeJob,
+    make_inputs: MakeInputs,
 ) -> None:
     scores = {2: 0.5, 4: 0.25, 6: 0.25}
     select = SelectRecipe(suite="suite.yaml", every=2, patience=2)
-    job = scored(make_job(select=select, steps_per_report=100, save_every=100), scores)
-    result = train(job, listener())
+    inputs = scored(make_inputs(select=select, steps_per_report=100, save_every=100), scores)
+    result = train_here(inputs)
     assert (result.iterations, result.chosen_iteration, result.ended_early) == (6, 2, True)
-    again = scored(make_job(select=select, steps_per_report=100, save_every=100), {})
-    assert replace(train(again, listener()), peak_memory_bytes=0) == replace(
-        result, peak_memory_bytes=0
-    )
-    assert_same_bits(adapter_of(job), adapter_of(again))
+    again = scored(make_inputs(select=select, steps_per_report=100, save_every=100), {})
+    assert replace(train_here(again), peak_memory_bytes=0) == replace(result, peak_memory_bytes=0)
+    assert_same_bits(adapter_of(inputs), adapter_of(again))
 
 
-def test_validation_loss_alone_can_choose(make_job: MakeJob) -> None:
+def test_validation_loss_alone_can_choose(make_inputs: MakeInputs) -> None:
     select = SelectRecipe(metric="validation_loss", every=5)
-    job, result = trained_past_its_best(
-        lambda seed: make_job(
+    inputs, result = trained_past_its_best(
+        lambda seed: make_inputs(
             iterations=40,
             steps_per_eval=5,
             learning_rate=3e-2,
@@ -159,20 +160,20 @@ def test_validation_loss_alone_can_choose(make_job: MakeJob) -> None:
             folder=f"seed-{seed}",
         )
     )
-    losses = {m["iteration"]: m["loss"] for m in lines_of(job, "validation") if m["iteration"]}
+    losses = {m["iteration"]: m["loss"] for m in lines_of(inputs, "validation") if m["iteration"]}
     best = min(losses, key=lambda iteration: losses[iteration])
     assert result.chosen_iteration == best < 40 and result.chosen_score is None
-    now = {name: array.tobytes() for name, array in adapter_of(job).items()}
-    assert now == checkpoint(job, best)
+    now = {name: array.tobytes() for name, array in adapter_of(inputs).items()}
+    assert now == checkpoint(inputs, best)
 
 
-def test_without_selection_the_last_weights_are_taken(make_job: MakeJob) -> None:
-    job, result = trained_past_its_best(
-        lambda seed: make_job(
+def test_without_selection_the_last_weights_are_taken(make_inputs: MakeInputs) -> None:
+    inputs, result = trained_past_its_best(
+        lambda seed: make_inputs(
             iterations=40, steps_per_eval=5, learning_rate=3e-2, seed=seed, folder=f"seed-{seed}"
         )
     )
     assert result.best_iteration < result.chosen_iteration == 40
     assert result.chosen_validation_loss == result.final_validation_loss
-    now = {name: array.tobytes() for name, array in adapter_of(job).items()}
-    assert now == checkpoint(job, 40) and np.isfinite(result.final_validation_loss)
+    now = {name: array.tobytes() for name, array in adapter_of(inputs).items()}
+    assert now == checkpoint(inputs, 40) and np.isfinite(result.final_validation_loss)

@@ -2,7 +2,6 @@
 float32.
 """
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,32 +14,32 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import TrainRecipe
-from mlx_ft.system.console import Console
 from mlx_ft.train.adapters import ADAPTER_FILE
-from mlx_ft.train.handoff import TrainStage
+from mlx_ft.train.handoff import TrainRequest
 from mlx_ft.train.numerics.forward import PlainForward
 from mlx_ft.train.numerics.losses import frozen_head_loss
 from mlx_ft.train.sanity_check import Prompt
-from mlx_ft.train.session import Around, run_train_stage
+from mlx_ft.train.session import train_one
 from tests.support.models import write_stored
-from tests.train.test_supervisor import stage_in
+from tests.support.trainings import quiet
+from tests.train.test_supervisor import request_in
 
 SIXTEEN_BITS = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def stage_of(place: Path, base: Path, **train: Any) -> TrainStage:
-    stage = stage_in(place, base, iters=12, steps_per_eval=6)
-    recipe = TrainRecipe.model_validate(stage.recipe.train.model_dump(exclude={"epochs"}) | train)
+def request_of(place: Path, base: Path, **train: Any) -> TrainRequest:
+    request = request_in(place, base, iters=12, steps_per_eval=6)
+    recipe = TrainRecipe.model_validate(request.recipe.train.model_dump(exclude={"epochs"}) | train)
     return replace(
-        stage,
-        recipe=stage.recipe.model_copy(update={"train": recipe}),
-        look_prompts=[Prompt([{"role": "user", "content": "hello"}])],
-        judge_look=False,
+        request,
+        recipe=request.recipe.model_copy(update={"train": recipe}),
+        sanity_prompts=[Prompt([{"role": "user", "content": "hello"}])],
+        sanity_required=False,
     )
 
 
 def trained(place: Path, base: Path, **train: Any) -> dict[str, Any]:
-    return run_train_stage(stage_of(place, base, **train), Around(Console(io.StringIO())))
+    return train_one(request_of(place, base, **train), quiet())
 
 
 def adapter_in(place: Path) -> dict[str, mx.array]:

@@ -25,17 +25,18 @@ from mlx_ft.data.tokens import write_split
 from mlx_ft.errors import Fault, GateFailed, Interrupted, ModelError, RunError
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.system.console import Console
-from mlx_ft.system.files import read_json_lines
-from mlx_ft.train import supervisor
+from mlx_ft.system.files import read_json, read_json_lines
+from mlx_ft.train import handoff, supervisor
 from mlx_ft.train.handoff import (
     Pulse,
-    TrainStage,
+    TrainRequest,
     read_error,
     read_heartbeat,
-    read_stage,
+    read_request,
     write_error,
-    write_stage,
+    write_request,
 )
+from mlx_ft.train.process import LivingConsole
 from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.supervisor import (
     MAX_DEATHS_WITHOUT_PROGRESS,
@@ -56,8 +57,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", layers=3)
 
 
-def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
-    """Return a stage of a tiny run below `place`, its rows written."""
+def request_in(place: Path, base: Path, **changes: Any) -> TrainRequest:
+    """Return the request of a tiny run below `place`, its rows written."""
     data, folder = place / "data", place / "train.tmp"
     data.mkdir(parents=True)
     folder.mkdir()
@@ -70,7 +71,7 @@ def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
         learning_rate=1e-3,
         **(values | {"lora_parameters": lora} | changes),
     )
-    return TrainStage(
+    return TrainRequest(
         recipe=Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train),
         model_folder=base,
         data_folder=data,
@@ -79,7 +80,7 @@ def stage_in(place: Path, base: Path, **changes: Any) -> TrainStage:
         model_identity="tiny",
         prefix_limit_bytes=1 << 20,
         prefix_folder=place / "prefix",
-        look_prompts=[Prompt([{"role": "user", "content": "hello"}])],
+        sanity_prompts=[Prompt([{"role": "user", "content": "hello"}])],
     )
 
 
@@ -88,12 +89,14 @@ def arrays(file: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in load_file(file).items()}
 
 
-def learned(stage: TrainStage) -> tuple[dict[str, bytes], dict[str, bytes], list[dict[str, Any]]]:
-    """Return adapter, last optimizer state and metrics of a finished stage."""
-    newest = stage.folder / "checkpoints" / f"{last_checkpoint(stage):07d}"
-    metrics = read_json_lines(stage.folder / "metrics.jsonl")
+def learned(
+    request: TrainRequest,
+) -> tuple[dict[str, bytes], dict[str, bytes], list[dict[str, Any]]]:
+    """Return adapter, last optimizer state and metrics of a finished training."""
+    newest = request.folder / "checkpoints" / f"{last_checkpoint(request):07d}"
+    metrics = read_json_lines(request.folder / "metrics.jsonl")
     return (
-        arrays(stage.folder / "adapter" / "adapters.safetensors"),
+        arrays(request.folder / "adapter" / "adapters.safetensors"),
         arrays(newest / "optimizer.safetensors"),
         [{k: v for k, v in metric.items() if k not in TIMES} for metric in metrics],
     )
@@ -102,18 +105,18 @@ def learned(stage: TrainStage) -> tuple[dict[str, bytes], dict[str, bytes], list
 @pytest.fixture(scope="module")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     place = tmp_path_factory.mktemp("undisturbed")
-    stage = stage_in(place, base)
-    info = supervise(stage, place, Console(io.StringIO()))
+    request = request_in(place, base)
+    info = supervise(request, place, Console(io.StringIO()))
     assert info["iterations"] == 30 and not (place / "train.control").exists()
-    return learned(stage)
+    return learned(request)
 
 
 class Killer(threading.Thread):
     """Kills the training process of a run, a number of times, whenever it has got a bit further."""
 
-    def __init__(self, stage: TrainStage, control: Path, kills: int, number: int) -> None:
+    def __init__(self, request: TrainRequest, control: Path, kills: int, number: int) -> None:
         super().__init__(daemon=True)
-        self.stage, self.control, self.left, self.number = stage, control, kills, number
+        self.request, self.control, self.left, self.number = request, control, kills, number
         self.random = random.Random(kills)
         self.done = threading.Event()
 
@@ -122,8 +125,8 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while self.left and not self.done.is_set():
-            before = last_checkpoint(self.stage)
-            while not self.done.is_set() and last_checkpoint(self.stage) == before:
+            before = last_checkpoint(self.request)
+            while not self.done.is_set() and last_checkpoint(self.request) == before:
                 time.sleep(0.01)
             self.wait_for_a_moment()
             for pid in children():
@@ -157,15 +160,15 @@ def children() -> list[int]:
 def test_a_run_comes_home_through_kills_with_the_same_bits(
     base: Path, tmp_path: Path, undisturbed: Any, number: signal.Signals
 ) -> None:
-    stage = stage_in(tmp_path, base)
+    request = request_in(tmp_path, base)
     said = io.StringIO()
-    killer = Killer(stage, tmp_path / "train.control", 2, number)
+    killer = Killer(request, tmp_path / "train.control", 2, number)
     killer.start()
-    supervise(stage, tmp_path, Console(said))
+    supervise(request, tmp_path, Console(said))
     killer.done.set()
     assert killer.left == 0, "the run was over too soon"
     assert said.getvalue().count("the training process died") == 2
-    assert learned(stage) == undisturbed
+    assert learned(request) == undisturbed
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process")
@@ -177,14 +180,14 @@ def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
     """
     for attempt in range(6):
         place = tmp_path / str(attempt)
-        stage = stage_in(place, base)
+        request = request_in(place, base)
         said = io.StringIO()
-        miser = Miser(stage, place / "train.control", 1, 0)
+        miser = Miser(request, place / "train.control", 1, 0)
         miser.start()
-        supervise(stage, place, Console(said))
+        supervise(request, place, Console(said))
         miser.done.set()
         assert miser.left == 0, "the run was over too soon"
-        assert learned(stage) == undisturbed
+        assert learned(request) == undisturbed
         if "died: memory could not be allocated" in said.getvalue():
             break
     assert said.getvalue().count("died: memory could not be allocated") == 1
@@ -193,11 +196,11 @@ def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
 def test_segments_have_the_bits_of_one_process(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
-    stage = stage_in(tmp_path, base, segment_steps=16)
+    request = request_in(tmp_path, base, segment_steps=16)
     said = io.StringIO()
-    supervise(stage, tmp_path, Console(said))
+    supervise(request, tmp_path, Console(said))
     assert said.getvalue().count("computing in") == 2, "two processes"
-    assert learned(stage) == undisturbed
+    assert learned(request) == undisturbed
 
 
 SUPERVISE = """
@@ -206,12 +209,12 @@ from pathlib import Path
 from mlx_ft.system.console import Console
 from mlx_ft.errors import MlxFtError
 from mlx_ft.system.signals import interruptible
-from mlx_ft.train.handoff import read_stage
+from mlx_ft.train.handoff import read_request
 from mlx_ft.train.supervisor import supervise
 place = Path(sys.argv[1])
 try:
     with interruptible():
-        supervise(read_stage(place / "train.control"), place, Console())
+        supervise(read_request(place / "train.control"), place, Console())
 except MlxFtError as error:
     print(error)
     sys.exit(error.exit_code)
@@ -222,12 +225,12 @@ def test_what_an_orphan_answers_late_is_no_answer_to_the_next_run(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
     """The process of a killed supervisor writes its error while the next one waits for its lock."""
-    stage = stage_in(tmp_path, base, segment_steps=10)
+    request = request_in(tmp_path, base, segment_steps=10)
     control = tmp_path / "train.control"
     control.mkdir()
     with (control / "lock").open("w") as lock, ThreadPoolExecutor() as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run = pool.submit(supervise, stage, tmp_path, Console(io.StringIO()))
+        run = pool.submit(supervise, request, tmp_path, Console(io.StringIO()))
         deadline = time.monotonic() + 60
         while not children():
             assert time.monotonic() < deadline
@@ -235,14 +238,14 @@ def test_what_an_orphan_answers_late_is_no_answer_to_the_next_run(
         write_error(control, Interrupted(Fault("training", "stopped", "run again")))
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert run.result()["iterations"] == 30
-    assert learned(stage) == undisturbed
+    assert learned(request) == undisturbed
 
 
-def supervised(stage: TrainStage, place: Path) -> "subprocess.Popen[str]":
+def supervised(request: TrainRequest, place: Path) -> "subprocess.Popen[str]":
     """Start a supervisor in a process of its own; return it once its training has begun."""
     control = place / "train.control"
     control.mkdir()
-    write_stage(control, stage)
+    write_request(control, request)
     process = subprocess.Popen(
         [sys.executable, "-c", SUPERVISE, str(place)],
         stdout=subprocess.PIPE,
@@ -259,20 +262,20 @@ def supervised(stage: TrainStage, place: Path) -> "subprocess.Popen[str]":
 def test_an_interruption_reaches_the_training_and_leaves_a_checkpoint(
     base: Path, tmp_path: Path
 ) -> None:
-    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
-    process = supervised(stage, tmp_path)
+    request = request_in(tmp_path, base, iters=100_000, save_every=100_000)
+    process = supervised(request, tmp_path)
     assert process.stderr is not None and process.stdout is not None
     process.send_signal(signal.SIGINT)
     process.stderr.read()
     with process:  # closes its pipes
         assert process.wait(timeout=60) == 130
         assert "checkpoint written" in process.stdout.read()
-    assert last_checkpoint(stage) > 0
+    assert last_checkpoint(request) > 0
 
 
 def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_path: Path) -> None:
-    stage = stage_in(tmp_path, base, iters=100_000, save_every=100_000)
-    with supervised(stage, tmp_path) as process:  # closes its pipes
+    request = request_in(tmp_path, base, iters=100_000, save_every=100_000)
+    with supervised(request, tmp_path) as process:  # closes its pipes
         process.kill()
     with (tmp_path / "train.control" / "lock").open("w") as lock:
         deadline = time.monotonic() + 30
@@ -283,32 +286,32 @@ def test_a_supervisor_that_is_killed_takes_the_training_with_it(base: Path, tmp_
             except BlockingIOError:
                 assert time.monotonic() < deadline, "the training goes on without anybody"
                 time.sleep(0.1)
-    assert last_checkpoint(stage) > 0, "it wrote a checkpoint before it went"
+    assert last_checkpoint(request) > 0, "it wrote a checkpoint before it went"
 
 
 def test_what_a_user_can_act_on_arrives_as_it_is(base: Path, tmp_path: Path) -> None:
-    stage = stage_in(tmp_path, base)
-    stage = replace(stage, model_folder=tmp_path / "nowhere")
+    request = request_in(tmp_path, base)
+    request = replace(request, model_folder=tmp_path / "nowhere")
     with pytest.raises(ModelError, match="nowhere"):
-        supervise(stage, tmp_path, Console(io.StringIO()))
+        supervise(request, tmp_path, Console(io.StringIO()))
 
 
 def test_our_own_mistakes_are_not_tried_again(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = stage_in(tmp_path, base)
-    (stage.data_folder / "train.safetensors").unlink()
-    (stage.data_folder / "train.safetensors").mkdir()
+    request = request_in(tmp_path, base)
+    (request.data_folder / "train.safetensors").unlink()
+    (request.data_folder / "train.safetensors").mkdir()
     starts = []
     run_child = supervisor._run_child
 
-    def count(control: Path, console: Console, module: str) -> Ending:
+    def count(control: Path, console: Console) -> Ending:
         starts.append(control)
-        return run_child(control, console, module)
+        return run_child(control, console)
 
     monkeypatch.setattr(supervisor, "_run_child", count)
     with pytest.raises((RuntimeError, RunError)):
-        supervise(stage, tmp_path, Console(io.StringIO()))
+        supervise(request, tmp_path, Console(io.StringIO()))
     assert len(starts) == 1
 
 
@@ -317,14 +320,14 @@ def test_a_process_that_only_dies_is_given_up_and_memory_is_saved_on_the_way(
 ) -> None:
     budgets = []
 
-    def dies(control: Path, console: Console, module: str) -> Ending:
-        budgets.append(read_stage(control).recipe.train.micro_batch_tokens)
+    def dies(control: Path, console: Console) -> Ending:
+        budgets.append(read_request(control).recipe.train.micro_batch_tokens)
         return Ending(-signal.SIGKILL, ())
 
     monkeypatch.setattr(supervisor, "_run_child", dies)
     said = io.StringIO()
     with pytest.raises(RunError, match="3 times without getting on") as caught:
-        supervise(stage_in(tmp_path, base), tmp_path, Console(said))
+        supervise(request_in(tmp_path, base), tmp_path, Console(said))
     assert budgets == [1024, 1024, 512] and len(budgets) == MAX_DEATHS_WITHOUT_PROGRESS
     assert "micro_batch_tokens" in str(caught.value)
     assert "no checkpoint was reached" in str(caught.value) and "goes on" not in str(caught.value)
@@ -388,15 +391,58 @@ def test_endings_without_words() -> None:
 
 
 def test_a_job_and_an_error_survive_the_way_through_files(base: Path, tmp_path: Path) -> None:
-    stage = stage_in(tmp_path / "run", base)
-    write_stage(tmp_path, stage)
-    assert read_stage(tmp_path) == stage
+    request = request_in(tmp_path / "run", base)
+    write_request(tmp_path, request)
+    assert read_request(tmp_path) == request
     error = GateFailed([Fault("a", "b", "c"), Fault("d", "e", "f")])
     write_error(tmp_path, error)
     again = read_error(tmp_path)
     assert type(again) is GateFailed and again.faults == error.faults
-    write_stage(tmp_path, stage)
+    write_request(tmp_path, request)
     assert read_error(tmp_path) is None, "an earlier answer is not the next one's"
+
+
+def test_the_keys_of_a_request_on_disk_stay_as_they_are(base: Path, tmp_path: Path) -> None:
+    """A process of an earlier version may read the file."""
+    write_request(tmp_path, request_in(tmp_path / "run", base))
+    assert set(read_json(tmp_path / "job.json")) == {
+        "recipe",
+        "model_folder",
+        "data_folder",
+        "folder",
+        "inputs",
+        "model_identity",
+        "prefix_limit_bytes",
+        "prefix_folder",
+        "look_prompts",
+        "judge_look",
+        "seeds",
+    }
+
+
+def test_every_line_and_every_update_of_progress_is_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a training that only narrates, or only shows progress, would be killed as stuck."""
+    said, signs = io.StringIO(), []
+    monkeypatch.setattr(handoff, "HEARTBEAT_SECONDS", 0.0)
+    console = LivingConsole(said, Pulse(tmp_path))
+
+    def look() -> None:
+        beat = read_heartbeat(tmp_path)
+        signs.append(beat and (beat.beats, beat.doing))
+
+    look()
+    console.say("a line")
+    look()
+    console.heading("a heading")
+    look()
+    with console.progress("training", 1.0) as progress:
+        for step in (1, 2):
+            progress.update(step / 2, f"step {step}")
+            look()
+    assert signs == [None, (1, "a line"), (2, "a heading"), (3, "step 1"), (4, "step 2")]
+    assert said.getvalue() == "a line\na heading\n"
 
 
 def test_heartbeats_come_once_a_second_and_count_all(

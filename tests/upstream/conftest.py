@@ -1,6 +1,6 @@
-"""Rows, renderers and training jobs, as the tests of our own stages have them."""
+"""Rows, renderers and training each_inputs, as the tests of our own stages have them."""
 
 from tests.data.conftest import renderer, write_file
-from tests.train.conftest import make_job, model_folder
+from tests.train.conftest import make_inputs, model_folder
 
-__all__ = ["make_job", "model_folder", "renderer", "write_file"]
+__all__ = ["make_inputs", "model_folder", "renderer", "write_file"]

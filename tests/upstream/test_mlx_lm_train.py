@@ -26,16 +26,15 @@ from mlx_ft.train.accumulation import padded_groups
 from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation
 from mlx_ft.train.checkpoint_list import complete_checkpoints
-from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.selection import validate
-from mlx_ft.train.trainer import Run
+from mlx_ft.train.trainer import Trainer
 from tests.support.models import write_tiny_model
-from tests.support.trainings import listener, random_rows
-from tests.train.conftest import MakeJob
+from tests.support.trainings import Steps, quiet, random_rows, train_here
+from tests.train.conftest import MakeInputs
 
 LORA = {"rank": 4, "scale": 2.0, "dropout": 0.0}
 
@@ -93,22 +92,22 @@ def one_row(prompt: int, answer: int) -> TokenizedSplit:
     return pack_rows([(ids, trained)], [1])
 
 
-def test_saving_writes_over_the_good_file(make_job: MakeJob, tmp_path: Path) -> None:
+def test_saving_writes_over_the_good_file(make_inputs: MakeInputs, tmp_path: Path) -> None:
     """A kill in between leaves neither the old weights nor the new ones."""
     file = tmp_path / "adapters.safetensors"
     mx.save_safetensors(str(file), {"a": mx.zeros(4)})
     before = file.stat().st_ino
     mx.save_safetensors(str(file), {"a": mx.ones(4)})
     assert file.stat().st_ino == before, "theirs: the same file, cut and written again"
-    job = make_job(save_every=2, iterations=4)
-    train(job, listener())
-    folders = complete_checkpoints(job.folder / "checkpoints", "inputs")
+    inputs = make_inputs(save_every=2, iterations=4)
+    train_here(inputs)
+    folders = complete_checkpoints(inputs.folder / "checkpoints", "inputs")
     inodes = {(folder / "adapters.safetensors").stat().st_ino for folder in folders}
     assert len(inodes) == 2 and all((folder / "manifest.json").exists() for folder in folders)
 
 
 def test_a_resumed_run_is_another_run(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     whole = their_model(model_folder)
     their_run(whole, tmp_path, 8)
@@ -121,35 +120,35 @@ def test_a_resumed_run_is_another_run(
     apart = max(np.abs(one[n] - other[n]).max() for n in one)
     assert apart > 0.1 * max(np.abs(one[n]).max() for n in one if n.endswith("lora_b"))
 
-    mine = make_job(folder="whole", iterations=8)
-    train(mine, listener())
+    mine = make_inputs(folder="whole", iterations=8)
+    train_here(mine)
     with pytest.raises(Interrupted):
-        train(make_job(folder="part", iterations=8), listener(stop_after=4))
-    again = make_job(folder="part", iterations=8)
-    train(again, listener())
+        train_here(make_inputs(folder="part", iterations=8), stop_after=4)
+    again = make_inputs(folder="part", iterations=8)
+    train_here(again)
     for name, array in adapter_of(mine.model).items():
         assert array.tobytes() == adapter_of(again.model)[name].tobytes()
 
 
 def test_weights_of_another_rank_are_loaded_in_silence(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
-    job = make_job()
-    small = {n: mx.zeros((2, 2)) for n, _ in tree_flatten(job.model.trainable_parameters())}
+    inputs = make_inputs()
+    small = {n: mx.zeros((2, 2)) for n, _ in tree_flatten(inputs.model.trainable_parameters())}
     file = tmp_path / "adapters.safetensors"
     mx.save_safetensors(str(file), small)
     theirs = their_model(model_folder)
     theirs.load_weights(str(file), strict=False)
     assert all(a.shape == (2, 2) for _, a in tree_flatten(theirs.trainable_parameters()))
     with pytest.raises(ModelError, match="shape"):
-        load_adapter_weights(job.model, file)
+        load_adapter_weights(inputs.model, file)
 
 
 def test_an_adapter_without_some_of_its_tensors_is_loaded_in_silence(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
-    job = make_job()
-    save_adapter(job.model, job.adapter_config, tmp_path)
+    inputs = make_inputs()
+    save_adapter(inputs.model, inputs.adapter_config, tmp_path)
     file = tmp_path / "adapters.safetensors"
     weights = mx.load(str(file))
     lost = sorted(weights)[0]
@@ -162,37 +161,37 @@ def test_an_adapter_without_some_of_its_tensors_is_loaded_in_silence(
 
 
 def test_numbered_checkpoints_pile_up(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     their_run(their_model(model_folder), tmp_path, 6, steps_per_save=1)
     assert len(list(tmp_path.glob("*_adapters.safetensors"))) == 6
-    job = make_job(iterations=6, save_every=1)
-    train(job, listener())
-    assert len(complete_checkpoints(job.folder / "checkpoints", "inputs")) == 2
+    inputs = make_inputs(iterations=6, save_every=1)
+    train_here(inputs)
+    assert len(complete_checkpoints(inputs.folder / "checkpoints", "inputs")) == 2
 
 
-def test_a_padding_token_is_trained_after_every_row(make_job: MakeJob) -> None:
+def test_a_padding_token_is_trained_after_every_row(make_inputs: MakeInputs) -> None:
     rows = one_row(prompt=3, answer=2)
-    job = make_job(rows)
+    inputs = make_inputs(rows)
     batch, lengths = next(iter(iterate_batches(TheirRows(rows), 1, 2048)))
-    _, counted = default_loss(job.model, batch, lengths)
+    _, counted = default_loss(inputs.model, batch, lengths)
     assert counted.item() == 3, "theirs: two tokens of the answer, and one of the padding"
     assert make_batch(rows, (0,)).trained_tokens == 2
     assert make_batch(rows, (0,)).targets.tolist() == [8, 9]
 
 
-def test_a_row_without_an_answer_makes_the_loss_no_number(make_job: MakeJob) -> None:
+def test_a_row_without_an_answer_makes_the_loss_no_number(make_inputs: MakeInputs) -> None:
     rows = pack_rows(
         [*(one_row(3, 2).row(0),), (np.arange(5, 40, dtype=np.int32), np.zeros(35, np.uint8))],
         [1, 2],
     )
-    job = make_job(rows, iterations=4, batch_size=1, steps_per_report=2)  # both rows a report
+    inputs = make_inputs(rows, iterations=4, batch_size=1, steps_per_report=2)  # both rows a report
     prompt_only = mx.array([rows.row(1)[0].tolist()])
-    loss, _ = default_loss(job.model, prompt_only, mx.array([[35, 34]]))
+    loss, _ = default_loss(inputs.model, prompt_only, mx.array([[35, 34]]))
     assert np.isnan(loss.item()), "theirs: nothing divided by nothing, into every weight"
-    result = train(job, listener())
+    result = train_here(inputs)
     assert np.isfinite(result.final_train_loss)
-    assert all(np.isfinite(array).all() for array in adapter_of(job.model).values())
+    assert all(np.isfinite(array).all() for array in adapter_of(inputs.model).values())
 
 
 def test_rows_are_sorted_by_the_number_of_their_keys() -> None:
@@ -222,22 +221,22 @@ def test_the_last_rows_are_never_trained() -> None:
     assert sorted(ours) == list(range(13))
 
 
-def test_accumulation_averages_averages(make_job: MakeJob) -> None:
+def test_accumulation_averages_averages(make_inputs: MakeInputs) -> None:
     """One row with 2 trained tokens and one with 20: in theirs, both weigh the same."""
     rows = pack_rows([one_row(3, 2).row(0), one_row(3, 20).row(0)], [1, 2])
-    job = make_job(rows)
-    cache = PrefixCache(job.forward, rows, 1 << 20)
+    inputs = make_inputs(rows)
+    cache = PrefixCache(inputs.forward, rows, 1 << 20)
     batches = [make_batch(rows, (index,)) for index in (0, 1)]
-    sums = [cross_entropy_sum(job.forward, b, cache.batch(b)).item() for b in batches]
+    sums = [cross_entropy_sum(inputs.forward, b, cache.batch(b)).item() for b in batches]
     whole = make_batch(rows, (0, 1))
-    exact = cross_entropy_sum(job.forward, whole, cache.batch(whole)).item() / 22
+    exact = cross_entropy_sum(inputs.forward, whole, cache.batch(whole)).item() / 22
     theirs = (sums[0] / 2 + sums[1] / 20) / 2
     assert sum(sums) / 22 == pytest.approx(exact, rel=1e-5)
     assert abs(theirs - exact) > 1e-3
 
 
 def test_the_last_window_is_thrown_away_and_schedules_end_early(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     steps: list[int] = []
 
@@ -259,16 +258,16 @@ def test_the_last_window_is_thrown_away_and_schedules_end_early(
     assert optimizer.learning_rate.item() > 0.8e-2, "and the rate has hardly begun to fall"
 
     metrics: list[Metric] = []
-    job = make_job(
+    inputs = make_inputs(
         iterations=10, grad_accumulation_steps=4, lr_schedule={"name": "linear"}, iters=10
     )
-    assert train(job, listener(metrics)).updates == 3
-    schedule = learning_rate_at(job.recipe.lr_schedule, 1.0, 3)
+    assert train_here(inputs, metrics).updates == 3
+    schedule = learning_rate_at(inputs.recipe.lr_schedule, 1.0, 3)
     assert [round(schedule(update), 6) for update in range(4)] == [1.0, 0.666667, 0.333333, 0.0]
 
 
 def test_validation_is_a_draw_and_changes_the_training(
-    model_folder: Path, make_job: MakeJob, tmp_path: Path
+    model_folder: Path, make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
     rows = TheirRows(random_rows(13, seed=1))
     model = their_model(model_folder)
@@ -283,26 +282,26 @@ def test_validation_is_a_draw_and_changes_the_training(
 
     lengths = random_rows(13, seed=1).lengths
     assert plan_validation(lengths, 2, 2) == plan_validation(lengths, 2, 2)
-    jobs = [make_job(folder=str(n), steps_per_eval=n, iterations=8) for n in (1, 8)]
-    for job in jobs:
-        train(job, listener())
-    one, other = (adapter_of(job.model) for job in jobs)
+    each_inputs = [make_inputs(folder=str(n), steps_per_eval=n, iterations=8) for n in (1, 8)]
+    for inputs in each_inputs:
+        train_here(inputs)
+    one, other = (adapter_of(inputs.model) for inputs in each_inputs)
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def test_losses_are_reported_of_other_weights_than_those_saved(make_job: MakeJob) -> None:
+def test_losses_are_reported_of_other_weights_than_those_saved(make_inputs: MakeInputs) -> None:
     """Theirs validates before a step and saves after it; the last weights are never measured."""
     metrics: list[Metric] = []
-    job = make_job(iterations=6, steps_per_eval=6, save_every=6)
-    train(job, listener(metrics))
+    inputs = make_inputs(iterations=6, steps_per_eval=6, save_every=6)
+    train_here(inputs, metrics)
     last = [m for m in metrics if m["kind"] == "validation"][-1]
-    newest = complete_checkpoints(job.folder / "checkpoints", "inputs")[-1]
-    fresh = make_job(folder="fresh")
+    newest = complete_checkpoints(inputs.folder / "checkpoints", "inputs")[-1]
+    fresh = make_inputs(folder="fresh")
     load_adapter_weights(fresh.model, newest / "adapters.safetensors")
     measured: list[Metric] = []
     again = replace(fresh, iterations=0)
-    run = Run(again, listener(measured))
-    validate(run)
-    run.metrics.close()
+    mine = Trainer(again, quiet(), Steps(), measured.append)
+    validate(mine)
+    mine.metrics.close()
     assert int(newest.name) == last["iteration"] == 6
     assert measured[-1]["loss"] == pytest.approx(last["loss"], rel=1e-6)

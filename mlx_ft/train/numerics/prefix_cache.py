@@ -1,17 +1,19 @@
-"""Outputs of the frozen layers, computed once a row.
+"""Cache of the frozen layers' outputs, computed once per row.
 
 Rows are computed in groups of similar length that depend on the split alone, so a resumed run finds
-the same bits. Does not: know how the outputs are kept (`prefix_store.py`), or what a row means.
+the same bits. Does not: know how the outputs are kept (`prefix_store.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
 from mlx_ft.data.tokens import TokenizedSplit, group_rows, pad_rows
+from mlx_ft.recipe.train import PREFIX_GROUP_TOKENS
+from mlx_ft.system.console import Progress
 from mlx_ft.system.files import hash_of
 from mlx_ft.train.numerics.forward import Forward
 from mlx_ft.train.numerics.losses import Batch
@@ -27,23 +29,21 @@ from mlx_ft.train.numerics.prefix_store import (
 )
 from mlx_ft.train.numerics.shared_start import SharedStart
 
-# Enough to keep the processor busy; more would only pad more and take more memory.
-GROUP_TOKENS = 1024
-
 
 def content_key(split: TokenizedSplit, computed_by: str) -> str:
-    """Return the key of a split's prefix states: its ids, how they are grouped, and what computes
-    them (`computed_by`: model, frozen layers, shared start, versions, device).
+    """Return the key of a split's prefix states: a hash of its ids, the grouping and `computed_by`.
+
+    computed_by: model, frozen layers, shared start, versions and device.
     """
     ids = hashlib.sha256(split.ids.tobytes() + split.offsets.tobytes()).hexdigest()
-    return hash_of([ids, GROUP_TOKENS, computed_by])[:32]
+    return hash_of([ids, PREFIX_GROUP_TOKENS, computed_by])[:32]
 
 
 class PrefixCache:
     """Prefix states of the rows of one split.
 
-    They are kept on the disk at `place`, when one is given and has room; else in memory up to
-    `limit_bytes`; what is not kept is computed each time.
+    They are kept on the disk at `place`, when it is given and has room; else in memory up to
+    `limit_bytes`. Other rows are computed each time. `name` is the split's in texts of progress.
     """
 
     def __init__(
@@ -53,11 +53,13 @@ class PrefixCache:
         limit_bytes: int,
         start: SharedStart | None = None,
         place: Place | None = None,
+        name: str = "rows",
     ) -> None:
         self._forward = forward
         self._start = start
         self._split = split
         self._place = place
+        self._name = name
         self._row_tokens = split.lengths - 1
         self._memory = MemoryStore(limit_bytes)
         self._store: Store = self._memory
@@ -65,18 +67,19 @@ class PrefixCache:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the states that are kept."""
+        """Size of the states that are kept (bytes)."""
         return self._store.held_bytes
 
     @property
     def is_complete(self) -> bool:
-        """Whether the frozen layers are not needed any more."""
+        """Whether every row is kept, so that the frozen layers are not needed any more."""
         return all(row in self._store for row in range(len(self._split)))
 
     @property
     def shared_tokens(self) -> int | None:
-        """How many first tokens are the same in every row and predict nothing that is trained; None
-        where rows are padded instead of packed.
+        """Number of first tokens that all rows share and that predict no trained token.
+
+        None where rows are padded instead of packed.
         """
         if not self._forward.packs:
             return None
@@ -94,7 +97,7 @@ class PrefixCache:
 
     def batch(self, batch: Batch) -> mx.array:
         """Return the prefix of a batch: (B, T, hidden), zero where it is padded; (1, T, hidden) of
-        rows behind each other.
+        packed rows.
         """
         if self._forward.frozen_layers == 0:
             return mx.zeros((*batch.ids.shape, 0))
@@ -107,24 +110,25 @@ class PrefixCache:
         shared = batch.packing.shared
         return mx.concatenate([states[0][:shared], *(s[shared:] for s in states)])[None]
 
-    def fill(self, on_rows: Callable[[int, int], None]) -> None:
-        """Compute every row that can be kept; `on_rows(done, of)` after each group.
+    def fill(self, progress: Progress) -> None:
+        """Compute every row that can be kept.
 
-        What an earlier run left on the disk is not computed again, nor is anything the second time.
+        Rows on the disk from an earlier run are not computed again, and a second call does nothing.
+        progress: updated after each group of rows; its total is 1.
         """
         if self._filled or self._forward.frozen_layers == 0 or len(self._split) == 0:
             return
-        if self._place is None or not self._fill_file(self._place, on_rows):
-            self._fill_memory(on_rows)
+        if self._place is None or not self._fill_file(self._place, progress):
+            self._fill_memory(progress)
         self._filled = True
 
-    def _fill_file(self, place: Place, on_rows: Callable[[int, int], None]) -> bool:
+    def _fill_file(self, place: Place, progress: Progress) -> bool:
         """Find or write the file, and return whether there is one now."""
         remove_damaged(place)
         found = find_on_disk(place, self._row_tokens)
         if found is None:
             try:
-                self._write_file(place, on_rows)
+                self._write_file(place, progress)
             except OSError:  # a full or read-only disk costs the file, not the run
                 return False
             found = find_on_disk(place, self._row_tokens)
@@ -132,10 +136,10 @@ class PrefixCache:
             self._store = found
         return found is not None
 
-    def _write_file(self, place: Place, on_rows: Callable[[int, int], None]) -> None:
+    def _write_file(self, place: Place, progress: Progress) -> None:
         writer: DiskWriter | None = None
         try:
-            for states in self._groups(on_rows):
+            for states in self._groups(progress):
                 if writer is None:
                     example = next(iter(states.values()))
                     layout = Layout.of(self._row_tokens, example.shape[-1], example.dtype)
@@ -150,15 +154,15 @@ class PrefixCache:
                 writer.give_up()
             raise
 
-    def _fill_memory(self, on_rows: Callable[[int, int], None]) -> None:
-        for states in self._groups(on_rows):
+    def _fill_memory(self, progress: Progress) -> None:
+        for states in self._groups(progress):
             if not self._memory.put(states):
                 return
 
-    def _groups(self, on_rows: Callable[[int, int], None]) -> Iterator[dict[int, mx.array]]:
-        """Yield the states of all rows, a group at a time; what was taken is told to `on_rows`."""
-        done = 0
-        for group in group_rows(self._split.lengths, GROUP_TOKENS):
+    def _groups(self, progress: Progress) -> Iterator[dict[int, mx.array]]:
+        """Yield the states of all rows, a group at a time."""
+        done, rows = 0, len(self._split)
+        for group in group_rows(self._split.lengths, PREFIX_GROUP_TOKENS):
             yield self._compute(group)
             done += len(group)
-            on_rows(done, len(self._split))
+            progress.update(done / rows, f"frozen layers, {self._name}: {done} of {rows}")

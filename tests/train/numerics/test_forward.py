@@ -19,8 +19,7 @@ from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train import setup
 from mlx_ft.train.adapters import adapter_config, put_adapter
-from mlx_ft.train.handoff import TrainStage
-from mlx_ft.train.loop import train
+from mlx_ft.train.handoff import TrainRequest
 from mlx_ft.train.numerics.forward import (
     EQUAL_TOLERANCE,
     PROOF_LOGIT_TOKENS,
@@ -37,8 +36,8 @@ from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support import models
 from tests.support.models import TINY_CONFIGS, write_tiny_model
-from tests.support.trainings import listener, random_rows
-from tests.train.conftest import MakeJob
+from tests.support.trainings import random_rows, train_here
+from tests.train.conftest import MakeInputs
 
 LAYERS = 3
 WINDOW = 8
@@ -263,12 +262,12 @@ def _assert_same_training(folder: Path, adapted_layers: int) -> None:
     assert gradient_difference(gradient, true_gradient) <= max(1e-5, 3 * round_off)
 
 
-def test_a_plain_model_trains_the_same_as_a_split_one(make_job: MakeJob) -> None:
+def test_a_plain_model_trains_the_same_as_a_split_one(make_inputs: MakeInputs) -> None:
     # A gentle rate: at 1e-2 Adam makes a full step of a gradient that is all round-off.
-    fast, plain = (make_job(folder=name, learning_rate=1e-3) for name in ("fast", "plain"))
+    fast, plain = (make_inputs(folder=name, learning_rate=1e-3) for name in ("fast", "plain"))
     plain = replace(plain, forward=PlainForward(plain.model, "asked for"))
     assert isinstance(fast.forward, SplitForward)
-    one, other = train(fast, listener()), train(plain, listener())
+    one, other = train_here(fast), train_here(plain)
     assert one.final_validation_loss == pytest.approx(other.final_validation_loss, rel=1e-3)
     assert one.first_validation_loss == pytest.approx(other.first_validation_loss, rel=1e-5)
 
@@ -319,10 +318,10 @@ def test_the_stage_proves_on_its_longest_row(
     splits = random_rows(9, seed=3), random_rows(4, seed=4)
     for name, split in zip(("train", "valid"), splits, strict=True):
         write_split(tmp_path / f"{name}.safetensors", split)
-    stage = TrainStage(
+    request = TrainRequest(
         recipe, model_folder, tmp_path, tmp_path, "inputs", "tiny", 1 << 20, tmp_path, ()
     )
-    setup.Ground(stage).job(stage)
+    setup.Setup(request).inputs(request)
     assert len(proved[0][0]) == max(int(split.lengths.max()) for split in splits)
 
 

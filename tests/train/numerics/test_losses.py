@@ -11,31 +11,33 @@ from mlx_lm.tuner.trainer import default_loss
 
 from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.cpu_kernels import exp_is_slow
-from mlx_ft.train.contract import TrainingJob
+from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics import losses
 from mlx_ft.train.numerics.forward import choose_forward
 from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import random_rows
-from tests.train.conftest import MakeJob
+from tests.train.conftest import MakeInputs
 
 
-def _wake_adapter(job: TrainingJob) -> None:
+def _wake_adapter(inputs: TrainingInputs) -> None:
     """Give the adapter's second matrix, which starts at zero, numbers of its own."""
     mx.random.seed(5)
     weights = [
         (name, mx.random.normal(array.shape) * 0.1 if name.endswith("lora_b") else array)
-        for name, array in tree_flatten(job.model.trainable_parameters())
+        for name, array in tree_flatten(inputs.model.trainable_parameters())
     ]
-    job.model.load_weights(weights, strict=False)
+    inputs.model.load_weights(weights, strict=False)
 
 
-def _reference(job: TrainingJob, rows: tuple[int, ...]) -> tuple[float, int]:
+def _reference(inputs: TrainingInputs, rows: tuple[int, ...]) -> tuple[float, int]:
     """Row by row, token by token, from the plain model's full logits."""
     total, count = 0.0, 0
     for row in rows:
-        ids, trained = job.train_rows.row(row)
-        logits = np.array(job.model(mx.array(ids[None])).astype(mx.float32))[0].astype(np.float64)
+        ids, trained = inputs.train_rows.row(row)
+        logits = np.array(inputs.model(mx.array(ids[None])).astype(mx.float32))[0].astype(
+            np.float64
+        )
         for position in range(1, len(ids)):
             if trained[position]:
                 scores = logits[position - 1]
@@ -45,11 +47,11 @@ def _reference(job: TrainingJob, rows: tuple[int, ...]) -> tuple[float, int]:
     return total, count
 
 
-def _ours(job: TrainingJob, rows: tuple[int, ...]) -> tuple[mx.array, dict[str, mx.array]]:
-    cache = PrefixCache(job.forward, job.train_rows, 1 << 20)
-    batch = make_batch(job.train_rows, rows)
+def _ours(inputs: TrainingInputs, rows: tuple[int, ...]) -> tuple[mx.array, dict[str, mx.array]]:
+    cache = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20)
+    batch = make_batch(inputs.train_rows, rows)
     function = nn.value_and_grad(
-        job.model, lambda: cross_entropy_sum(job.forward, batch, cache.batch(batch))
+        inputs.model, lambda: cross_entropy_sum(inputs.forward, batch, cache.batch(batch))
     )
     loss, gradient = function()
     return loss, dict(tree_flatten(gradient))
@@ -62,39 +64,39 @@ def _largest_difference(one: dict[str, mx.array], other: dict[str, mx.array]) ->
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_loss_is_the_reference(make_job: MakeJob, num_layers: int) -> None:
-    job = make_job(num_layers=num_layers)
-    _wake_adapter(job)
+def test_loss_is_the_reference(make_inputs: MakeInputs, num_layers: int) -> None:
+    inputs = make_inputs(num_layers=num_layers)
+    _wake_adapter(inputs)
     rows = (0, 3, 5, 7, 12)
-    total, count = _reference(job, rows)
-    loss, _ = _ours(job, rows)
-    assert make_batch(job.train_rows, rows).trained_tokens == count
+    total, count = _reference(inputs, rows)
+    loss, _ = _ours(inputs, rows)
+    assert make_batch(inputs.train_rows, rows).trained_tokens == count
     assert float(loss) == pytest.approx(total, rel=1e-5)
 
 
-def test_gradient_of_a_batch_is_the_sum_over_its_rows(make_job: MakeJob) -> None:
-    job = make_job()
-    _wake_adapter(job)
-    _, together = _ours(job, (0, 1, 2, 3))
-    alone = [_ours(job, (row,))[1] for row in range(4)]
+def test_gradient_of_a_batch_is_the_sum_over_its_rows(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs()
+    _wake_adapter(inputs)
+    _, together = _ours(inputs, (0, 1, 2, 3))
+    alone = [_ours(inputs, (row,))[1] for row in range(4)]
     summed = alone[0]
     for gradient in alone[1:]:
         summed = tree_map(mx.add, summed, gradient)
     assert _largest_difference(together, summed) < 1e-5
 
 
-def test_gradient_is_that_of_the_plain_forward(make_job: MakeJob) -> None:
-    job = make_job()
-    _wake_adapter(job)
+def test_gradient_is_that_of_the_plain_forward(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs()
+    _wake_adapter(inputs)
     rows = (2, 4, 9)
-    _, ours = _ours(job, rows)
-    batch = make_batch(job.train_rows, rows)
+    _, ours = _ours(inputs, rows)
+    batch = make_batch(inputs.train_rows, rows)
 
     def plain() -> mx.array:
-        logits = job.model(batch.ids).reshape(-1, 320)[batch.positions]
+        logits = inputs.model(batch.ids).reshape(-1, 320)[batch.positions]
         return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
 
-    _, reference = nn.value_and_grad(job.model, plain)()
+    _, reference = nn.value_and_grad(inputs.model, plain)()
     assert _largest_difference(dict(tree_flatten(reference)), ours) < 1e-5
 
 
@@ -132,14 +134,14 @@ def test_the_unpadded_width_is_the_longest_row() -> None:
 
 
 def test_the_head_in_parts_is_the_head_at_once(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job()
-    _wake_adapter(job)
+    inputs = make_inputs()
+    _wake_adapter(inputs)
     rows = (0, 3, 5, 7, 12)
-    at_once = _ours(job, rows)
-    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 320 * 3)  # three positions at a time
-    in_parts = _ours(job, rows)
+    at_once = _ours(inputs, rows)
+    monkeypatch.setattr(losses, "LOGITS_PART_BYTES", 4 * 320 * 3)  # three positions at a time
+    in_parts = _ours(inputs, rows)
     assert float(in_parts[0]) == pytest.approx(float(at_once[0]), rel=1e-6)
     assert _largest_difference(in_parts[1], at_once[1]) < 1e-5
 
@@ -163,7 +165,7 @@ def test_logits_of_all_positions_never_exist_together() -> None:
     loss, gradient = function(hidden)
     mx.eval(loss, gradient)
     copies = 6 if exp_is_slow() else 16  # of a part; with all positions it would be 48
-    assert mx.get_peak_memory() - before < copies * losses.LOGITS_BYTES
+    assert mx.get_peak_memory() - before < copies * losses.LOGITS_PART_BYTES
     reference = nn.losses.cross_entropy(hidden[:64] @ head.T, targets[:64], reduction="sum")
     part = losses.frozen_head_loss(WideHead(), hidden[:64], targets[:64])  # type: ignore[arg-type]  # a head is all that is used
     assert float(part) == pytest.approx(float(reference), rel=1e-5)
@@ -171,69 +173,69 @@ def test_logits_of_all_positions_never_exist_together() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_loss_alone_has_the_bits_of_the_one_with_a_gradient(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, weighted: bool
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch, weighted: bool
 ) -> None:
-    monkeypatch.setattr(losses, "LOGITS_BYTES", 4 * 320 * 3)  # three positions at a time
-    job = make_job()
-    batch = make_batch(job.train_rows, (0, 3, 5, 7, 12))
+    monkeypatch.setattr(losses, "LOGITS_PART_BYTES", 4 * 320 * 3)  # three positions at a time
+    inputs = make_inputs()
+    batch = make_batch(inputs.train_rows, (0, 3, 5, 7, 12))
     if weighted:
         batch = replace(batch, weights=mx.random.uniform(shape=batch.targets.shape))
-    prefix = PrefixCache(job.forward, job.train_rows, 1 << 20).batch(batch)
+    prefix = PrefixCache(inputs.forward, inputs.train_rows, 1 << 20).batch(batch)
     one, other = (
-        cross_entropy_sum(job.forward, batch, prefix, with_gradient=needed).item()
+        cross_entropy_sum(inputs.forward, batch, prefix, with_gradient=needed).item()
         for needed in (True, False)
     )
     assert one == other
 
 
-def test_a_trained_head_gets_its_gradient(make_job: MakeJob) -> None:
+def test_a_trained_head_gets_its_gradient(make_inputs: MakeInputs) -> None:
     """A trained embedding moves all layers and the head: nothing may be taken as fixed."""
-    job = make_job()
-    job.model.model.embed_tokens.unfreeze()
-    forward = choose_forward(job.model, 1, [job.train_rows.row(0)[0].tolist()])
+    inputs = make_inputs()
+    inputs.model.model.embed_tokens.unfreeze()
+    forward = choose_forward(inputs.model, 1, [inputs.train_rows.row(0)[0].tolist()])
     assert forward.frozen_layers == 0 and not forward.head_is_frozen
-    batch = make_batch(job.train_rows, (0, 1))
-    cache = PrefixCache(forward, job.train_rows, 1 << 20)
+    batch = make_batch(inputs.train_rows, (0, 1))
+    cache = PrefixCache(forward, inputs.train_rows, 1 << 20)
 
     def ours() -> mx.array:
         return cross_entropy_sum(forward, batch, cache.batch(batch))
 
     def plain() -> mx.array:
-        logits = job.model(batch.ids).reshape(-1, 320)[batch.positions]
+        logits = inputs.model(batch.ids).reshape(-1, 320)[batch.positions]
         return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
 
-    one, other = (nn.value_and_grad(job.model, function)()[1] for function in (ours, plain))
+    one, other = (nn.value_and_grad(inputs.model, function)()[1] for function in (ours, plain))
     assert _largest_difference(dict(tree_flatten(one)), dict(tree_flatten(other))) < 1e-5
 
 
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_weighted_loss_and_gradient_are_those_of_the_plain_formula(
-    make_job: MakeJob, num_layers: int
+    make_inputs: MakeInputs, num_layers: int
 ) -> None:
     """Sum of weight x cross-entropy over sum of weights, by the whole model, one row at a time."""
     rows = random_rows(5, seed=3)
     weights = np.random.default_rng(0).uniform(0, 3, len(rows.ids)).astype(np.float32)
     rows = replace(rows, weights=weights)
-    job = make_job(rows, num_layers=num_layers)
+    inputs = make_inputs(rows, num_layers=num_layers)
     batch = make_batch(rows, tuple(range(5)))
 
     def ours() -> mx.array:
-        cache = PrefixCache(job.forward, rows, 1 << 20)
-        return cross_entropy_sum(job.forward, batch, cache.batch(batch)) / batch.weight
+        cache = PrefixCache(inputs.forward, rows, 1 << 20)
+        return cross_entropy_sum(inputs.forward, batch, cache.batch(batch)) / batch.weight
 
     def plain() -> mx.array:
         total, weight = mx.zeros(()), 0.0
         for index in range(5):
             ids, trained = rows.row(index)
-            logits = job.model(mx.array(ids[None, :-1].tolist()))[0]
+            logits = inputs.model(mx.array(ids[None, :-1].tolist()))[0]
             each = nn.losses.cross_entropy(logits, mx.array(ids[1:].tolist()))
             factors = (rows.row_weights(index) * trained)[1:]
             total = total + (each * mx.array(factors.tolist())).sum()
             weight += float(factors.sum())
         return total / weight
 
-    one, gradient = nn.value_and_grad(job.model, ours)()
-    other, expected = nn.value_and_grad(job.model, plain)()
+    one, gradient = nn.value_and_grad(inputs.model, ours)()
+    other, expected = nn.value_and_grad(inputs.model, plain)()
     assert one.item() == pytest.approx(other.item(), rel=1e-5)
     expected = dict(tree_flatten(expected))
     largest = max(float(mx.abs(array).max()) for array in expected.values())

@@ -22,8 +22,8 @@ from mlx_ft.train.numerics.prefix_store import (
     make_room,
 )
 from tests.support.models import write_tiny_model
-from tests.support.trainings import random_rows
-from tests.train.conftest import MakeJob
+from tests.support.trainings import Steps, random_rows
+from tests.train.conftest import MakeInputs
 
 ROWS = random_rows(13, seed=1)
 
@@ -34,8 +34,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"), "llama", layers=3)
 
 
-def cache_of(make_job: MakeJob, folder: Path, key: str = "key") -> PrefixCache:
-    return PrefixCache(make_job(ROWS).forward, ROWS, 1 << 20, None, Place(folder, key))
+def cache_of(make_inputs: MakeInputs, folder: Path, key: str = "key") -> PrefixCache:
+    return PrefixCache(make_inputs(ROWS).forward, ROWS, 1 << 20, None, Place(folder, key))
 
 
 def bits(cache: PrefixCache) -> bytes:
@@ -60,56 +60,56 @@ def test_rows_come_back_as_they_were(tmp_path: Path, dtype: mx.Dtype) -> None:
 
 
 def test_a_second_run_finds_the_file_and_computes_nothing(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = cache_of(make_job, tmp_path)
-    first.fill(lambda done, of: None)
-    in_memory = PrefixCache(make_job(ROWS).forward, ROWS, 1 << 20)
-    in_memory.fill(lambda done, of: None)
+    first = cache_of(make_inputs, tmp_path)
+    first.fill(Steps())
+    in_memory = PrefixCache(make_inputs(ROWS).forward, ROWS, 1 << 20)
+    in_memory.fill(Steps())
     assert first.is_complete and bits(first) == bits(in_memory)
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    again = cache_of(make_job, tmp_path)
+    again = cache_of(make_inputs, tmp_path)
     monkeypatch.setattr(PrefixCache, "_compute", never)
-    again.fill(lambda done, of: None)
+    again.fill(Steps())
     assert again.is_complete and bits(again) == bits(first)
     with pytest.raises(AssertionError, match="computed again"):
-        cache_of(make_job, tmp_path, "another key").fill(lambda done, of: None)
+        cache_of(make_inputs, tmp_path, "another key").fill(Steps())
 
 
-def test_a_torn_file_is_written_again(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_torn_file_is_written_again(make_inputs: MakeInputs, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
-    first = cache_of(make_job, folder)
-    first.fill(lambda done, of: None)
+    first = cache_of(make_inputs, folder)
+    first.fill(Steps())
     kept = bits(first)
     file = folder / "key" / "states.bin"
     file.write_bytes(file.read_bytes()[:-1])
     assert find_on_disk(Place(folder, "key"), ROWS.lengths - 1) is None
-    again = cache_of(make_job, folder)
-    again.fill(lambda done, of: None)
+    again = cache_of(make_inputs, folder)
+    again.fill(Steps())
     assert again.is_complete and bits(again) == kept
     assert find_on_disk(Place(folder, "key"), ROWS.lengths - 1) is not None
     assert sorted(path.name for path in folder.iterdir()) == ["key"]
 
 
 def test_a_damaged_file_of_the_right_size_is_written_again(
-    make_job: MakeJob, tmp_path: Path
+    make_inputs: MakeInputs, tmp_path: Path
 ) -> None:
-    first = cache_of(make_job, tmp_path)
-    first.fill(lambda done, of: None)
+    first = cache_of(make_inputs, tmp_path)
+    first.fill(Steps())
     expected = bits(first)
     file = tmp_path / "key" / STATES_FILE
     file.write_bytes(bytes(file.stat().st_size))
-    again = cache_of(make_job, tmp_path)
-    again.fill(lambda done, of: None)
+    again = cache_of(make_inputs, tmp_path)
+    again.fill(Steps())
     assert bits(again) == expected
     assert find_on_disk(Place(tmp_path, "key"), ROWS.lengths - 1) is not None
 
 
 def test_a_full_disk_costs_the_file_and_not_the_run(
-    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_inputs: MakeInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
 
@@ -117,13 +117,13 @@ def test_a_full_disk_costs_the_file_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(DiskWriter, "put", full)
-    cache = cache_of(make_job, folder)
-    cache.fill(lambda done, of: None)
+    cache = cache_of(make_inputs, folder)
+    cache.fill(Steps())
     assert cache.is_complete and not list(folder.iterdir())
     monkeypatch.undo()
     monkeypatch.setattr(prefix_cache, "fits_on_disk", lambda folder, needed: False)
-    cache = cache_of(make_job, folder)
-    cache.fill(lambda done, of: None)
+    cache = cache_of(make_inputs, folder)
+    cache.fill(Steps())
     assert cache.is_complete and not list(folder.iterdir())
 
 
