@@ -65,7 +65,7 @@ def write_model_folder(
         for name in layouts:
             array = weights.pop(name)
             mx.eval(array)
-            writer.put(name, 0, array)
+            writer.write(name, 0, array)
             del array
             mx.clear_cache()
         total_bytes = writer.finish()

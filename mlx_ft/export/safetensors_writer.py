@@ -151,7 +151,7 @@ class WeightsWriter:
         self._places.update({name: (stream, data + begins[name]) for name in names})
         self._weight_map.update(dict.fromkeys(names, file))
 
-    def put(self, name: str, first_row: int, rows: mx.array) -> None:
+    def write(self, name: str, first_row: int, rows: mx.array) -> None:
         """Write evaluated rows (flat, from `first_row` on) of a tensor."""
         layout, (stream, begin) = self._layouts[name], self._places[name]
         assert rows.dtype == layout.dtype, f"{name} is {rows.dtype}, laid out as {layout.dtype}"
