@@ -1,7 +1,7 @@
-"""The model card (README.md) of a published model, made from what its run measured.
+"""The published model card (README.md), made from a run's measurements.
 
-Does: turn a run's document into Markdown with the front matter that the Hub reads. Does not: read
-the run folder, upload anything, or tell a path or a credential of this machine.
+Does: turn a run's document into Markdown with the front matter that the Hub reads.
+Does not: read the run folder, upload anything, or print local paths or credentials.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from mlx_ft.export.card import export_section, thinking_lines
 from mlx_ft.model.resolve import HUB_ID
@@ -25,10 +27,10 @@ LICENSE_DETAILS = ("license_name", "license_link")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card needs besides the run's document.
+    """Facts of a card that the run's document does not have.
 
-    `repo` is owner/name on the Hub, `column` the model that is published, `base_metadata` the front
-    matter of the base model's own README.
+    repo: owner/name on the Hub. column: the model that is published. base_metadata: front matter of
+    the base model's own README.
     """
 
     repo: str
@@ -48,27 +50,30 @@ def model_card(document: Mapping[str, Any], facts: CardFacts) -> str:
         _making(document),
         _recipe(document),
     )
-    head = "".join(f"{key}: {_json(value)}\n" for key, value in front_matter(document, facts))
+    head = front_matter(document, facts).to_yaml()
     body = "\n".join("".join(f"{line}\n" for line in section) for section in sections)
-    return f"---\n{head}---\n\n{body}"
+    return f"---\n{head}\n---\n\n{body}"
 
 
-def front_matter(document: Mapping[str, Any], facts: CardFacts) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values that the Hub reads; the base's licence is the model's."""
-    base, given = base_id(document, facts), facts.base_metadata
-    if base is not None:
-        yield "base_model", base
-        yield "base_model_relation", "finetune"
-    yield "license", license_of(given)
-    if license_of(given) != UNKNOWN:
-        yield from ((key, given[key]) for key in LICENSE_DETAILS if _is_text(given.get(key)))
-    yield "library_name", "mlx"
-    yield "pipeline_tag", "text-generation"
-    yield "tags", ["mlx", "mlx-ft", _fine_tune_type(document)]
+def front_matter(document: Mapping[str, Any], facts: CardFacts) -> ModelCardData:
+    """Return the metadata that the Hub reads; the model has the licence of its base."""
+    base, license_id = base_id(document, facts), license_of(facts.base_metadata)
+    details = {} if license_id == UNKNOWN else facts.base_metadata
+    name, link = (text if _is_text(text := details.get(key)) else None for key in LICENSE_DETAILS)
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=None if base is None else "finetune",
+        license=license_id,
+        license_name=name,
+        license_link=link,
+        library_name="mlx",
+        pipeline_tag="text-generation",
+        tags=["mlx", "mlx-ft", _fine_tune_type(document)],
+    )
 
 
 def license_of(metadata: Mapping[str, Any]) -> str:
-    """Return the licence that a README's front matter names, or `unknown`."""
+    """Return the licence in a README's front matter, or `unknown`."""
     given = metadata.get("license")
     return str(given) if _is_text(given) else UNKNOWN
 
@@ -78,7 +83,7 @@ def _fine_tune_type(document: Mapping[str, Any]) -> str:
 
 
 def base_id(document: Mapping[str, Any], facts: CardFacts) -> str | None:
-    """Return the base model's id on the Hub, or None for a folder that names none."""
+    """Return the base model's id on the Hub, or None for a folder without one."""
     model = document["model"]
     if model["source"] == "hub":
         return str(model["name"])
@@ -87,8 +92,9 @@ def base_id(document: Mapping[str, Any], facts: CardFacts) -> str | None:
 
 
 def public_value(value: Any) -> Any:
-    """Return a recipe's value without what is not set, and with paths outside of the current
-    folder cut to their last name.
+    """Return a recipe's value without unset keys.
+
+    Paths that lead out of the current folder are cut to their last name.
     """
     if isinstance(value, Mapping):
         return {
@@ -103,11 +109,6 @@ def public_value(value: Any) -> Any:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _json(value: Any) -> str:
-    """Return a value as JSON, which is YAML too, in ASCII and without what ends a code block."""
-    return json.dumps(value, ensure_ascii=True).replace("`", "\\u0060")
 
 
 def _introduction(document: Mapping[str, Any], facts: CardFacts) -> Iterator[str]:
@@ -208,7 +209,7 @@ def _making(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _choice(document: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the rows that say which weights were taken, and of which seed, if they were chosen."""
+    """Yield rows on the choice of weights and seed, if there was a choice."""
     info, by = document["train"]["info"], selected_by(document)
     if by is not None:
         yield ["weights taken", chosen_words(info, by)]

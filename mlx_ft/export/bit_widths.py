@@ -1,7 +1,6 @@
-"""How many bits each weight of a quantized model has, and how its config says so.
+"""Bits per layer of a quantized model, and how its config states them.
 
-Does: name the usual bits and the layers with more. Does not: choose them
-(`export/survival/verdict.py`).
+Does not: choose the bits (`export/survival/verdict.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of all weights, `usual`, but of the modules that are `raised`: module -> bits."""
+    """Bits of the weights. usual: of all modules but the raised. raised: module -> more bits."""
 
     usual: int
     raised: Mapping[str, int] = field(default_factory=dict)
@@ -37,7 +36,7 @@ class Bits:
 def described_quantization(
     config: Mapping[str, Any], bits: Bits, group_size: int
 ) -> dict[str, Any]:
-    """Return a config that says how its model is quantized, in the form that mlx-lm reads."""
+    """Return a config with the quantization of its model, in the keys that mlx-lm reads."""
     settings: dict[str, Any] = {"group_size": group_size, "bits": bits.usual, "mode": "affine"}
     for module, own in sorted(bits.raised.items()):
         settings[module] = {"group_size": group_size, "bits": own, "mode": "affine"}

@@ -1,7 +1,7 @@
-"""What goes into a model's linear layers when rows run through it: sums of products of inputs.
+"""Input statistics of linear layers: sums of products of their inputs over calibration rows.
 
-Does: pad rows into batches; watch layers without changing what they compute. Does not: choose the
-rows, or quantize anything (`gptq.py`).
+Does: pad rows into batches; watch layers without changing their outputs.
+Does not: choose the rows, or quantize (`gptq.py`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from mlx.utils import tree_unflatten
 from mlx_ft.data.tokens import group_rows, pad_rows
 
 Layers = Mapping[str, nn.Linear | nn.Embedding]
-# Padded tokens that go through the model together: their products are added up in one go.
+# Padded tokens that go through the model together; their products are summed at once.
 BATCH_TOKENS = 1024
 
 
 @dataclass
-class Inputs:
-    """What was seen so far: layers fed by one array share its products (inputs, inputs).
+class InputStatistics:
+    """Sums of products of the inputs seen so far.
 
-    `positions` are those tokens of the flattened batch that are no padding.
+    products: layer -> sum of products (inputs, inputs). owner: layer -> the layer that holds its
+    products; layers fed by one array share them. last: the last input array and its layer.
+    positions: tokens of the flattened batch that are not padding.
     """
 
     products: dict[str, mx.array] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class Inputs:
         self.last, self.positions = None, positions
 
     def see(self, name: str, inputs: mx.array) -> None:
-        """Add what goes into a layer."""
+        """Add the inputs of a layer."""
         if self.last is not None and self.last[0] is inputs:
             self.owner[name] = self.last[1]
             return
@@ -51,9 +53,9 @@ class Inputs:
 
 
 class _Watched(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for a linear layer, or an embedding, while its inputs are wanted."""
+    """Stand-in for a linear layer or an embedding that records its inputs."""
 
-    def __init__(self, layer: nn.Linear | nn.Embedding, name: str, seen: Inputs) -> None:
+    def __init__(self, layer: nn.Linear | nn.Embedding, name: str, seen: InputStatistics) -> None:
         super().__init__()
         self._layer, self._name, self._seen = layer, name, seen
 
@@ -64,7 +66,7 @@ class _Watched(nn.Module):  # type: ignore[misc]  # mlx.nn has no type informati
         return outputs
 
     def as_linear(self, inputs: mx.array) -> mx.array:
-        """Give the logits of an embedding that is the vocabulary head too."""
+        """Return the logits of an embedding that is also the vocabulary head."""
         self._seen.see(self._name, inputs)
         logits: mx.array = self._layer.as_linear(inputs)
         return logits
@@ -72,13 +74,14 @@ class _Watched(nn.Module):  # type: ignore[misc]  # mlx.nn has no type informati
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows (B, T), and the flat positions within (B x T) that are no padding."""
+    """Padded rows (B, T), and the flat positions within (B x T) that are not padding."""
 
     ids: mx.array
     positions: mx.array
 
 
 def calibration_batches(rows: Sequence[Sequence[int]]) -> list[Batch]:
+    """Return rows (token ids) as padded batches of about BATCH_TOKENS tokens."""
     batches = []
     for group in group_rows(list(map(len, rows)), BATCH_TOKENS):
         batch = [rows[index] for index in group]
@@ -90,9 +93,14 @@ def calibration_batches(rows: Sequence[Sequence[int]]) -> list[Batch]:
 
 
 @contextmanager
-def watching(model: nn.Module, layers: Layers, into: Inputs | None = None) -> Iterator[Inputs]:
-    """Yield the products of what goes into `layers`, or whatever `into` makes of it, meanwhile."""
-    seen = Inputs() if into is None else into
+def watching(
+    model: nn.Module, layers: Layers, into: InputStatistics | None = None
+) -> Iterator[InputStatistics]:
+    """Yield the statistics of the inputs of `layers`, collected while the context is open.
+
+    into: where they are collected (None: a new InputStatistics).
+    """
+    seen = InputStatistics() if into is None else into
     watched = [(name, _Watched(layer, name, seen)) for name, layer in layers.items()]
     model.update_modules(tree_unflatten(watched))
     try:
@@ -101,8 +109,10 @@ def watching(model: nn.Module, layers: Layers, into: Inputs | None = None) -> It
         model.update_modules(tree_unflatten(list(layers.items())))
 
 
-def see_inputs(model: nn.Module, layers: Layers, rows: Sequence[Sequence[int]]) -> Inputs:
-    """Run the rows through the model and return the products of what went into `layers`."""
+def input_statistics(
+    model: nn.Module, layers: Layers, rows: Sequence[Sequence[int]]
+) -> InputStatistics:
+    """Run the rows through the model and return the input statistics of `layers`."""
     with watching(model, layers) as seen:
         for batch in calibration_batches(rows):
             seen.begin(batch.positions)

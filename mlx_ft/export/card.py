@@ -1,7 +1,7 @@
-"""What a model folder's README and the published card both say of the export.
+"""Export section of a model README, shared by the model folders and the published card.
 
-Does: put what the export measured, and what to be wary of, into lines of Markdown; say how the chat
-template is to be called. Does not: measure, judge, or tell a path of this machine.
+Does: write the export's measurements and warnings, and how to call the chat template, as Markdown.
+Does not: measure, judge, or print local paths.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mlx_ft.export.survival.words import bits_name, kept_text, nats, way_name, ways_of
+from mlx_ft.export.survival.words import bits_name, form_name, forms_of, kept_text, nats
 from mlx_ft.model.thinking_mode import FILE, KEY
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.text import quantities as q
 from mlx_ft.text.markdown import cell, public_path, table_lines
 
-# Where the recipe sets no limit, what it would be is still worth a warning.
+# The default limit, below which a warning is given even if the recipe sets no limit.
 LEAST_SURVIVAL = ExportRecipe().min_survival or 0.0
 
 
 def thinking_lines(enable_thinking: bool) -> Iterator[str]:
-    """Yield how the chat template is to be called, and that mlx-lm has to be told."""
+    """Yield how to call the chat template, and how to tell mlx-lm."""
     arguments = f'{{"enable_thinking": {str(enable_thinking).lower()}}}'
     yield (
         "It was trained and measured through its chat template only, with "
@@ -33,9 +33,10 @@ def thinking_lines(enable_thinking: bool) -> Iterator[str]:
 def export_section(
     export: Mapping[str, Any], survival: Mapping[str, Any] | None, column: str
 ) -> Iterator[str]:
-    """Yield what fusing and quantizing changed; `column` is the model that the text stands beside.
+    """Yield the section on what fusing and quantizing changed.
 
-    `export` is what the stage's manifest says, `survival` its survival.json.
+    export: the info of the stage's manifest. survival: its survival.json (None: there is none).
+    column: the model that the README belongs to.
     """
     quantized, fused = export["quantized"], export["fused"]
     yield "## What fusing and quantizing changed"
@@ -47,7 +48,7 @@ def export_section(
         f"{q.format_bytes(quantized['bytes'])}; fused in 16 bits, {size}."
     )
     yield ""
-    if survival is not None and ways_of(survival):
+    if survival is not None and forms_of(survival):
         yield from _survival(survival, column)
     rows = [[check["check"], check["measured"], check["limit"]] for check in export["checks"]]
     yield from table_lines(["verified", "measured", "limit"], rows)
@@ -69,16 +70,16 @@ def _survival(survival: Mapping[str, Any], column: str) -> Iterator[str]:
     yield ""
     head = ["stored as", "survival", "KL from the adapter, held-out rows", "KL, prompts"]
     rows = []
-    for name, way in ways_of(survival).items():
-        shown = way_name(name, survival) + (" (this model)" if name == column else "")
-        kept = kept_text(way.get("survival"))
-        rows.append([shown, kept, nats(way.get("nats")), nats(way.get("prompt_nats"))])
+    for name, form in forms_of(survival).items():
+        shown = form_name(name, survival) + (" (this model)" if name == column else "")
+        kept = kept_text(form.get("survival"))
+        rows.append([shown, kept, nats(form.get("nats")), nats(form.get("prompt_nats"))])
     yield from table_lines(head, rows)
     yield ""
 
 
 def export_warnings(export: Mapping[str, Any], survival: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield what somebody who takes the model should know, and what its checks let pass."""
+    """Yield warnings for users of the model, on points that its checks let pass."""
     if export.get("dtype_reason"):
         yield str(export["dtype_reason"])
     yield from _survival_warnings(survival)
@@ -107,9 +108,10 @@ def _survival_warnings(survival: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _original_warnings(original: Mapping[str, Any]) -> Iterator[str]:
-    ways = original.get("from_trained") or {}
-    found = ways.get("into the original") or {}
-    half, small = (nats((found.get(way) or {}).get("divergence")) for way in ("fused", "quantized"))
+    found = (original.get("from_trained") or {}).get("into the original") or {}
+    half, small = (
+        nats((found.get(model) or {}).get("divergence")) for model in ("fused", "quantized")
+    )
     yield (
         "The adapter was trained on a quantized model and fused into its original "
         f"({public_path(str(original.get('path')))}): {half} from what was trained, {small} once "

@@ -1,8 +1,8 @@
-"""Arithmetic of the export: adapter into weights, quantized into 16 bits, 16 bits into q bits.
+"""Fuse an adapter into the weights of its base, row by row, dequantizing as it goes.
 
-Everything is computed some rows at a time, in float32, and rounded once. Does not: write files
-(`safetensors_writer.py`), decide which rows when (`write_weights.py`), or judge the result
-(`verify_checks.py`).
+Everything is computed some rows at a time, in float32, and rounded once.
+Does not: write files (`safetensors_writer.py`), order the rows (`write_weights.py`), or judge the
+result (`verify_checks.py`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from mlx_ft.export.stored_model import StoredModel
 
 DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
-# Bits of a 16-bit number from which on it is infinite or not a number, its sign left out.
+# Bits of a 16-bit number, without its sign, from which on it is infinite or NaN.
 NOT_FINITE_FROM = {mx.float16: 0x7C00, mx.bfloat16: 0x7F80}
 
-# (first row, end row, those rows of the base) -> those rows with the adapter in them; float32.
+# (first row, end row, those rows of the base) -> those rows with the adapter fused; float32.
 FuseRows = Callable[[int, int, mx.array], mx.array]
 
 
 class Float16Overflow(Exception):
-    """A number of the fused model is beyond float16: which tensor, and its largest number."""
+    """A number of the fused model is beyond float16. name: its tensor. largest: the number."""
 
     def __init__(self, name: str, largest: float) -> None:
         super().__init__(f"the largest number of {name} is {largest:.3g}, float16 ends at 65,504")
@@ -46,11 +46,11 @@ class Float16Overflow(Exception):
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the fused model, of which some rows can be had at a time.
+    """One tensor of the fused model, read some rows at a time.
 
-    `base(first, end)` are flat rows of the base, dequantized, in float32 (as stored if they are no
-    floating-point numbers); `fuse` adds the adapter. `takes_bits` says whether the format has a
-    quantized form of it. `forget` lets go of what had to be read as a whole.
+    takes_bits: the format has a quantized form of it. base: (first, end) -> flat rows of the base,
+    dequantized to float32 (as stored if they are not floating-point). fuse: adds the adapter (None:
+    it does not change this tensor). forget: frees a tensor that had to be read as a whole.
     """
 
     name: str
@@ -72,27 +72,27 @@ class Weight:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """Parts of the rows, to be computed one by one."""
+        """Ranges of rows that are computed one by one."""
         return list(row_ranges(self.shape, self.row_bytes))
 
     def rows(self, first: int, end: int) -> mx.array:
-        """Return flat rows with the adapter in them, in float32; what is not floating as stored."""
+        """Return flat rows with the adapter fused, in float32; integers as stored."""
         base = self.base(first, end)
         return base if self.fuse is None else self.fuse(first, end, base)
 
     def half_rows(self, first: int, end: int) -> mx.array:
-        """Return flat rows as the 16-bit model has them."""
+        """Return flat rows of the 16-bit model."""
         rows = self.rows(first, end)
         return rows.astype(self.dtype) if mx.issubdtype(rows.dtype, mx.floating) else rows
 
     def chosen(self, rows: Sequence[int]) -> mx.array:
-        """Return single rows, (number, columns), as the 16-bit model has them."""
+        """Return single rows (number, columns) of the 16-bit model."""
         return mx.concatenate([self.half_rows(row, row + 1) for row in rows])
 
     def whole(self, rows: Callable[[int, int], mx.array] | None = None) -> mx.array:
-        """Return the whole tensor as the 16-bit model has it, or as `rows` gives it.
+        """Return the whole tensor of the 16-bit model, or the tensor that `rows` gives.
 
-        A part is there before the next one begins: unpacking takes several times what comes out.
+        Each part is evaluated before the next begins: unpacking takes several times its result.
         """
         parts = []
         for first, end in self.ranges:
@@ -102,8 +102,9 @@ class Weight:
         return whole.reshape(self.shape)
 
     def require_finite(self, first: int, end: int, half: mx.array) -> None:
-        """Raise Float16Overflow when evaluated 16-bit rows lost a number that float32 has,
-        GateFailed when there is none even there.
+        """Check evaluated 16-bit rows for infinity and NaN.
+
+        Raises Float16Overflow when the number is finite in float32, GateFailed when it is not.
         """
         limit = NOT_FINITE_FROM.get(half.dtype)
         if limit is None or half.size == 0:
@@ -120,9 +121,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class FusedModel:
-    """A fused 16-bit model: its weights (name -> rows on demand), its config, what was fused.
+    """A fused 16-bit model.
 
-    `plain` is its structure, of which no weight is there: `load` fills a part of it for a while.
+    weights: name -> weight, computed on demand. config: its config.json. fused_modules: the modules
+    that were fused. plain: its structure without weights; `load` fills a part of it for a while.
     """
 
     weights: Mapping[str, Weight]
@@ -131,8 +133,10 @@ class FusedModel:
     plain: nn.Module
 
     def load(self, prefix: str, *, wide: bool = True) -> None:
-        """Compute the weights whose names begin so, and put them into `plain`: in float32, unless a
-        whole model is to fit where MLX computes with 16 bits.
+        """Compute the weights whose names begin with `prefix`, and put them into `plain`.
+
+        wide: in float32 on every device; otherwise in 16 bits where MLX computes with 16 bits, so
+        that a whole model fits.
         """
         for name, weight in self._under(prefix):
             half = weight.whole()
@@ -143,7 +147,7 @@ class FusedModel:
             self.plain.load_weights([(name, array)], strict=False)
 
     def unload(self, prefix: str) -> None:
-        """Let go of what `load` put there."""
+        """Free the weights that `load` put into `plain`."""
         for name, weight in self._under(prefix):
             self.plain.load_weights([(name, mx.zeros((0,)))], strict=False)
             weight.forget()
@@ -154,17 +158,18 @@ class FusedModel:
 
 
 def widened(array: mx.array) -> mx.array:
-    """Return a 16-bit array in float32: what is compared, or rounded, differs by its weights then
-    and not by what a machine loses on the way.
+    """Return a 16-bit array in float32; integers unchanged.
+
+    Models compared in float32 differ by their weights, and not by the rounding of a device.
     """
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def fuse(base: Path, adapter: Path | None, dtype: str) -> FusedModel:
-    """Return base + adapter, dequantized, in `dtype`; with no adapter the base alone.
+    """Return base + adapter, dequantized, in `dtype`; without an adapter the base alone.
 
     Raises ModelError when the adapter does not fit the base entirely, or the base has layers that
-    cannot be dequantized; GateFailed when not every adapted layer can be fused.
+    cannot be dequantized; GateFailed when some adapted layer cannot be fused.
     """
     configure_backend()
     stored = StoredModel(base)
@@ -178,14 +183,14 @@ def fuse(base: Path, adapter: Path | None, dtype: str) -> FusedModel:
     config = {k: v for k, v in stored.config.items() if k not in QUANTIZATION_KEYS}
     config["torch_dtype"] = dtype
     plain = plain_structure(stored.model)
-    for module in (plain, *stored.modules.values()):  # what was replaced as well
+    for module in (plain, *stored.modules.values()):  # replaced modules too
         _drop_weights(module)
     plain.eval()
     return FusedModel(weights, config, modules, plain)
 
 
 def _read_adapter(base: Path, adapter: Path) -> tuple[dict[str, FuseRows], tuple[str, ...]]:
-    """Return tensor name -> how the adapter gets into it, and the adapted modules."""
+    """Return tensor name -> function that fuses the adapter into its rows, and adapted modules."""
     model = StoredModel(base).model
     kind = attach_adapter(model, adapter).get("fine_tune_type", "lora")
     trained = tree_flatten(model.trainable_parameters())
@@ -208,7 +213,7 @@ _FUSED_KINDS = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, DoRALinear, DoRAEmb
 
 
 def _fusing(module: nn.Module) -> FuseRows:
-    """Return how a layer of mlx-lm's tuner puts its low-rank product into its weight's rows."""
+    """Return the function that adds a layer's low-rank product to rows of its weight."""
     scale = float(module.scale)
     one, other = _wide(module.lora_a), _wide(module.lora_b)
 
@@ -294,8 +299,9 @@ def _floats(stored: StoredModel, name: str) -> Callable[[int, int], mx.array]:
 def _dequantized(
     stored: StoredModel, owner: str, module: nn.Module
 ) -> Callable[[int, int], mx.array]:
-    """Return how rows of a quantized weight are had; affine ones are computed in float32, whatever
-    type their scales are stored in.
+    """Return the function that dequantizes rows of a weight.
+
+    Affine weights are computed in float32, whatever type their scales are stored in.
     """
     has_biases = f"{owner}.biases" in stored.shapes
 
@@ -323,7 +329,7 @@ def _forgetting(stored: StoredModel, name: str, owner: str | None) -> Callable[[
 
 
 PACKED_LEAVES = ("weight", "scales", "biases")
-# Quantized kinds of layers -> how the plain one is made of (inputs, outputs, stack or None, bias).
+# Class of a quantized layer -> maker of the plain layer, from (inputs, outputs, stack, bias).
 _PLAIN_KINDS: Mapping[type, Callable[[int, int, int, bool], nn.Module]] = {
     nn.QuantizedLinear: lambda inputs, outputs, _, bias: nn.Linear(inputs, outputs, bias),
     nn.QuantizedEmbedding: lambda inputs, outputs, _, bias: nn.Embedding(outputs, inputs),
@@ -333,7 +339,7 @@ _PLAIN_KINDS: Mapping[type, Callable[[int, int, int, bool], nn.Module]] = {
 
 
 def _require_known(name: str, module: nn.Module) -> None:
-    """Raise ModelError for a quantized layer that the export cannot turn into a plain one."""
+    """Raise ModelError for a quantized layer that has no plain counterpart here."""
     if type(module) not in _PLAIN_KINDS or "global_scale" in module:
         found = f"a {type(module).__name__} of mode {module.get('mode', '?')}"
         fix = "set export.base to the 16-bit original, or use another model"
@@ -341,7 +347,7 @@ def _require_known(name: str, module: nn.Module) -> None:
 
 
 def plain_structure(model: nn.Module) -> nn.Module:
-    """Replace a model's quantized layers by plain ones, with weights that mean nothing."""
+    """Replace a model's quantized layers by plain layers with arbitrary weights."""
     plain = []
     for name, module in model.named_modules():
         if "scales" in module:
@@ -352,7 +358,7 @@ def plain_structure(model: nn.Module) -> nn.Module:
 
 
 def plain_layer(module: nn.Module) -> nn.Module:
-    """Return a plain layer in the place of a quantized one, with a weight that means nothing."""
+    """Return the plain layer that replaces a quantized one, with an arbitrary weight."""
     stack = module.weight.shape[0] if module.weight.ndim > 2 else 1
     outputs, inputs = module.scales.shape[-2], module.scales.shape[-1] * module.group_size
     plain = _PLAIN_KINDS[type(module)](inputs, outputs, stack, "bias" in module)
@@ -365,15 +371,6 @@ def _drop_weights(model: nn.Module) -> None:
     model.update(tree_map(lambda array: mx.zeros((0,), array.dtype), model.parameters()))
 
 
-def cast_floats(model: nn.Module, dtype: mx.Dtype) -> None:
-    """Cast every floating-point parameter of the model."""
-    model.update(tree_map(lambda array: _cast(array, dtype), model.parameters()))
-
-
-def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
-    return array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
-
-
 def half_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
     """Return the weights that could be quantized if their rows were whole groups."""
     return tuple(
@@ -384,7 +381,7 @@ def half_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
 
 
 def quantized_names(fused: FusedModel, group_size: int) -> tuple[str, ...]:
-    """Return the weights that are to be quantized: as in mlx-lm, those whose rows are whole groups.
+    """Return the weights to quantize: as in mlx-lm, those whose rows are whole groups.
 
     Raises GateFailed when there are none.
     """

@@ -1,8 +1,9 @@
-"""Write a 16-bit model folder as one GGUF file, which llama.cpp and what is built on it load.
+"""GGUF writer: a 16-bit model folder as one file for llama.cpp and programs built on it.
 
-Does: put every tensor under llama.cpp's name, in its order of rows and in the type asked for, one
-tensor at a time; state the model's numbers, its tokenizer and its chat template. Does not: change a
-weight beyond that type's rounding, or leave a file behind that looks finished and is not.
+Does: write every tensor under llama.cpp's name, in its order of rows and in the requested type, one
+tensor at a time; write the model's hyperparameters, tokenizer and chat template.
+Does not: change a weight beyond that type's rounding, or leave an unfinished file that looks
+finished.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
 }
-# Where 4 bits cost most: every token goes through them. llama.cpp's own q4_0 files keep them wider.
+# Tensors that lose most with 4 bits, because every token uses them. llama.cpp's own q4_0 files keep
+# them wider too.
 _EMBEDDINGS = ("token_embd.weight", "output.weight")
 _LARGEST_FLOAT16 = 65504.0
 # Elements that are quantized at a time; NumPy holds several float32 copies of them.
@@ -45,7 +47,7 @@ _CHUNK_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the file: its name there and in the folder, its shape and type."""
+    """One tensor of the file. name: its name in the file. source: its name in the folder."""
 
     name: str
     source: str
@@ -54,10 +56,10 @@ class _Tensor:
 
 
 def write_gguf(model_folder: Path, file: Path, kind: GgufKind) -> int:
-    """Write the model of a 16-bit folder to `file` and return its bytes.
+    """Write the model of a 16-bit folder to `file` and return its size (bytes).
 
-    The file has its name only once it is complete and on the disk. Raises ModelError for a model or
-    a tokenizer that llama.cpp does not have, GateFailed for a number that the type cannot hold.
+    The file gets its name once it is complete on the disk. Raises ModelError for a model or a
+    tokenizer that llama.cpp does not support, GateFailed for a number that the type cannot hold.
     """
     shape = _shape(model_folder)
     tokenizer = read_tokenizer(model_folder, shape.vocabulary)
@@ -98,7 +100,7 @@ def _shape(folder: Path) -> ModelShape:
 
 
 def _lazy_arrays(folder: Path) -> dict[str, mx.array]:
-    """Return the folder's tensors by name, none of them read yet."""
+    """Return the folder's tensors by name, without reading them."""
     arrays: dict[str, mx.array] = {}
     for path in sorted(folder.glob("*.safetensors")):
         loaded = mx.load(str(path))
@@ -110,7 +112,7 @@ def _lazy_arrays(folder: Path) -> dict[str, mx.array]:
 def _plan(
     arrays: Mapping[str, mx.array], shape: ModelShape, kind: GgufKind, folder: Path
 ) -> list[_Tensor]:
-    """Return the file's tensors in the folder's order. ModelError for one that has no place."""
+    """Return the file's tensors in the folder's order. Raises ModelError for an unknown tensor."""
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == shape.architecture)
     names = gguf.get_tensor_name_map(number, shape.layers)
     tensors, faults = [], []
@@ -128,7 +130,7 @@ def _plan(
 
 
 def _type_of(name: str, shape: tuple[int, ...], kind: GgufKind) -> gguf.GGMLQuantizationType:
-    """Return a tensor's type: vectors are float32, rows that make no whole blocks float16."""
+    """Return a tensor's type: vectors are float32, rows that are not whole blocks float16."""
     if len(shape) == 1:
         return gguf.GGMLQuantizationType.F32
     wanted = "q8_0" if kind == "q4_0" and name in _EMBEDDINGS else kind
@@ -137,7 +139,7 @@ def _type_of(name: str, shape: tuple[int, ...], kind: GgufKind) -> gguf.GGMLQuan
 
 
 def _announce(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
-    """Tell the writer a tensor's name, shape and size, which stand before all the data."""
+    """Add a tensor's name, shape and size to the header, which comes before all data."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[tensor.type]
     count = int(np.prod(tensor.shape))
     writer.add_tensor_info(
@@ -150,11 +152,11 @@ def _announce(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
 
 
 def _in_their_order(array: mx.array, source: str, shape: ModelShape) -> mx.array:
-    """Return a tensor as llama.cpp multiplies with it, in the type it has (vectors in float32).
+    """Return a tensor in llama.cpp's convention, in the type it has (Gemma norms in float32).
 
-    llama.cpp turns neighbouring rows of a llama's q and k where mlx-lm and Hugging Face turn row i
-    and row i + half a head: the halves are interleaved. Its Gemma norms multiply by the weight,
-    theirs by one more.
+    llama.cpp rotates neighbouring rows of a llama's q and k. mlx-lm and Hugging Face rotate row i
+    and row i + half a head, so the halves are interleaved. llama.cpp's Gemma norms multiply by the
+    weight, the others by the weight plus one.
     """
     if shape.architecture == "llama" and ".self_attn.q_proj." in source:
         return interleave_halves(array, shape.heads)
@@ -194,10 +196,10 @@ def _encode(array: mx.array, tensor: _Tensor) -> Array:
 
 
 def rope_factors(shape: ModelShape) -> npt.NDArray[np.float32] | None:
-    """Return by how much each angle of a Llama 3 turns slower, (head size / 2,); None for others.
+    """Return the frequency divisors of a Llama 3's RoPE, (head size / 2,); None for other models.
 
-    As mlx_lm/models/rope_utils.py (Llama3RoPE) and "The Llama 3 Herd of Models": long wave lengths
-    by `factor`, short ones not at all, those between in proportion.
+    As mlx_lm/models/rope_utils.py (Llama3RoPE) and "The Llama 3 Herd of Models": long wavelengths
+    are divided by `factor`, short ones by 1, those between in proportion.
     """
     scaling = shape.rope_scaling
     if "llama3" not in (scaling.get("type"), scaling.get("rope_type")):
@@ -215,7 +217,7 @@ def rope_factors(shape: ModelShape) -> npt.NDArray[np.float32] | None:
 
 
 def _state_model(writer: gguf.GGUFWriter, shape: ModelShape, kind: GgufKind, name: str) -> None:
-    """Write the model's numbers (keys: gguf-py, constants.Keys)."""
+    """Write the model's hyperparameters (keys: gguf-py, constants.Keys)."""
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(int(_FILE_TYPES[kind]))

@@ -1,11 +1,11 @@
-"""A model folder's tokenizer in the terms of a GGUF: tokens, types, merges or scores, special ids.
+"""Tokenizer in GGUF terms: tokens, types, merges or scores, special ids.
 
-Does: recognise the tokenizer by its pre_tokenizer and normalizer (the entries of tokenizer.json),
-whose regular expressions are the ones that llama.cpp has under a name (`tokenizer.ggml.pre`,
-src/llama-vocab.cpp; llama.cpp's own converter compares a hash of the ids of one text, which only
-works for vocabularies on its list). What is not recognised is refused, never guessed.
-Does not: write a file (`gguf.py`), or read tokenizer.json itself: transformers rebuilds some
-tokenizers as it loads them, and what is described here is the one whose ids were trained.
+Does: recognise the tokenizer by its pre_tokenizer and normalizer (entries of tokenizer.json), whose
+regular expressions llama.cpp has under a name (`tokenizer.ggml.pre`, src/llama-vocab.cpp). An
+unknown tokenizer is refused, never guessed. llama.cpp's own converter compares a hash of the ids of
+one text, which only works for vocabularies on its list.
+Does not: write a file (`gguf.py`), or read tokenizer.json itself. transformers rebuilds some
+tokenizers as it loads them, and the ids that were trained are those of the loaded one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,10 @@ def _split(pattern: str) -> Step:
 
 @dataclass(frozen=True)
 class _PreTokenizer:
-    """llama.cpp's name, whether it takes whole words from the vocabulary before it merges, and
-    whether the original normalizes to NFC first (llama.cpp does not: composed text is the same).
+    """A byte-level pre-tokenizer of llama.cpp.
+
+    name: its name. ignore_merges: whole words are looked up in the vocabulary before merging. nfc:
+    the original normalizes to NFC first; llama.cpp does not, and composed text is the same.
     """
 
     name: str
@@ -67,7 +69,7 @@ _REPLACE: Step = ("Replace", "String", " ", SPACE)
 _GEMMA_SPLIT: Step = ("Split", "String", " ", "MergedWithPrevious", False)
 _FIRST_ONLY: tuple[Step, ...] = (("Metaspace", SPACE, "first", False),)
 # (normalizer, pre_tokenizer) of tokenizers that were made with SentencePiece -> whether llama.cpp
-# is to put a space before the text and after each special token.
+# must put a space before the text and after each special token.
 _SENTENCEPIECE: Mapping[tuple[tuple[Step, ...], tuple[Step, ...]], bool] = {
     ((_REPLACE,), ()): False,
     ((_REPLACE,), (_GEMMA_SPLIT,)): False,
@@ -76,16 +78,16 @@ _SENTENCEPIECE: Mapping[tuple[tuple[Step, ...], tuple[Step, ...]], bool] = {
     ((), _FIRST_ONLY): False,
     ((), (("Metaspace", SPACE, "never", False),)): False,
 }
-# Below every merge: a piece that no merge makes is never to win against one.
+# Below every merge: a piece that no merge makes must never win against one.
 _NO_MERGE = -1e9
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that end, begin, pad or stand for nothing; None where there is none.
+    """Special ids; None where there is none.
 
-    `stops` are one to three ids, in llama.cpp's places eos, eot and eom: each of them ends an
-    answer. `add_bos` and `add_eos` say what plain text gets.
+    stops: one to three ids that end an answer, for llama.cpp's eos, eot and eom. add_bos, add_eos:
+    plain text gets a BOS or an EOS.
     """
 
     stops: tuple[int, ...]
@@ -98,10 +100,10 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """`model` is gpt2 (byte-level BPE with `merges`) or llama (SentencePiece with `scores`).
+    """A tokenizer in GGUF terms.
 
-    `tokens`, `types` and `scores` have one entry per row of the embedding. `templates` are the chat
-    templates by name, unchanged.
+    model: gpt2 (byte-level BPE with merges) or llama (SentencePiece with scores). tokens, types,
+    scores: one entry per row of the embedding. templates: chat templates by name, unchanged.
     """
 
     model: str
@@ -118,8 +120,9 @@ class GgufTokenizer:
 def read_tokenizer(folder: Path, rows: int) -> GgufTokenizer:
     """Return the tokenizer of a model folder for an embedding of `rows` rows.
 
-    Rows without a token are named and marked as unused; an added token beyond the last row (the
-    image tokens of a text-only Gemma 3) is left out: the model cannot say it. Raises ModelError.
+    Rows without a token are named and marked as unused. An added token beyond the last row (the
+    image tokens of a text-only Gemma 3) is left out, because the model cannot generate it. Raises
+    ModelError.
     """
     path = folder / "tokenizer.json"
     renderer = ChatRenderer.from_folder(folder, ChatFormat(date="2000-01-01"))
@@ -168,11 +171,11 @@ def _steps(entry: Mapping[str, Any] | None) -> tuple[Step, ...]:
     if kind == "Digits":
         return ((kind, entry["individual_digits"]),)
     if kind == "Split":
-        ((how, pattern),) = entry["pattern"].items()
-        return ((kind, how, pattern, entry["behavior"], entry["invert"]),)
+        ((syntax, pattern),) = entry["pattern"].items()
+        return ((kind, syntax, pattern, entry["behavior"], entry["invert"]),)
     if kind == "Replace":
-        ((how, pattern),) = entry["pattern"].items()
-        return ((kind, how, pattern, entry["content"]),)
+        ((syntax, pattern),) = entry["pattern"].items()
+        return ((kind, syntax, pattern, entry["content"]),)
     if kind == "Prepend":
         return ((kind, entry["prepend"]),)
     if kind == "Metaspace":
@@ -199,7 +202,7 @@ def _byte_level(described: Mapping[str, Any], steps: tuple[Step, ...], path: Pat
 def _space_prefix(
     described: Mapping[str, Any], steps: tuple[Step, ...], renderer: ChatRenderer, path: Path
 ) -> bool:
-    """Return where a SentencePiece tokenizer puts spaces. Raises ModelError."""
+    """Return whether a SentencePiece tokenizer puts a space before text. Raises ModelError."""
     found = (_steps(described.get("normalizer")), steps)
     if found not in _SENTENCEPIECE or not described["model"].get("byte_fallback"):
         raise _refusal(path, f"unknown normalizer and pre-tokenizer {found}")
@@ -213,7 +216,7 @@ def _space_prefix(
 
 
 def _merge_pair(merge: str | Sequence[str]) -> tuple[str, str]:
-    """Return one merge's two pieces; tokenizer.json has them as a text or as a pair."""
+    """Return the two pieces of a merge, which tokenizer.json has as one string or as a pair."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
@@ -249,10 +252,10 @@ def _tokens(
     made: frozenset[str],
     path: Path,
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the token and its type of every row of the embedding.
+    """Return the token and the type of every row of the embedding.
 
-    A token that was added and that merges make as well, with a space in it, is an ordinary piece:
-    llama.cpp looks for added tokens before it writes spaces as in the vocabulary.
+    An added token with a space in it that merges make too is an ordinary piece. llama.cpp looks for
+    added tokens before it replaces spaces.
     """
     tokens = [f"[PAD{row}]" for row in range(rows)]
     types = [int(TokenType.UNUSED)] * rows

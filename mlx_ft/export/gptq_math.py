@@ -1,7 +1,8 @@
-"""The arithmetic of GPTQ on one weight: codes that make up for each other's rounding errors.
+"""GPTQ on one weight: codes that compensate for each other's rounding errors.
 
-Does: order the inputs, find how the inputs after one make up for an error at it, quantize input by
-input, pack codes as mlx holds them. Does not: know models, or see inputs (`calibration.py`).
+Does: order the inputs, compute the correction of later inputs for an error at an earlier one,
+quantize input by input, pack codes as mlx holds them.
+Does not: know models, or collect inputs (`calibration.py`).
 
 Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ", arXiv 2210.17323, sections 3.2 and 3.3. The
 order of the inputs is the authors' own later addition (`act_order` of github.com/IST-DASLab/gptq).
@@ -21,10 +22,10 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 Order = npt.NDArray[np.int64]
 
-# Share of the mean diagonal that is added to it (the paper's section 3.3, step 3, has 0.01). More
-# keeps what calibration rows say nothing about; LOG.md has what was tried.
+# Share of the mean diagonal that is added to the diagonal (0.01 in the paper's section 3.3, step
+# 3). More damping keeps abilities that the calibration rows do not show (LOG.md).
 DAMPING = 0.04
-# Inputs whose corrections are made one by one before the rest of their group hears of them.
+# Inputs that are corrected one by one before the corrections reach the rest of their group.
 BLOCK = 16
 # Outputs quantized at a time: they do not depend on each other.
 OUTPUT_CHUNK = 1 << 14
@@ -32,9 +33,11 @@ CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class How:
-    """Bits and group size of the quantized layers, and the type of their scales; layers that are
-    `raised` have other bits.
+class QuantizationSettings:
+    """Format of the quantized layers.
+
+    bits: bits of a weight. group_size: weights that share a scale. dtype: type of scales and
+    biases. raised: layer -> bits, of layers with other bits.
     """
 
     bits: int
@@ -42,16 +45,16 @@ class How:
     dtype: mx.Dtype
     raised: Mapping[str, int] = field(default_factory=dict)
 
-    def of(self, layer: str) -> How:
-        """Return how one layer is quantized."""
-        return How(self.raised.get(layer, self.bits), self.group_size, self.dtype)
+    def of(self, layer: str) -> QuantizationSettings:
+        """Return the settings of one layer."""
+        return QuantizationSettings(self.raised.get(layer, self.bits), self.group_size, self.dtype)
 
 
 def input_order(products: Floats, group_size: int) -> Order:
-    """Return the inputs from the largest to the smallest, group by group, and so within each group.
+    """Return the inputs from the largest to the smallest: group by group, then within each group.
 
-    What comes first is made up for by all the others. Groups stay together because each has one
-    scale, which is chosen when its turn comes.
+    The error of an early input is corrected by all later ones. Groups stay together because each
+    has one scale, which is chosen when its turn comes.
     """
     size = np.diag(products).reshape(-1, group_size)
     groups = np.argsort(-size.sum(axis=1), kind="stable")
@@ -63,9 +66,9 @@ def input_order(products: Floats, group_size: int) -> Order:
 def correction_factor(products: Floats, damping: float = DAMPING) -> Floats:
     """Return the upper triangular U (inputs, inputs) with U' U = the inverse of the products.
 
-    Row i of U, over U[i, i], says how the inputs after i make up for an error at i (section 3.3).
-    The inverse of a factor R of products = R R', R upper triangular, is such a U; R is the Cholesky
-    factor of the products with their order reversed.
+    Row i of U, over U[i, i], is the correction of the inputs after i for an error at i (section
+    3.3). The inverse of a factor R of products = R R', R upper triangular, is such a U. R is the
+    Cholesky factor of the products with their order reversed.
     """
     # In its reversed order, and in place from here on: the widest layers' products take gigabytes.
     square = np.array(products[::-1, ::-1], dtype=np.float64, order="F")
@@ -84,8 +87,8 @@ def quantize_inputs(
     """Return codes (outputs, inputs), scales and biases (outputs, groups) of a weight.
 
     `factor` belongs to the products in the given `order` of inputs, which keeps groups together.
-    Scales and biases are those that mlx would choose for each group as it is when its turn comes,
-    rounded to `dtype` as they will be stored.
+    Scales and biases are those that mlx chooses for each group when its turn comes, rounded to
+    `dtype`, the type they are stored in.
     """
     left = np.asarray(weight.T, dtype=np.float32)[order]  # one input a row: they go in turn
     inputs, outputs = left.shape
@@ -120,7 +123,7 @@ def quantize_inputs(
 def pack_codes(codes: Codes, bits: int) -> mx.array:
     """Return codes (outputs, inputs) as mlx holds them: uint32 (outputs, inputs * bits / 32).
 
-    A code takes `bits` bits, lowest bit first, right after the code before it.
+    Each code takes `bits` bits, lowest bit first, directly after the code before it.
     """
     single = np.unpackbits(np.ascontiguousarray(codes)[..., None], axis=-1, bitorder="little")
     stream = single[..., :bits].reshape(codes.shape[0], -1)
@@ -128,16 +131,21 @@ def pack_codes(codes: Codes, bits: int) -> mx.array:
 
 
 def packed_rows(
-    rows: Callable[[int, int], mx.array], outputs: int, factor: Floats, order: Order, how: How
+    rows: Callable[[int, int], mx.array],
+    outputs: int,
+    factor: Floats,
+    order: Order,
+    settings: QuantizationSettings,
 ) -> Iterator[tuple[int, mx.array, mx.array, mx.array]]:
-    """Yield (first row, packed codes, scales, biases) of some rows after the other, of a weight of
-    which `rows(first, end)` can be had.
+    """Yield (first row, packed codes, scales, biases) of a weight, some rows at a time.
+
+    `rows(first, end)` gives rows of the weight.
     """
     at_a_time = max(1, min(OUTPUT_CHUNK, CHUNK_BYTES // (4 * len(order))))
     for start in range(0, outputs, at_a_time):
         weight = np.array(rows(start, min(outputs, start + at_a_time)).astype(mx.float32))
         codes, scales, biases = quantize_inputs(
-            weight, factor, order, how.bits, how.group_size, how.dtype
+            weight, factor, order, settings.bits, settings.group_size, settings.dtype
         )
-        scale, bias = (mx.array(each).astype(how.dtype) for each in (scales, biases))
-        yield start, pack_codes(codes, how.bits), scale, bias
+        scale, bias = (mx.array(each).astype(settings.dtype) for each in (scales, biases))
+        yield start, pack_codes(codes, settings.bits), scale, bias

@@ -1,8 +1,8 @@
-"""A model taken one layer at a time: what comes before its layers, each layer, norm and head.
+"""Run a model one layer at a time, so that only one layer's weights are in memory.
 
-Does: run rows through layers that are there one after the other; look tokens up, and compute
-logits, a few rows of the vocabulary at a time; prove on a real row that this gives what the model
-gives as a whole. Does not: read or compute weights.
+Does: run rows through embedding, layers, norm and head in turn; look up tokens and compute logits a
+few rows of the vocabulary at a time; prove on a real row that the outputs are those of the whole
+model. Does not: read or compute weights.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import numpy as np
 
 from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.system.console import Progress
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
-# Words of the vocabulary on which heads of two sizes must agree.
+# Vocabulary entries on which heads of two sizes must agree.
 PROOF_WORDS = 64
 
-# ids of tokens, or (first row, end row), of a weight -> these rows
+# token ids, or (first row, end row), of a weight -> these rows
 Chosen = Callable[[Sequence[int]], mx.array]
 Rows = Callable[[int, int], mx.array]
 
 
 class LookedUp(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for an embedding: has the rows of the tokens that it is asked for, and no other."""
+    """Stand-in for an embedding that gets only the rows of the tokens it looks up."""
 
     def __init__(self, chosen: Chosen) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class LookedUp(nn.Module):  # type: ignore[misc]  # mlx.nn has no type informati
 
 
 class _Unread(nn.Module):  # type: ignore[misc]  # mlx.nn has no type information
-    """Stands in for the embedding of a part that is handed its states: the shape of a lookup."""
+    """Stand-in for the embedding of a part that is given its states: zeros of a lookup's shape."""
 
     def __init__(self, like: mx.array) -> None:
         super().__init__()
@@ -53,13 +54,13 @@ class _Unread(nn.Module):  # type: ignore[misc]  # mlx.nn has no type informatio
 
 
 def fits_layers(model: nn.Module) -> bool:
-    """Say whether a model is built as embedding, layers, norm and head."""
+    """Return whether a model is built as embedding, layers, norm and head."""
     inner = getattr(model, "model", None)
     return inner is not None and all(part in inner for part in ("embed_tokens", "layers", "norm"))
 
 
 def is_in_layers(name: str) -> bool:
-    """Say whether a weight or module belongs to one of the layers."""
+    """Return whether a weight or module belongs to one of the layers."""
     return name.startswith("model.layers.")
 
 
@@ -69,11 +70,12 @@ def layer_prefix(index: int) -> str:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A model with weights that are there when they are needed.
+class LayerwiseModel:
+    """A model of which one layer at a time has its weights in memory.
 
-    `chosen` gives rows of its embedding, `head_rows` rows of what makes the logits, `head_bias`
-    their biases; `load` puts a layer's weights in place, `unload` takes them away again.
+    model: its structure. vocabulary: rows of its head. chosen: rows of the embedding by token id.
+    head_rows, head_bias: rows of the head's weight and bias. load, unload: put a layer's weights in
+    place, and drop them again.
     """
 
     model: nn.Module
@@ -91,7 +93,7 @@ class Lane:
     def one_by_one(self) -> tuple[list[Part], Part]:
         """Return each layer and the last norm; the first layer is given no states.
 
-        It alone looks tokens up: mlx-lm's models do so in every call, and each part is a call.
+        Only the first looks up tokens: mlx-lm's models do so in every call, and a part is a call.
         """
         inner = self.model.model
         inner.embed_tokens = LookedUp(self.chosen)
@@ -101,22 +103,26 @@ class Lane:
         return [first, *others], Part(inner, self.layers, [], norm=True)
 
     def states(
-        self, batches: Sequence[mx.array], on_layer: Callable[[], None] = lambda: None
+        self, batches: Sequence[mx.array], progress: Progress | None = None
     ) -> list[mx.array]:
-        """Return the final states (B, T, hidden) of padded rows of ids (B, T), normed."""
+        """Return the final states (B, T, hidden) of padded rows of ids (B, T), normed.
+
+        Reports to `progress` after each layer: done is the number of layers.
+        """
         parts, norm = self.one_by_one()
         states: list[mx.array | None] = [None] * len(batches)
         for index, part in enumerate(parts):
             self.load(index)
-            # One list for all layers: what a layer was given is gone once it has given its own.
+            # One list for all layers: a layer's inputs are freed as its outputs replace them.
             for place, ids in enumerate(batches):
                 states[place] = _evaluated(part(ids, states[place]))
             self.unload(index)
-            on_layer()
+            if progress is not None:
+                progress.update(index + 1)
         return [_evaluated(norm(ids, state)) for ids, state in zip(batches, states, strict=True)]
 
     def logits(self, states: mx.array, first: int, end: int) -> mx.array:
-        """Return the logits (N, end - first) of some words for final states (N, hidden)."""
+        """Return the logits (N, end - first) of vocabulary entries for final states (N, hidden)."""
         rows = self.head_rows(first, end)
         head = copy.copy(self.model)
         head.model = Given()
@@ -139,45 +145,52 @@ def _evaluated(array: mx.array) -> mx.array:
     return array
 
 
-def why_not_by_layers(lane: Lane, whole: Lane, row: Sequence[int]) -> str | None:
-    """Return why a model cannot be taken layer by layer, or None where this gives on a row what
-    the same model (`whole`, another lane of it) gives in one call, and heads of two sizes agree.
+def layerwise_difference(
+    layerwise: LayerwiseModel, whole: LayerwiseModel, row: Sequence[int]
+) -> str | None:
+    """Return why a model cannot run layer by layer, or None when it can.
 
-    In that call, too, each layer's weights are there only while it is computed.
+    It can when its states on a row equal those of one call, and heads of two sizes agree. The call
+    is made on `whole`, a second LayerwiseModel of the same model. In that call, too, each layer has
+    its weights only while it computes.
     """
-    name = type(lane.model).__module__.rsplit(".", 1)[-1]
+    name = type(layerwise.model).__module__.rsplit(".", 1)[-1]
     ids = mx.array([list(row)])
     try:
-        (state,) = lane.states([ids])
+        (state,) = layerwise.states([ids])
         inner = whole.model.model
         inner.embed_tokens = LookedUp(whole.chosen)
         inner.layers = [_loaded_when_called(whole, index) for index in range(whole.layers)]
         plain = inner(ids)
         few = state[0, -2:]
-        parts = [lane.logits(few, 0, PROOF_WORDS), lane.logits(few, PROOF_WORDS, 2 * PROOF_WORDS)]
+        parts = [
+            layerwise.logits(few, 0, PROOF_WORDS),
+            layerwise.logits(few, PROOF_WORDS, 2 * PROOF_WORDS),
+        ]
         apart = relative_difference(
-            mx.concatenate(parts, axis=1), lane.logits(few, 0, 2 * PROOF_WORDS)
+            mx.concatenate(parts, axis=1), layerwise.logits(few, 0, 2 * PROOF_WORDS)
         )
         difference = max(relative_difference(state, plain), apart)
-    except Exception as error:  # any model's code, called in a way that its author did not plan
+    except Exception as error:  # any model's code, called in a way its author did not plan
         return f"{name} does not take it ({error})"
     if not difference <= EQUAL_TOLERANCE:
         return f"{name} differs by {difference:.1e} (limit {EQUAL_TOLERANCE:.0e})"
     return None
 
 
-def _loaded_when_called(lane: Lane, index: int) -> nn.Module:
-    """Return a stand-in for a layer, of its class and with its attributes, that has its weights
-    while it computes.
+def _loaded_when_called(layerwise: LayerwiseModel, index: int) -> nn.Module:
+    """Return a stand-in for a layer that has its weights only while it computes.
+
+    It has the layer's class and attributes.
     """
-    layer = lane.model.model.layers[index]
+    layer = layerwise.model.model.layers[index]
     original = type(layer)
 
     def call(here: nn.Module, *arguments: Any, **named: Any) -> Any:
-        lane.load(index)
+        layerwise.load(index)
         outputs = original.__call__(here, *arguments, **named)
         mx.eval(outputs)
-        lane.unload(index)
+        layerwise.unload(index)
         return outputs
 
     twin = copy.copy(layer)

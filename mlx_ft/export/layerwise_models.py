@@ -1,7 +1,7 @@
-"""The models that the export compares, each as a lane: one layer of it in memory at a time.
+"""Layer-by-layer views of the models to compare; only one layer of each is in memory.
 
-Does: make a lane of a folder, with an adapter or without, and of a fused model that is in no
-folder. Does not: run rows through it (`layerwise.py`), or compare (`verify_checks.py`).
+Does: open a model folder, with an adapter or without, and a fused model that is in no folder.
+Does not: run rows through a model (`layerwise.py`), or compare models (`verify_logits.py`).
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from mlx_ft.export.fuse import DTYPES, FusedModel, Weight, fuse, plain_layer, wi
 from mlx_ft.export.layerwise import (
     EMBEDDING,
     HEAD,
-    Lane,
+    LayerwiseModel,
     fits_layers,
     is_in_layers,
     layer_prefix,
-    why_not_by_layers,
+    layerwise_difference,
 )
 from mlx_ft.export.stored_model import StoredModel
 
 
-class Unfit(Exception):
-    """Why a model cannot be a lane, as the end of a sentence."""
+class NotLayerwise(Exception):
+    """A model that cannot run layer by layer; the text is the reason, as the end of a sentence."""
 
 
-def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
-    """Return a model folder as a lane, with an adapter on it if one is given.
+def layerwise_of_folder(folder: Path, adapter: Path | None = None) -> LayerwiseModel:
+    """Return the layer-by-layer view of a model folder, with an adapter on it if one is given.
 
-    Its layers are expanded to float32, and are gone once rows went through them. Raises Unfit.
+    Layers are expanded to float32 and dropped once rows went through them. Raises NotLayerwise.
     """
     model = StoredModel(folder).model
     if adapter is not None:
         attach_adapter(model, adapter)
         if not all(is_in_layers(name) for name, _ in tree_flatten(model.trainable_parameters())):
-            raise Unfit("the adapter reaches outside of the layers")
+            raise NotLayerwise("the adapter reaches outside of the layers")
     _require_fit(model)
     dtype = _kept_dtype(model)
     weights = fuse(folder, None, dtype).weights
@@ -54,18 +54,19 @@ def lane_of_folder(folder: Path, adapter: Path | None = None) -> Lane:
         layer.update(tree_map(lambda array: mx.zeros((0,), array.dtype), layer.parameters()))
         mx.clear_cache()
 
-    return _lane(model, weights, Weight.rows, load, unload)
+    return _layerwise(model, weights, Weight.rows, load, unload)
 
 
 def _expand(layer: nn.Module, prefix: str, weights: Mapping[str, Weight]) -> None:
-    """Have a layer in float32: the very numbers that quantized weights stand for, whatever type
-    their scales are stored in.
+    """Expand a layer to float32: exactly the numbers that its quantized weights stand for.
+
+    The type that their scales are stored in makes no difference.
     """
     plain = []
     for name, module in layer.named_modules():
         if "scales" in module:
             expanded = plain_layer(module)
-            # An adapter's layer holds the one that it is put on.
+            # An adapter's layer holds the layer that it adapts.
             weight = weights[f"{prefix}{name.removesuffix('.linear')}.weight"]
             expanded.weight = weight.whole(weight.rows)
             mx.eval(expanded.weight)
@@ -75,13 +76,16 @@ def _expand(layer: nn.Module, prefix: str, weights: Mapping[str, Weight]) -> Non
     mx.eval(layer.parameters())
 
 
-def lane_of_fused(fused: FusedModel) -> Lane:
-    """Return a fused model as a lane, in 16 bits as it is or would be written. Raises Unfit."""
+def layerwise_of_fused(fused: FusedModel) -> LayerwiseModel:
+    """Return the layer-by-layer view of a fused model, rounded to 16 bits as it is written.
+
+    Raises NotLayerwise.
+    """
     _require_fit(fused.plain)
     for name in fused.weights:
         if _is_small(name):
             fused.load(name)
-    return _lane(
+    return _layerwise(
         fused.plain,
         fused.weights,
         lambda weight, first, end: widened(weight.half_rows(first, end)),
@@ -90,24 +94,25 @@ def lane_of_fused(fused: FusedModel) -> Lane:
     )
 
 
-def layers_fault(base: Path, adapter: Path, row: Sequence[int]) -> str | None:
-    """Return why models with this base and adapter cannot be taken layer by layer, or None where
-    that is proved on a row of ids.
+def layerwise_fault(base: Path, adapter: Path, row: Sequence[int]) -> str | None:
+    """Return why a base with this adapter cannot run layer by layer, or None when it can.
+
+    That it can is proved on a row of ids.
     """
     try:
-        lane_of_folder(base, adapter)
-        return why_not_by_layers(lane_of_folder(base), lane_of_folder(base), row)
-    except Unfit as unfit:
+        layerwise_of_folder(base, adapter)
+        return layerwise_difference(layerwise_of_folder(base), layerwise_of_folder(base), row)
+    except NotLayerwise as unfit:
         return str(unfit)
 
 
-def _lane(
+def _layerwise(
     model: nn.Module,
     weights: Mapping[str, Weight],
     rows: Callable[[Weight, int, int], mx.array],
     load: Callable[[int], None],
     unload: Callable[[int], None],
-) -> Lane:
+) -> LayerwiseModel:
     embedding = weights[f"{EMBEDDING}.weight"]
     head = weights.get(f"{HEAD}.weight", embedding)
     bias = weights.get(f"{HEAD}.bias")
@@ -119,7 +124,7 @@ def _lane(
         assert bias is not None
         return rows(bias, 0, 1)[0, first:end]
 
-    return Lane(
+    return LayerwiseModel(
         model,
         head.shape[0],
         chosen,
@@ -133,21 +138,21 @@ def _lane(
 def _require_fit(model: nn.Module) -> None:
     if not fits_layers(model):
         name = type(model).__module__.rsplit(".", 1)[-1]
-        raise Unfit(f"{name} is not built as embedding, layers, norm")
+        raise NotLayerwise(f"{name} is not built as embedding, layers, norm")
 
 
 def _is_small(name: str) -> bool:
-    """Say whether a weight is in no layer, nor in the embedding or the head."""
+    """Return whether a weight is outside of the layers, the embedding and the head."""
     return not is_in_layers(name) and not name.startswith((f"{EMBEDDING}.", f"{HEAD}."))
 
 
 def _hold_outside(model: nn.Module) -> None:
-    """Have the few weights outside of the layers in float32."""
+    """Expand the few weights outside of the layers to float32."""
     small = [(name, widened(a)) for name, a in tree_flatten(model.parameters()) if _is_small(name)]
     model.load_weights(small, strict=False)
 
 
 def _kept_dtype(model: nn.Module) -> str:
-    """Return the 16-bit type in which a model's own numbers keep their range."""
+    """Return the 16-bit type that keeps the range of a model's own numbers."""
     kinds = {array.dtype for _, array in tree_flatten(model.parameters())}
     return next((name for name, dtype in DTYPES.items() if dtype in kinds), "bfloat16")

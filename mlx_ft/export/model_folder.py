@@ -1,8 +1,8 @@
-"""A model folder that mlx-lm and others load as it is: weights, config, tokenizer, template.
+"""Config, tokenizer and README of a model folder that mlx-lm and others load.
 
-Does: begin a folder, and finish it by copying the base's tokenizer files byte for byte and writing
-the config, without which nobody takes it for a model. Does not: compute weights, or write into a
-folder that has anything in it.
+Does: begin a folder; finish it by copying the base's tokenizer files byte for byte, and writing the
+config last, without which no program takes the folder for a model.
+Does not: compute weights, or write into a folder that is not empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_ft.errors import Fault, RunError
 from mlx_ft.export.safetensors_writer import Layout, WeightsWriter
 
-# Files of a model folder that stay true when its weights change.
+# Files of a model folder that do not depend on its weights.
 COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 NOT_COPIED = ("config.json", "model.safetensors.index.json", "manifest.json", "README.md")
 
@@ -34,13 +34,16 @@ def require_empty(folder: Path) -> None:
 
 
 def begin_folder(folder: Path) -> None:
-    """Make an empty model folder. Raises RunError when there is something in it."""
+    """Make an empty model folder. Raises RunError when it is not empty."""
     require_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def finish_folder(folder: Path, base: Path, config: Mapping[str, Any], card: str) -> None:
-    """Put everything but weights into a model folder, the config last."""
+    """Write everything but the weights into a model folder, the config last.
+
+    card: text of its README.
+    """
     for pattern in COPIED:
         for source in sorted(base.glob(pattern)):
             if source.name not in NOT_COPIED:
@@ -53,10 +56,10 @@ def finish_folder(folder: Path, base: Path, config: Mapping[str, Any], card: str
 def write_model_folder(
     folder: Path, base: Path, model: nn.Module, config: Mapping[str, Any], card: str
 ) -> int:
-    """Write a model that is in memory, or lazy, as a complete folder; return the bytes of its
-    weights. Raises RunError.
+    """Write a model that is in memory, or lazy, as a complete folder.
 
-    A tensor is computed when it is written, and then no longer held here.
+    Returns the size of its weights (bytes). A tensor is computed when it is written, then freed.
+    Raises RunError.
     """
     begin_folder(folder)
     weights = dict(tree_flatten(model.parameters()))
@@ -65,7 +68,7 @@ def write_model_folder(
         for name in layouts:
             array = weights.pop(name)
             mx.eval(array)
-            writer.put(name, 0, array)
+            writer.write(name, 0, array)
             del array
             mx.clear_cache()
         total_bytes = writer.finish()

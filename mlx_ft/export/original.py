@@ -1,6 +1,6 @@
-"""The 16-bit original of a quantized base: has it the tensors that the adapter was trained on?
+"""Check that the 16-bit original of a quantized base has the same tensors.
 
-Does not: compare their numbers, tokenizers or templates (the checks before training do the last).
+Does not: compare their numbers, or tokenizers and templates (`preflight/original.py` does).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ SHOWN_FAULTS = 5
 
 
 def require_same_shapes(base: Path, original: Path) -> None:
-    """Raise ModelError with every tensor that one of two models lacks, or has in another shape, as
-    mlx-lm loads them and after dequantization.
+    """Raise ModelError with every tensor that is missing in one model or differs in shape.
+
+    Both are compared as mlx-lm loads them, after dequantization.
     """
     ours, theirs = (
         {name: weight.shape for name, weight in fuse(folder, None, "bfloat16").weights.items()}

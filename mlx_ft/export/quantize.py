@@ -1,7 +1,8 @@
-"""The quantized folder's weights, by the recipe's method, and the 16-bit ones on the way.
+"""Write the quantized model by the recipe's method, and the 16-bit weights in the same pass.
 
-Does: decide which weight is rounded and which is done by GPTQ, layer after layer or, where an
-architecture does not fit, at once. Does not: the arithmetic (`gptq.py`, `write_weights.py`).
+Does: decide which weights are rounded and which are quantized by GPTQ; run GPTQ layer by layer, or
+on the whole model where an architecture does not fit.
+Does not: quantize (`gptq.py`) or round (`write_weights.py`) by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from mlx_ft.export.bit_widths import Bits
 from mlx_ft.export.calibration import Layers
 from mlx_ft.export.fuse import DTYPES, FusedModel, half_names, quantized_names
 from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
-from mlx_ft.export.gptq_math import How
+from mlx_ft.export.gptq_math import QuantizationSettings
 from mlx_ft.export.layerwise import EMBEDDING, HEAD, is_in_layers
-from mlx_ft.export.layerwise_models import lane_of_fused
+from mlx_ft.export.layerwise_models import layerwise_of_fused
 from mlx_ft.export.model_folder import begin_folder
 from mlx_ft.export.safetensors_writer import WeightsWriter
 from mlx_ft.export.write_weights import (
@@ -34,8 +35,10 @@ from mlx_ft.system.console import Console
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was quantized: modules in all, those of them that GPTQ did, bytes of the weights; `half`
-    modules stay 16-bit, because their rows are not whole groups.
+    """Result of quantizing.
+
+    modules: all quantized modules. half: modules that stay 16-bit, because their rows are not whole
+    groups. compensated: the quantized modules that GPTQ did. size_bytes: size of the weights.
     """
 
     modules: tuple[str, ...]
@@ -44,18 +47,18 @@ class Quantized:
     size_bytes: int
 
     @property
-    def others_in_words(self) -> str:
-        """Say how many modules stay 16-bit, if any do."""
+    def half_summary(self) -> str:
+        """How many modules stay 16-bit, as text; empty if none do."""
         count = len(self.modules) + len(self.half)
         return f"{len(self.half)} of {count} layers stay 16-bit" if self.half else ""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are quantized: as the recipe says, to these `bits`.
+    """How weights are quantized.
 
-    For q_method gptq, `calibration` rows (ids) go through the model layer after layer if it can be
-    taken `by_layers`, else through it as a whole.
+    recipe: method and group size. bits: bits of each module. calibration: rows (ids) for q_method
+    gptq. by_layers: run GPTQ one layer at a time; otherwise on the whole model.
     """
 
     recipe: ExportRecipe
@@ -72,10 +75,10 @@ def quantize_into(
     console: Console,
     observe: Observer | None,
 ) -> Quantized:
-    """Write the weights of a quantized folder, and those of the 16-bit one if there is a writer.
+    """Write the weights of a quantized folder, and the 16-bit weights if they have a writer.
 
-    Raises RunError for a folder that has something in it, GateFailed when no layer can be
-    quantized, Float16Overflow.
+    observe: shown the rows that the adapter changed. Raises RunError when the folder is not empty,
+    GateFailed when no layer can be quantized, Float16Overflow.
     """
     recipe = method.recipe
     names = quantized_names(fused, recipe.q_group_size)
@@ -109,16 +112,12 @@ def _write_rounded(
     console: Console,
     observe: Observer | None,
 ) -> None:
-    with console.progress("writing", 1.0) as line:
-
-        def numbers(done: int, of: int) -> None:
-            line.update(done / of, f"{done / 1e6:,.0f} of {of / 1e6:,.0f} million weights")
-
-        write_weights(fused, half_writer, writer, rounding, numbers, observe)
+    with console.progress("writing", 1.0) as progress:
+        write_weights(fused, half_writer, writer, rounding, progress, observe)
 
 
 def _layers_for_gptq(fused: FusedModel, method: Method) -> Layers:
-    """Return the layers that calibration rows may show inputs of; none for q_method round."""
+    """Return the layers that GPTQ is to quantize; none for q_method round."""
     if method.recipe.q_method != "gptq":
         return {}
     head = HEAD if f"{HEAD}.weight" in fused.weights else EMBEDDING
@@ -132,23 +131,21 @@ def _layers_for_gptq(fused: FusedModel, method: Method) -> Layers:
 def _compensate(
     fused: FusedModel, layers: Layers, method: Method, writer: WeightsWriter, console: Console
 ) -> tuple[str, ...]:
-    """Quantize layers by GPTQ into the writer; return those that were seen by the rows."""
+    """Quantize layers by GPTQ into the writer; return those that calibration rows went through."""
     dtype = DTYPES[str(fused.config["torch_dtype"])]
-    how = How(method.bits.usual, method.recipe.q_group_size, dtype, method.bits.raised)
+    bits, group_size = method.bits, method.recipe.q_group_size
+    settings = QuantizationSettings(bits.usual, group_size, dtype, bits.raised)
+    rows = method.calibration
 
-    def put(name: str, first: int, *arrays: mx.array) -> None:
+    def write(name: str, first: int, *arrays: mx.array) -> None:
         for tensor, array in zip(packed_names(f"{name}.weight"), arrays, strict=True):
-            writer.put(tensor, first, array)
+            writer.write(tensor, first, array)
 
-    with console.progress("quantizing", 1.0) as line:
-
-        def told(done: int, of: int) -> None:
-            line.update(done / of, f"layer {done} of {of}")
-
+    with console.progress("quantizing", 1.0) as progress:
         if method.by_layers:
-            lane = lane_of_fused(fused)
-            return quantize_by_layers(lane, layers, method.calibration, how, put, told)
+            layerwise = layerwise_of_fused(fused)
+            return quantize_by_layers(layerwise, layers, rows, settings, write, progress)
         fused.load("", wide=False)
-        done = quantize_at_once(fused.plain, layers, method.calibration, how, put, told)
+        done = quantize_at_once(fused.plain, layers, rows, settings, write, progress)
         fused.unload("")
         return done

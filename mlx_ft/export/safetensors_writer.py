@@ -1,7 +1,7 @@
-"""Weights written to safetensors a few rows at a time, so that no whole model is ever in memory.
+"""Write safetensors a few rows at a time, so that a whole model is never in memory.
 
-Does: lay out shards and their index, put rows in their places in any order, give a file its name
-when all of it is on the disk. Does not: know what the weights mean, or write anything but weights.
+Does: lay out shards and their index, write rows in any order, give a file its name once it is
+complete on the disk. Does not: compute weights, or write anything else.
 
 The format: 8 bytes of header length, a JSON header (name -> dtype, shape, offsets), then the data
 (https://github.com/huggingface/safetensors, "Format").
@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_SHARD_BYTES = 2 << 30
-# Numbers in float32 that are computed at a time.
+# Numbers in float32 that are computed at a time (bytes).
 PART_BYTES = 32 << 20
-# Not matched by what mlx-lm and others look for in a model folder.
+# Matches none of the patterns by which mlx-lm and others find weights in a model folder.
 UNFINISHED = ".part"
 DTYPE_NAMES = {
     mx.float32: "F32",
@@ -40,7 +40,7 @@ DTYPE_NAMES = {
 
 
 def flat_rows(shape: tuple[int, ...]) -> int:
-    """Return how many rows a tensor has: all axes but the last, put together; a vector is one."""
+    """Return the number of rows of a tensor: all axes but the last flattened; a vector is one."""
     return math.prod(shape[:-1])
 
 
@@ -61,9 +61,7 @@ class Layout:
 
 
 def shards(layouts: Mapping[str, Layout], limit_bytes: int) -> list[list[str]]:
-    """Return tensor names in order, cut into files of at most `limit_bytes`, one tensor at
-    least.
-    """
+    """Return tensor names in order, by file of at most `limit_bytes` and at least one tensor."""
     found: list[list[str]] = []
     held = 0
     for name, layout in layouts.items():
@@ -76,8 +74,9 @@ def shards(layouts: Mapping[str, Layout], limit_bytes: int) -> list[list[str]]:
 
 
 def row_ranges(shape: tuple[int, ...], row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut a tensor's flat rows into parts of at most PART_BYTES; no part has rows of two matrices
-    of a stack.
+    """Yield ranges of a tensor's flat rows of at most PART_BYTES.
+
+    No range has rows of two matrices of a stack.
     """
     at_a_time = max(1, PART_BYTES // max(1, row_bytes))
     matrix = shape[-2] if len(shape) > 1 else 1
@@ -87,16 +86,16 @@ def row_ranges(shape: tuple[int, ...], row_bytes: int) -> Iterator[tuple[int, in
 
 
 def array_bytes(array: mx.array) -> npt.NDArray[np.generic]:
-    """Return an evaluated array as NumPy has it, without a copy; bfloat16 as 16-bit integers."""
+    """Return an evaluated array as a NumPy array, without a copy; bfloat16 as 16-bit integers."""
     if array.dtype == mx.bfloat16:
         array = mx.view(array, mx.uint16)
     return np.array(array, copy=False)
 
 
 class WeightsWriter:
-    """Sharded safetensors with an index, in a folder; each tensor's rows are put in any order.
+    """Sharded safetensors with an index, in a folder; rows are written in any order.
 
-    Files have their names once every row is there and on the disk, which `finish` sees to.
+    `finish` gives the files their names, once every row is on the disk.
     """
 
     def __init__(self, folder: Path, layouts: Mapping[str, Layout]) -> None:
@@ -151,7 +150,7 @@ class WeightsWriter:
         self._places.update({name: (stream, data + begins[name]) for name in names})
         self._weight_map.update(dict.fromkeys(names, file))
 
-    def put(self, name: str, first_row: int, rows: mx.array) -> None:
+    def write(self, name: str, first_row: int, rows: mx.array) -> None:
         """Write evaluated rows (flat, from `first_row` on) of a tensor."""
         layout, (stream, begin) = self._layouts[name], self._places[name]
         assert rows.dtype == layout.dtype, f"{name} is {rows.dtype}, laid out as {layout.dtype}"
@@ -163,7 +162,7 @@ class WeightsWriter:
         self._missing_rows[name] -= int(rows.size * rows.dtype.size) // layout.row_bytes
 
     def finish(self) -> int:
-        """Flush the files, give them their names and write the index; return the weights' bytes."""
+        """Flush and name the files, write the index; return the size of the weights (bytes)."""
         torn = [name for name, missing in self._missing_rows.items() if missing]
         empty = [name for name in torn if self._layouts[name].size_bytes == 0]
         assert torn == empty, f"{torn[:3]} are not written as a whole"

@@ -1,8 +1,8 @@
-"""The export joined to its room: what of a run goes in, what is said in the folders that come out.
+"""Stage entry: choose what of a run is exported, and complete the READMEs of the model folders.
 
-Does: draw the rows that models are compared on and calibrated with, hand over folders, write what
-was found into them, seal.
-Does not: fuse, quantize or verify (`export/`), or import MLX before an export begins.
+Does: draw the rows for comparison and calibration, run the export, add its measurements to each
+README, seal the stage.
+Does not: fuse, quantize or verify (`build.py`), or import MLX before an export begins.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from mlx_ft.system.files import read_json
 
 if TYPE_CHECKING:  # importing it would load MLX
     from mlx_ft.evaluate.suites import Suite
-    from mlx_ft.export.build import ExportJob
+    from mlx_ft.export.build import ExportInputs
 
-# What GPTQ sees of the training rows; with 2,048 a model forgot what the rows do not show (LOG.md).
+# Tokens of training rows for GPTQ. With 2,048 a model lost abilities that the rows do not show
+# (LOG.md).
 CALIBRATION_TOKENS = 6144
-# What models are compared on in the export: validation rows, and prompts of the suites.
+# Validation rows, and prompts of the suites, on which models are compared.
 HELD_OUT_ROWS, ASKED_PROMPTS = 8, 8
 
 
@@ -34,23 +35,24 @@ def export(job: Job, suites: Sequence[Suite], original: ResolvedModel | None) ->
     from mlx_ft.export.build import export_model
 
     with writing_stage(job.run, "export") as folder:
-        info = export_model(export_job(job, suites, original, folder), job.console)
+        info = export_model(export_inputs(job, suites, original, folder), job.console)
         _describe(job, folder, info)
         seal(folder, "export", job.inputs["export"], info)
 
 
-def export_job(
+def export_inputs(
     job: Job, suites: Sequence[Suite], original: ResolvedModel | None, folder: Path
-) -> ExportJob:
-    """Return what the export of a trained run is made from, into `folder`.
+) -> ExportInputs:
+    """Return the inputs of the export of a trained run into `folder`.
 
     Raises RunError when the run is not trained yet.
     """
-    from mlx_ft.export.build import ExportJob
+    from mlx_ft.export.build import ExportInputs
+    from mlx_ft.export.survival.audit import Passages
 
     train_info = manifest_info(job, "train")
-    prompts = _fixed_prompts(job)
-    return ExportJob(
+    held_out = _held_out_rows(job)
+    return ExportInputs(
         name=job.recipe.name,
         base=job.model.path,
         adapter=job.run / "train" / "adapter",
@@ -58,19 +60,22 @@ def export_job(
         adapted_modules=tuple(train_info["adapted_layers"]),
         parameters=train_info["total_parameters"],
         recipe=job.recipe.export,
-        prompts=[ids for ids, _ in prompts],
-        trained=[trained for _, trained in prompts],
-        asked=_asked_prompts(job, suites),
+        passages=Passages(
+            held_out=[ids for ids, _ in held_out],
+            trained=[trained for _, trained in held_out],
+            prompts=_suite_prompts(job, suites),
+        ),
         calibration=_calibration_rows(job) if job.recipe.export.q_method == "gptq" else (),
-        card=lambda what: _introduction(job, what),
+        card=lambda description: _introduction(job, description),
         fused_for=fused_copy_needed_by(job.recipe.export, job.recipe.eval),
         original=None if original is None else original.path,
     )
 
 
-def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
-    """Return whole conversations from the validation rows, on which models are compared: ids, and
-    the positions after which a trained token comes.
+def _held_out_rows(job: Job) -> list[tuple[list[int], list[int]]]:
+    """Return validation rows, on which models are compared.
+
+    Of each: token ids, and the positions that predict a trained token.
     """
     from mlx_ft.data.tokens import read_split
 
@@ -85,8 +90,8 @@ def _fixed_prompts(job: Job) -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def _asked_prompts(job: Job, suites: Sequence[Suite]) -> list[list[int]]:
-    """Return a few of the suites' prompts, drawn evenly: text unlike the training rows."""
+def _suite_prompts(job: Job, suites: Sequence[Suite]) -> list[list[int]]:
+    """Return a few of the suites' prompts (ids), drawn evenly: text unlike the training rows."""
     samples = [sample for suite in suites for sample in suite.samples]
     chat = renderer(job)
     chosen = samples[:: max(1, -(-len(samples) // ASKED_PROMPTS))]
@@ -95,7 +100,7 @@ def _asked_prompts(job: Job, suites: Sequence[Suite]) -> list[list[int]]:
 
 
 def _calibration_rows(job: Job) -> list[list[int]]:
-    """Return training rows, drawn alike in every run, of about CALIBRATION_TOKENS tokens."""
+    """Return training rows (ids) of about CALIBRATION_TOKENS tokens, drawn with a fixed seed."""
     import numpy as np
 
     from mlx_ft.data.tokens import read_split
@@ -109,12 +114,13 @@ def _calibration_rows(job: Job) -> list[list[int]]:
     return rows
 
 
-def _introduction(job: Job, what: str) -> str:
-    """Return how the README of a model folder begins; what the export found comes behind it."""
+def _introduction(job: Job, description: str) -> str:
+    """Return the beginning of a model folder's README, before the export's measurements."""
     lines = [
         f"# {job.recipe.name}",
         "",
-        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with mlx-ft: {what}.",
+        f"{job.model.name} (revision {job.model.revision[:12]}), fine-tuned with mlx-ft: "
+        f"{description}.",
         "",
         "Load it with mlx-lm:",
         "",
@@ -129,7 +135,7 @@ def _introduction(job: Job, what: str) -> str:
 
 
 def _describe(job: Job, folder: Path, info: Mapping[str, Any]) -> None:
-    """Complete each model folder of an export by what was found, and by the thinking mode."""
+    """Add the export's measurements and the thinking mode to each model folder."""
     survival = read_json(folder / "survival.json")
     for column in ("fused", "quantized"):
         if info[column] is None:

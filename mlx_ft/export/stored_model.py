@@ -1,8 +1,8 @@
-"""A model folder opened for its structure, with weights that are read some rows at a time.
+"""A model folder opened lazily: its structure, and weights that are read some rows at a time.
 
-Does: let mlx-lm build the model without reading a weight; read rows straight from the files where a
-tensor is in the model as it is in a file, else through the model's own lazy array. Does not:
-dequantize, or change what mlx-lm makes of a folder.
+Does: let mlx-lm build the model without reading a weight; read rows directly from the files where
+mlx-lm leaves a tensor unchanged, else through the model's own lazy array.
+Does not: dequantize, or change the model that mlx-lm builds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_ft.engine.load import read_lazily
 from mlx_ft.export.safetensors_writer import flat_rows
 from mlx_ft.model.safetensors_headers import tensor_headers
 
-# How safetensors calls a type -> how NumPy reads its bytes, and what MLX calls them.
+# Name of a type in safetensors -> NumPy type that reads its bytes, MLX type.
 STORED_TYPES: Mapping[str, tuple[type[np.generic], mx.Dtype]] = {
     "F32": (np.float32, mx.float32),
     "F16": (np.float16, mx.float16),
@@ -35,7 +35,7 @@ STORED_TYPES: Mapping[str, tuple[type[np.generic], mx.Dtype]] = {
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor's bytes are: file, offset, and how to read them."""
+    """Location of a tensor's bytes. begin: offset in the file. read_as, dtype: their types."""
 
     file: Path
     begin: int
@@ -44,8 +44,9 @@ class _Place:
 
 
 class StoredModel:
-    """A model as mlx-lm builds it from a folder, nothing of it read; tensors go by the names that
-    they have in the model.
+    """A model as mlx-lm builds it from a folder, with no weight read yet.
+
+    Tensors have the names that they have in the model.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,17 +63,17 @@ class StoredModel:
         self.dtypes: dict[str, mx.Dtype] = {}
         for name, array in tree_flatten(self.model.parameters()):
             self.shapes[name], self.dtypes[name] = tuple(array.shape), array.dtype
-            # The very array that was loaded: nothing has been done to it on the way.
+            # The same object that was loaded: mlx-lm left it unchanged.
             place = places.get(name_in_files.get(id(array), ""))
             if place is not None and place.dtype == array.dtype:
                 self._places[name] = place
             else:
                 self._arrays[name] = array
-        # A class lives until the garbage is collected, and with it what it recorded.
+        # A class lives until garbage collection, and so would the arrays that it recorded.
         loaded.clear()
 
     def rows(self, name: str, first: int, end: int) -> mx.array:
-        """Return some flat rows of a tensor, (rows, columns); a vector is one row."""
+        """Return flat rows of a tensor, (rows, columns); a vector is one row."""
         shape = self.shapes[name]
         columns = shape[-1] if shape else 1
         if name not in self._places:
@@ -92,12 +93,12 @@ class StoredModel:
         return mx.view(array, mx.bfloat16) if place.dtype == mx.bfloat16 else array
 
     def forget(self, name: str) -> None:
-        """Let go of a tensor that could not be read row by row, and so is there as a whole."""
+        """Free a tensor that could not be read row by row, and so is wholly in memory."""
         self._arrays.pop(name, None)
 
 
 def _recording(config: Mapping[str, Any], loaded: dict[str, mx.array]) -> tuple[Any, Any]:
-    """Return mlx-lm's classes for a config; the model's keeps what the files gave in `loaded`."""
+    """Return mlx-lm's classes for a config; the model's class records its files in `loaded`."""
     model_class, arguments_class = _get_classes(config)
 
     class Recording(model_class):  # type: ignore[misc, valid-type]  # known when it runs
@@ -111,7 +112,7 @@ def _recording(config: Mapping[str, Any], loaded: dict[str, mx.array]) -> tuple[
 
 
 def _places(folder: Path) -> dict[str, _Place]:
-    """Return where each tensor of the files is, as far as its type is known here."""
+    """Return name -> location of each tensor of the files whose type is in STORED_TYPES."""
     found = {}
     for file in sorted(folder.glob("model*.safetensors")):
         for name, (entry, data) in tensor_headers(file).items():

@@ -1,8 +1,7 @@
-"""Compare each step of the export with the one before, on fixed prompts and tensor by tensor.
+"""Limits of the export: the fused model equals the adapter, the quantized one is close to it.
 
-Does: judge how far models are from each other at every position of fixed prompts; read the bits of
-every layer from the files. Does not: run models (`verify_logits.py`), or score tasks (the
-evaluation does).
+Does: judge measured differences; read the bits of every layer back from the files.
+Does not: run models (`verify_logits.py`), or score tasks (`evaluate/` does).
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from mlx_ft.export.verify_logits import Difference
 
 # Rounding weights to float16 (relative 2**-11) moves logits by a few thousandths of the largest.
 FUSED_TOLERANCE = 0.02
-# Mean divergence beyond which a quantized model is another model. 4-bit weights of small models
-# are measured at 0.1 to 0.2 nats against 16-bit ones; 5-bit ones lie well below.
+# Mean divergence (nats) beyond which a quantized model is another model. 4-bit weights of small
+# models are measured at 0.1 to 0.2 nats against 16-bit ones; 5-bit ones lie well below.
 QUANTIZED_KL_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One verified claim: what was `measured` against which `limit`, in words, and whether it is
-    `ok`.
+    """One verified claim.
+
+    check: the claim. measured: the measurement, as text. limit: its limit, as text. ok: it holds.
     """
 
     check: str
@@ -39,7 +39,7 @@ class Check:
 
 
 def check_fused(difference: Difference) -> Check:
-    """Fused 16-bit model against base + adapter: the largest logit difference, relative."""
+    """Check the fused 16-bit model against base + adapter: largest logit difference, relative."""
     return Check(
         "fused model equals base with adapter",
         f"largest logit difference {difference.largest:.2e} of the largest logit, top token "
@@ -50,7 +50,7 @@ def check_fused(difference: Difference) -> Check:
 
 
 def check_quantized(difference: Difference, bits: Bits) -> Check:
-    """Quantized model against the fused one: divergence of next-token distributions."""
+    """Check the quantized model against the fused one: divergence of next-token distributions."""
     return Check(
         f"{bits}-bit model close to the fused one",
         f"mean divergence {difference.divergence:.4f} nats, top token differs at "
@@ -61,7 +61,7 @@ def check_quantized(difference: Difference, bits: Bits) -> Check:
 
 
 def check_fused_layers(fused: Sequence[str], adapted: Sequence[str]) -> Check:
-    """Every layer of the adapter, and no other, was fused."""
+    """Check that every layer of the adapter was fused, and no other."""
     return Check(
         "fused layers are the adapter's layers",
         f"{len(fused)} fused, {len(adapted)} adapted",
@@ -92,8 +92,9 @@ def layer_bits(folder: Path) -> dict[str, int]:
 def check_bits(
     folder: Path, expected_modules: Sequence[str], bits: Bits, half_modules: int = 0
 ) -> Check:
-    """Every layer that was to be quantized has the recipe's bits, read back from the files;
-    `half_modules` others stay 16-bit.
+    """Check that every expected layer has its bits, read back from the files.
+
+    half_modules: number of layers that stay 16-bit.
     """
     found = layer_bits(folder)
     wrong = {m: b for m, b in found.items() if b != bits.of(m)}
@@ -110,7 +111,7 @@ def check_bits(
 
 
 def check_copied(base: Path, folder: Path, names: Sequence[str]) -> Check:
-    """Tokenizer and template files are the base's, byte for byte."""
+    """Check that tokenizer and template files are the base's, byte for byte."""
     different = [
         name
         for name in names
@@ -125,7 +126,7 @@ def check_copied(base: Path, folder: Path, names: Sequence[str]) -> Check:
 
 
 def require_all(checks: Sequence[Check]) -> None:
-    """Raise GateFailed with every check that did not hold."""
+    """Raise GateFailed with every check that failed."""
     faults = [
         Fault(f"export: {c.check}", f"{c.measured} (limit: {c.limit})", "see the run's report")
         for c in checks

@@ -1,7 +1,7 @@
-"""How far models are from each other on fixed prompts, without ever having all logits.
+"""KL divergence and logit differences of models on fixed prompts, in chunks of the vocabulary.
 
-Does: add up, over parts of the vocabulary, divergence, largest difference and most probable tokens
-of two models at every position; run lanes and whole models. Does not: judge (`verify_checks.py`).
+Does: sum, chunk by chunk, divergence, largest difference and most probable tokens of two models at
+every position; run models layer by layer or as a whole. Does not: judge (`verify_checks.py`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from mlx_ft.data.tokens import group_rows, pad_rows
-from mlx_ft.export.layerwise import Lane
+from mlx_ft.export.layerwise import LayerwiseModel
+from mlx_ft.system.console import Progress
 
 Logits = npt.NDArray[np.float32]
 # Padded tokens that go through a layer together.
 BATCH_TOKENS = 1024
-# Logits of one model, and rows of its head, that are computed at a time.
+# Logits of one model, and rows of its head, that are computed at a time (bytes).
 LOGIT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One model against a reference, at every position of the prompts.
+    """One model against a reference, over all positions of the prompts.
 
-    `largest` is the largest difference of logits over the largest logit, of the worst prompt;
-    `divergence` the mean KL divergence of next-token distributions in nats; `flips` the share of
-    positions where the most probable token differs.
+    largest: largest logit difference over the largest logit, of the worst prompt. divergence: mean
+    KL divergence of next-token distributions (nats). flips: share of positions where the most
+    probable token differs.
     """
 
     largest: float
@@ -40,7 +41,7 @@ class Difference:
 
 
 class _Sums:
-    """What has to be known of one model's logits, position by position."""
+    """Running sums over one model's logits, for each position."""
 
     def __init__(self, positions: int) -> None:
         self.top = np.full(positions, -np.inf, np.float32)
@@ -50,8 +51,9 @@ class _Sums:
         self.largest = np.zeros(positions, np.float32)
 
     def add(self, logits: Logits, first: int) -> tuple[Logits, npt.NDArray[np.float64]]:
-        """Take in the logits (N, words) of words from `first` on; return exp(logits - top), and
-        what sums relative to the old top are to be multiplied by.
+        """Add the logits (N, words) of vocabulary entries from `first` on.
+
+        Returns exp(logits - top), and the factor that rescales sums relative to the old top.
         """
         best = logits.argmax(axis=1)
         value: Logits = logits[np.arange(len(best)), best]
@@ -73,9 +75,9 @@ class _Sums:
 
 
 class Comparison:
-    """Models by name, and pairs (reference, other) of them that are compared.
+    """Compare models in pairs (reference, other), from logits that are added chunk by chunk.
 
-    `prompt_of` says which prompt each position belongs to.
+    prompt_of: the prompt that each position belongs to.
     """
 
     def __init__(self, prompt_of: npt.NDArray[np.int64], pairs: Sequence[tuple[str, str]]) -> None:
@@ -86,7 +88,7 @@ class Comparison:
         self._apart = {pair: np.zeros(positions, np.float32) for pair in self._pairs}
 
     def add(self, logits: Mapping[str, Logits], first: int) -> None:
-        """Take in each model's logits (N, words) of the same words, from `first` on."""
+        """Add each model's logits (N, words) of the same vocabulary entries, from `first` on."""
         weights = {name: each.add(logits[name], first) for name, each in self._models.items()}
         for pair in self._pairs:
             reference, other = pair
@@ -104,9 +106,10 @@ class Comparison:
     def differences(
         self, among: npt.NDArray[np.bool_] | None = None
     ) -> dict[tuple[str, str], Difference]:
-        """Return what each pair differs by, at all positions or `among` some; the sum over
-        p (log p - log q) is what was crossed over the sum of p, less and plus the logarithms of
-        both sums.
+        """Return the difference of each pair, at all positions or `among` some.
+
+        The sum over p (log p - log q) is the crossed sum over the sum of p, minus the logarithm of
+        p's sum, plus that of q's.
         """
         found = {}
         here = np.ones(len(self._prompt_of), bool) if among is None else among
@@ -114,7 +117,7 @@ class Comparison:
             one, two = (self._models[name] for name in pair)
             divergence = (self._crossed[pair] / one.sum - one.log_sum + two.log_sum)[here]
             found[pair] = Difference(
-                # NumPy's maximum, unlike Python's, keeps what is not a number.
+                # NumPy's maximum, unlike Python's, keeps NaN.
                 largest=float(np.max([self._relative(pair, at) for at in self._prompts(here)])),
                 divergence=float(np.maximum(divergence.mean(), 0.0)),
                 flips=float((one.top_token != two.top_token)[here].mean()),
@@ -131,34 +134,45 @@ class Comparison:
         return [here & (self._prompt_of == prompt) for prompt in prompts]
 
 
-def compare_lanes(
-    lanes: Mapping[str, Callable[[], Lane]],
+@dataclass(frozen=True)
+class _PartOfAll:
+    """Progress of one model, reported as a share of the work for all models.
+
+    whole: progress of all models. before: steps done before this model. total: steps of all.
+    """
+
+    whole: Progress
+    before: int
+    total: int
+
+    def update(self, done: float, text: str = "") -> None:
+        """Show that `done` steps of this model are done."""
+        self.whole.update((self.before + done) / self.total, text)
+
+
+def compare_layerwise(
+    models: Mapping[str, Callable[[], LayerwiseModel]],
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
-    on_step: Callable[[float], None],
+    progress: Progress,
 ) -> Comparison:
-    """Compare models that are taken one layer at a time. `on_step` hears which share is done."""
+    """Compare models that run one layer at a time. Reports the share that is done."""
     groups = [list(group) for group in group_rows(list(map(len, prompts)), BATCH_TOKENS)]
     batches = [mx.array(pad_rows([prompts[index] for index in group])) for group in groups]
     prompt_of = np.concatenate(
         [np.full(len(prompts[index]), index) for group in groups for index in group]
     )
-    opened = {name: open_lane() for name, open_lane in lanes.items()}
-    steps = sum(lane.layers + 1 for lane in opened.values())
+    opened = {name: open_model() for name, open_model in models.items()}
+    steps = sum(model.layers + 1 for model in opened.values())
     done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        on_step(done / steps)
-
     finals = {}
-    for name, lane in opened.items():
-        states = lane.states(batches, step)
+    for name, model in opened.items():
+        states = model.states(batches, _PartOfAll(progress, done, steps))
         finals[name] = _real_positions(states, prompts, groups)
+        done += model.layers
         del states
     comparison = Comparison(prompt_of, pairs)
-    vocabulary = min(lane.vocabulary for lane in opened.values())
+    vocabulary = min(model.vocabulary for model in opened.values())
     width = max(finals[name].shape[1] for name in finals)
     words = max(1, LOGIT_BYTES // (4 * max(len(prompt_of), width)))
     for first in range(0, vocabulary, words):
@@ -168,14 +182,14 @@ def compare_lanes(
             first,
         )
         mx.clear_cache()
-        on_step((done + len(opened) * end / vocabulary) / steps)
+        progress.update((done + len(opened) * end / vocabulary) / steps)
     return comparison
 
 
 def _real_positions(
     states: Sequence[mx.array], prompts: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]
 ) -> mx.array:
-    """Return final states (N, hidden) without those of padding."""
+    """Return the final states (N, hidden) of all positions that are not padding."""
     real = mx.concatenate(
         [
             state[place, : len(prompts[index])]
@@ -191,23 +205,26 @@ def compare_whole(
     models: Mapping[str, Callable[[], nn.Module]],
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
-    on_step: Callable[[float], None],
+    progress: Progress,
 ) -> Comparison:
-    """Compare models that are loaded as a whole, one after the other, with all their logits."""
+    """Compare models that are loaded one after the other, with all their logits in memory.
+
+    Reports the share that is done.
+    """
     logits: dict[str, list[Logits]] = {}
     for name, load in models.items():
         model = load()
         logits[name] = prompt_logits(model, prompts)
         del model
         mx.clear_cache()
-        on_step(len(logits) / len(models))
+        progress.update(len(logits) / len(models))
     return compared(logits, pairs)
 
 
 def differences(
     logits: Mapping[str, Sequence[Logits]], pairs: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Difference]:
-    """Return what models with these logits, (T, vocabulary) of each prompt, differ by."""
+    """Return the differences of models with these logits, (T, vocabulary) of each prompt."""
     return compared(logits, pairs).differences()
 
 
@@ -223,7 +240,7 @@ def compared(
 
 
 def prompt_logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Logits]:
-    """Return logits (T, vocabulary) of each prompt, in float32, computed one by one."""
+    """Return the logits (T, vocabulary) of each prompt in float32, one prompt at a time."""
     results = []
     for prompt in prompts:
         results.append(np.array(_to_numpy(model(mx.array([list(prompt)]))[0])))

@@ -1,7 +1,8 @@
-"""The models of an export beside each other: adapter, fused, quantized, and both ways of fusing.
+"""Open the models of an export and compare them: base, adapter, fused, quantized.
 
-Does: open each of them as it was written, layer by layer or as a whole, and have them compared.
-Does not: compute what they differ by (`verify_logits.py`), or set limits (`verify_checks.py`).
+Does: open each as it was written, layer by layer or as a whole; with an original, also the models
+that fusing into the trained base would have made.
+Does not: compute differences (`verify_logits.py`), or set limits (`verify_checks.py`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,26 @@ from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.engine.load import load_weights
 from mlx_ft.export.bit_widths import Bits
 from mlx_ft.export.fuse import FusedModel, fuse, quantized_names
-from mlx_ft.export.layerwise_models import lane_of_folder, lane_of_fused
+from mlx_ft.export.layerwise_models import layerwise_of_folder, layerwise_of_fused
 from mlx_ft.export.survival.audit import Passages, rounded_models
 from mlx_ft.export.survival.measures import Divergence
 from mlx_ft.export.verify_checks import Check, check_fused, check_quantized
-from mlx_ft.export.verify_logits import Comparison, Difference, compare_lanes, compare_whole
+from mlx_ft.export.verify_logits import Comparison, Difference, compare_layerwise, compare_whole
 from mlx_ft.export.write_weights import Rounding, rounded
 from mlx_ft.recipe.names import ADAPTER, BASE, FUSED, QUANTIZED
+from mlx_ft.system.console import Progress
 
-# With another base than the trained one: what was trained, and what it would be fused and rounded.
+# With an original: the trained model, and the same fused into the trained base, and rounded.
 TRAINED, TRAINED_FUSED, TRAINED_ROUNDED = "trained", "trained, fused", "trained, rounded"
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What an export went through: `original` is what was fused into, if not the trained base;
-    `fused_folder` is None where the 16-bit model was not written.
+    """The models that an export read and made.
+
+    base: the trained base. adapter: its adapter. original: the 16-bit original that was fused into
+    (None: the base). fused: the fused model. fused_folder: its folder (None: not written).
+    small_folder: folder of the quantized model. bits, group_size: how it is quantized.
     """
 
     base: Path
@@ -46,24 +51,28 @@ class Steps:
 
     @property
     def into(self) -> Path:
+        """The folder that the adapter was fused into."""
         return self.base if self.original is None else self.original
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Checks of each step; what base and each way of storing the model differ from the adapter by,
-    on held-out rows where they were trained, and on prompts; with an original, both ways of fusing:
-    as JSON, and in words.
+    """Result of the comparison.
+
+    checks: the check of each step. from_adapter: passages ("held_out", "prompts") -> model ->
+    divergence from the adapter. positions: passages -> number of positions compared. original: how
+    far fusing into the original and into the trained base are from the trained model, as JSON
+    (None: no original). lines: the same as text.
     """
 
     checks: tuple[Check, ...]
     from_adapter: Mapping[str, Mapping[str, Divergence]]
     positions: Mapping[str, int]
-    both_ways: dict[str, Any] | None
+    original: dict[str, Any] | None
     lines: tuple[str, ...]
 
 
-# A folder with an adapter or none, or a fused model that is in no folder.
+# A folder and its adapter (None: no adapter), or a fused model that is in no folder.
 _Source = tuple[Path, Path | None] | FusedModel
 
 
@@ -71,13 +80,12 @@ def compare_models(
     steps: Steps,
     passages: Passages,
     by_layers: bool,
-    on_step: Callable[[float], None],
+    progress: Progress,
 ) -> Compared:
-    """Compare each model with the one before, and all with the adapter; `on_step` hears the share
-    done.
+    """Compare each model with the one before, and all with the adapter. Reports the share done.
 
-    Models that are rounded for comparison are only opened `by_layers`: as wholes they would all
-    have to keep their logits.
+    Models that are rounded for comparison are only opened `by_layers`: compared as wholes, the
+    logits of every model would have to stay in memory.
     """
     fused: _Source = steps.fused if steps.fused_folder is None else (steps.fused_folder, None)
     sources: dict[str, _Source] = {
@@ -93,13 +101,13 @@ def compare_models(
     pairs = [(FUSED, QUANTIZED), *((ADAPTER, name) for name in sources if name != ADAPTER)]
     if steps.original is not None:
         sources |= _trained_sources(steps)
-        ways = (FUSED, QUANTIZED, TRAINED_FUSED, TRAINED_ROUNDED)
-        pairs += [(TRAINED, each) for each in ways]
+        others = (FUSED, QUANTIZED, TRAINED_FUSED, TRAINED_ROUNDED)
+        pairs += [(TRAINED, each) for each in others]
     if by_layers:
-        lanes = {name: _opening(source) for name, source in sources.items()}
-        comparison = compare_lanes(lanes, pairs, passages.rows, on_step)
+        models = {name: _opening(source) for name, source in sources.items()}
+        comparison = compare_layerwise(models, pairs, passages.rows, progress)
     else:
-        comparison = _compared_whole(sources, pairs, passages.rows, on_step)
+        comparison = _compared_whole(sources, pairs, passages.rows, progress)
     found = comparison.differences(comparison.prompt_of < len(passages.held_out))
     checks = (
         check_fused(found[ADAPTER, FUSED]),
@@ -108,13 +116,13 @@ def compare_models(
     audited = _from_adapter(comparison, passages)
     if steps.original is None:
         return Compared(checks, *audited, None, ())
-    return Compared(checks, *audited, *_both_ways(steps, found))
+    return Compared(checks, *audited, *_original_compared(steps, found))
 
 
 def _from_adapter(
     comparison: Comparison, passages: Passages
 ) -> tuple[dict[str, dict[str, Divergence]], dict[str, int]]:
-    """Return what models differ from the adapter by, and at how many positions, by passages."""
+    """Return passages -> model -> divergence from the adapter, and passages -> positions."""
     chosen = passages.chosen(comparison.prompt_of)
     found = {}
     for name, here in chosen.items():
@@ -128,6 +136,7 @@ def _from_adapter(
 
 
 def _trained_sources(steps: Steps) -> dict[str, _Source]:
+    """Return the trained model, and the same fused into the trained base, and rounded."""
     dtype = str(steps.fused.config["torch_dtype"])
     fused = fuse(steps.base, steps.adapter, dtype)
     names = quantized_names(fused, steps.group_size)
@@ -141,15 +150,15 @@ def _trained_sources(steps: Steps) -> dict[str, _Source]:
 
 def _opening(source: _Source) -> Callable[[], Any]:
     if isinstance(source, FusedModel):
-        return lambda: lane_of_fused(source)
-    return lambda: lane_of_folder(*source)
+        return lambda: layerwise_of_fused(source)
+    return lambda: layerwise_of_folder(*source)
 
 
 def _compared_whole(
     sources: Mapping[str, _Source],
     pairs: Sequence[tuple[str, str]],
     prompts: Sequence[Sequence[int]],
-    on_step: Callable[[float], None],
+    progress: Progress,
 ) -> Comparison:
     def loading(source: _Source) -> Callable[[], nn.Module]:
         def load() -> nn.Module:
@@ -164,33 +173,34 @@ def _compared_whole(
         return load
 
     models = {name: loading(source) for name, source in sources.items()}
-    found = compare_whole(models, pairs, prompts, on_step)
+    found = compare_whole(models, pairs, prompts, progress)
     for source in sources.values():
         if isinstance(source, FusedModel):
             source.unload("")
     return found
 
 
-def _both_ways(
+def _original_compared(
     steps: Steps, found: Mapping[tuple[str, str], Difference]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return how far the model that was made, and the one that fusing into the trained base would
-    have made, are from the model that was trained.
+    """Return how far two exports are from the trained model, as JSON and as text.
+
+    One is the export that was made, the other the export that fusing into the trained base gives.
     """
-    ways = {
+    exports = {
         "into the original": (FUSED, QUANTIZED),
         "into the trained base": (TRAINED_FUSED, TRAINED_ROUNDED),
     }
     info = {
-        way: {
+        place: {
             "fused": asdict(found[TRAINED, half]),
             "quantized": asdict(found[TRAINED, small]),
         }
-        for way, (half, small) in ways.items()
+        for place, (half, small) in exports.items()
     }
     lines = [
-        f"fused {way}: {found[TRAINED, half].divergence:.4f} nats from the trained model, in "
+        f"fused {place}: {found[TRAINED, half].divergence:.4f} nats from the trained model, in "
         f"{steps.bits} bits {found[TRAINED, small].divergence:.4f}"
-        for way, (half, small) in ways.items()
+        for place, (half, small) in exports.items()
     ]
     return {"path": str(steps.original), "from_trained": info}, tuple(lines)

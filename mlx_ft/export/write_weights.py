@@ -1,8 +1,7 @@
-"""The pass over a model's weights that writes its folders: each part of rows computed once.
+"""Write the 16-bit and the quantized weights in one pass; each part of rows is computed once.
 
-Does: lay out the 16-bit and the quantized folder, round, put both into their files; compute the
-next rows while these are written. Does not: compensate for rounding (`gptq.py`), or write anything
-but weights.
+Does: lay out both folders, round, write both; compute the next rows while these are written.
+Does not: compensate for rounding errors (`gptq.py`), or write anything but weights.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from mlx_ft.engine.device import on_cpu
 from mlx_ft.export.bit_widths import Bits
 from mlx_ft.export.fuse import FusedModel, Weight
 from mlx_ft.export.safetensors_writer import Layout, WeightsWriter
+from mlx_ft.system.console import Progress
 
-# Streams that compute at the same time on a CPU, and so parts in memory.
+# Streams that compute at the same time on a CPU; as many parts are in memory.
 CPU_STREAMS = 2
 
-# (weight, first row, the base's rows, the fused rows), both in float32: whoever wants to look on.
+# Takes (weight, first row, the base's rows, the fused rows); rows are in float32.
 Observer = Callable[[Weight, int, mx.array, mx.array], None]
 
 
@@ -33,9 +33,7 @@ def half_layouts(fused: FusedModel) -> dict[str, Layout]:
 def quantized_layouts(
     fused: FusedModel, quantized: Collection[str], bits: Bits, group_size: int
 ) -> dict[str, Layout]:
-    """Return the tensors of the quantized folder, in which `quantized` weights have their scales
-    and biases beside them.
-    """
+    """Return the tensors of the quantized folder: `quantized` weights have scales and biases."""
     layouts: dict[str, Layout] = {}
     for name, weight in fused.weights.items():
         if name not in quantized:
@@ -50,16 +48,17 @@ def quantized_layouts(
 
 
 def packed_names(name: str) -> tuple[str, str, str]:
-    """Return what a quantized weight's tensors are called."""
+    """Return the names of a quantized weight's tensors: codes, scales, biases."""
     module = name.removesuffix("weight")
     return name, f"{module}scales", f"{module}biases"
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the quantized folder is written: bits, group size, and the weights that are rounded here.
+    """How the quantized folder is written.
 
-    `elsewhere` are weights that somebody else writes (GPTQ); all others stay in 16 bits.
+    rounded: weights that are rounded in this pass. elsewhere: weights that GPTQ writes. All other
+    weights stay in 16 bits.
     """
 
     bits: Bits
@@ -70,7 +69,11 @@ class Rounding:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of a weight that are being computed, and where they go: (writer, tensor) of each."""
+    """Rows of a weight that are being computed.
+
+    wide: the base's rows and the fused rows in float32, if there is an observer. half: the fused
+    rows in 16 bits. packed: codes, scales and biases; empty if the weight is not rounded here.
+    """
 
     weight: Weight
     first: int
@@ -85,13 +88,13 @@ def write_weights(
     half_writer: WeightsWriter | None,
     small_writer: WeightsWriter,
     rounding: Rounding,
-    on_numbers: Callable[[int, int], None],
+    progress: Progress,
     observe: Observer | None = None,
 ) -> None:
-    """Write the 16-bit weights, if there is a writer for them, and the quantized ones.
+    """Write the 16-bit weights, if there is a writer for them, and the quantized weights.
 
-    `on_numbers(done, of)` is told how far it is; `observe` is shown the rows that the adapter
-    changed. Raises Float16Overflow.
+    Reports to `progress` after each part: done is the share of all numbers. observe: shown the rows
+    that the adapter changed. Raises Float16Overflow.
     """
     wanted = [
         weight
@@ -106,16 +109,17 @@ def write_weights(
         if part.wide is not None and observe is not None:
             observe(weight, part.first, *part.wide)
         if half_writer is not None:
-            half_writer.put(weight.name, part.first, part.half)
+            half_writer.write(weight.name, part.first, part.half)
         if part.packed:
             for name, array in zip(packed_names(weight.name), part.packed, strict=True):
-                small_writer.put(name, part.first, array)
+                small_writer.write(name, part.first, array)
         elif weight.name not in rounding.elsewhere:
-            small_writer.put(weight.name, part.first, part.half)
+            small_writer.write(weight.name, part.first, part.half)
         if part.end == weight.ranges[-1][1]:
             weight.forget()
         done += int(part.half.size)
-        on_numbers(done, total)
+        text = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} million weights"
+        progress.update(done / total, text)
     mx.clear_cache()
 
 
@@ -124,7 +128,10 @@ def _numbers(weight: Weight) -> int:
 
 
 def _begun(weights: Sequence[Weight], rounding: Rounding, both: bool) -> Iterator[_Part]:
-    """Yield every part of every weight, nothing of it computed yet."""
+    """Yield every part of every weight, not computed yet.
+
+    both: keep the float32 rows of the base and of the fused model too.
+    """
     for weight in weights:
         for first, end in weight.ranges:
             wide = None
@@ -141,7 +148,7 @@ def _begun(weights: Sequence[Weight], rounding: Rounding, both: bool) -> Iterato
 
 
 def _computed(parts: Iterator[_Part]) -> Iterator[_Part]:
-    """Yield parts whose arrays are there, in order, while the next ones are being computed."""
+    """Yield computed parts in order, while the next ones are being computed."""
     device = mx.default_device()
     streams = [mx.new_stream(device) for _ in range(CPU_STREAMS if on_cpu() else 1)]
     waiting: deque[_Part] = deque()
@@ -165,7 +172,7 @@ def _computed(parts: Iterator[_Part]) -> Iterator[_Part]:
 
 
 def rounded(fused: FusedModel, rounding: Rounding) -> FusedModel:
-    """Return a fused model as it would be after its weights were rounded, in no folder."""
+    """Return a fused model with rounded weights, without writing it."""
 
     def after(weight: Weight) -> Weight:
         bits = rounding.bits.of(weight.module)
@@ -176,7 +183,7 @@ def rounded(fused: FusedModel, rounding: Rounding) -> FusedModel:
             wide = (scales.astype(mx.float32), biases.astype(mx.float32))
             return mx.dequantize(packed, *wide, rounding.group_size, bits)
 
-        # A quantized folder's lane is expanded to float32 as well: the same numbers, to the bit.
+        # A quantized folder's layers are expanded to float32 too: the same numbers, to the bit.
         return replace(weight, base=rows, fuse=None, dtype=mx.float32)
 
     weights = {

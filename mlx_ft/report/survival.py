@@ -13,12 +13,12 @@ from typing import Any
 from mlx_ft.export.survival.words import (
     CHOSEN,
     _objects,
+    form_name,
+    forms_of,
     kept_text,
     layers_of,
     nats,
     ratio,
-    way_name,
-    ways_of,
 )
 from mlx_ft.report.tables import Cell, Row, Table, table
 from mlx_ft.text import quantities as q
@@ -29,7 +29,7 @@ def way_table(survival: Mapping[str, Any]) -> Table:
     """Return what each way of storing the model keeps of what training changed."""
     limit = survival.get("min_survival")
     rows: list[Row] = []
-    for name, way in ways_of(survival).items():
+    for name, way in forms_of(survival).items():
         kept = way.get("survival")
         tone = ""
         if q.is_number(kept) and q.is_number(limit):
@@ -37,7 +37,7 @@ def way_table(survival: Mapping[str, Any]) -> Table:
         worst = _worst_layer(survival, name)
         rows.append(
             [
-                Cell(way_name(name, survival), "the final model" if name == CHOSEN else ""),
+                Cell(form_name(name, survival), "the final model" if name == CHOSEN else ""),
                 Cell(kept_text(kept), tone=tone if name in ("fused", CHOSEN) else ""),
                 nats(way.get("nats")),
                 q.share(way.get("flips")),
@@ -66,7 +66,7 @@ def way_table(survival: Mapping[str, Any]) -> Table:
 
 def layer_table(survival: Mapping[str, Any]) -> Table:
     """Return |delta|/|W|, gain and noise of every adapted layer, and survival side by side."""
-    names = list(ways_of(survival))
+    names = list(forms_of(survival))
     rows: list[Row] = []
     for layer in layers_of(survival):
         kept = _objects(layer.get("kept"))
@@ -81,7 +81,7 @@ def layer_table(survival: Mapping[str, Any]) -> Table:
                 *(kept_text(kept.get(name, {}).get("survival")) for name in names),
             ]
         )
-    head = ("layer", "bits", "delta / W", "gain", "noise", *(way_name(n, survival) for n in names))
+    head = ("layer", "bits", "delta / W", "gain", "noise", *(form_name(n, survival) for n in names))
     caption = (
         "Each adapted layer: gain and noise of the final weights, in sizes of the delta; then the "
         "survival of what the layer gives out, stored in each way"
@@ -94,7 +94,7 @@ def layer_curves(survival: Mapping[str, Any]) -> dict[str, list[tuple[int, float
     chart.
     """
     found: dict[str, list[tuple[int, float]]] = {}
-    for name in ways_of(survival):
+    for name in forms_of(survival):
         worst: dict[int, float] = {}
         for layer in layers_of(survival):
             number = re.search(r"\.(\d+)\.", str(layer.get("name")))
@@ -102,7 +102,7 @@ def layer_curves(survival: Mapping[str, Any]) -> dict[str, list[tuple[int, float
             if number and q.is_number(kept):
                 worst[int(number[1])] = min(kept, worst.get(int(number[1]), kept))
         if worst:
-            found[way_name(name, survival)] = sorted(worst.items())
+            found[form_name(name, survival)] = sorted(worst.items())
     return found
 
 
@@ -110,14 +110,14 @@ def survival_rows(survival: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the terminal's table: way, survival, divergence, flips, worst layer."""
     return [
         [
-            way_name(name, survival) + (" *" if name == CHOSEN else ""),
+            form_name(name, survival) + (" *" if name == CHOSEN else ""),
             kept_text(way.get("survival")),
             nats(way.get("nats")),
             q.share(way.get("flips")),
             nats(way.get("prompt_nats")),
             _worst_layer(survival, name),
         ]
-        for name, way in ways_of(survival).items()
+        for name, way in forms_of(survival).items()
     ]
 
 

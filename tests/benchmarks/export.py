@@ -25,7 +25,7 @@ import mlx_ft  # noqa: F401  # first: it loads OpenBLAS before mlx is imported
 from tests.benchmarks.shapes import LLAMA_3B, write_random_quantized
 
 if TYPE_CHECKING:
-    from mlx_ft.export.build import ExportJob
+    from mlx_ft.export.build import ExportInputs
     from mlx_ft.system.console import Console
 
 PARAMETERS = 3_213_000_000
@@ -70,40 +70,40 @@ def ours(model: Path, folder: Path, method: str, verified: bool) -> dict[str, An
     from mlx_ft.export import build
     from mlx_ft.export.stage import CALIBRATION_TOKENS
     from mlx_ft.system.console import Console
-    from tests.support.exports import export_job
+    from tests.support.exports import export_inputs
 
     generator = np.random.default_rng(0)
 
     def rows(count: int) -> list[list[int]]:
         return [[int(t) for t in generator.integers(3, 300, PROMPT_TOKENS)] for _ in range(count)]
 
-    job = export_job(
+    inputs = export_inputs(
         model,
         model / "adapter",
         folder / "ours",
-        prompts=rows(PROMPTS),
+        held_out=rows(PROMPTS),
         trained=[range(PROMPT_TOKENS // 2, PROMPT_TOKENS - 1)] * PROMPTS,
         q_group_size=64,
         q_method=method,
         min_survival=None,
     )
     calibration = rows(CALIBRATION_TOKENS // PROMPT_TOKENS) if method == "gptq" else ()
-    job = replace(job, parameters=PARAMETERS, calibration=calibration)
+    inputs = replace(inputs, parameters=PARAMETERS, calibration=calibration)
     said = io.StringIO()
     started = time.perf_counter()
     if verified:
         # A random model of 28 layers is moved further by 5 bits than any real one: what is measured
         # is time and memory, and the figures are printed.
         build.require_all = lambda checks: None
-        info = build.export_model(job, Console(said))
+        info = build.export_model(inputs, Console(said))
     else:
-        info = unverified(job, Console(said))
+        info = unverified(inputs, Console(said))
     seconds = time.perf_counter() - started
     print(said.getvalue(), file=sys.stderr)
     return {"seconds": seconds, "mlx_peak_bytes": info["peak_memory_bytes"]}
 
 
-def unverified(job: "ExportJob", console: "Console") -> dict[str, Any]:
+def unverified(inputs: "ExportInputs", console: "Console") -> dict[str, Any]:
     """Write both folders, as far as mlx-lm's two commands go: no proof that layer by layer is the
     model, no comparison, no audit.
     """
@@ -114,8 +114,8 @@ def unverified(job: "ExportJob", console: "Console") -> dict[str, Any]:
 
     mx.reset_peak_memory()
     # The stage offers no writing without verifying, and should not: only here is that of use.
-    with build._small_cache():
-        build._write_in_range(job, Bits(job.recipe.most_bits), None, True, console)
+    with build.small_cache():
+        build.Build(inputs, console, by_layers=True).write(Bits(inputs.recipe.most_bits))
     return {"peak_memory_bytes": int(mx.get_peak_memory())}
 
 

@@ -59,7 +59,7 @@ def write_random_quantized(
             if len(shape) == 1:
                 ones = mx.ones(shape, dtype)
                 mx.eval(ones)
-                writer.put(name, 0, ones)
+                writer.write(name, 0, ones)
                 continue
             for first in range(0, shape[0], ROWS):
                 rows = min(ROWS, shape[0] - first)
@@ -67,7 +67,7 @@ def write_random_quantized(
                 packed = mx.quantize(weight, GROUP_SIZE, BITS)
                 mx.eval(packed)
                 for leaf, array in zip(("weight", "scales", "biases"), packed, strict=True):
-                    writer.put(name.replace("weight", leaf), first, array)
+                    writer.write(name.replace("weight", leaf), first, array)
                 mx.clear_cache()
         writer.finish()
     quantization = {"group_size": GROUP_SIZE, "bits": BITS}

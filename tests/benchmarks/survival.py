@@ -20,7 +20,7 @@ from mlx_ft.evaluate.harness import evaluate_column
 from mlx_ft.evaluate.local_model import ModelSource, local_column
 from mlx_ft.evaluate.stage import suite_progress
 from mlx_ft.evaluate.suites import Suite
-from mlx_ft.export.stage import export_job
+from mlx_ft.export.stage import export_inputs
 from mlx_ft.inputs import OpenRun, open_run
 from mlx_ft.job import Job
 from mlx_ft.model.chat import ChatFormat
@@ -65,7 +65,7 @@ def write_ways(opened: OpenRun, work: Path) -> None:
     from mlx_ft.engine.load import release
     from mlx_ft.export.bit_widths import Bits, described_quantization
     from mlx_ft.export.fuse import fuse
-    from mlx_ft.export.layerwise_models import layers_fault
+    from mlx_ft.export.layerwise_models import layerwise_fault
     from mlx_ft.export.model_folder import finish_folder
     from mlx_ft.export.quantize import Method, quantize_into
     from mlx_ft.export.verify_models import Steps, compare_models
@@ -74,10 +74,9 @@ def write_ways(opened: OpenRun, work: Path) -> None:
     if not missing and (work / "compared.json").exists():
         return
     job = opened.job
-    export = export_job(job, opened.suites, opened.original, work)
+    export = export_inputs(job, opened.suites, opened.original, work)
     recipe, into = export.recipe, export.fused_into
-    longest = max([*export.prompts, *export.calibration], key=len)
-    by_layers = layers_fault(export.base, export.adapter, longest) is None
+    by_layers = layerwise_fault(export.base, export.adapter, export.longest_row) is None
     release()
     for way in missing:
         job.console.heading(f"{way.bits} bits, {way.method}")
@@ -100,10 +99,8 @@ def write_ways(opened: OpenRun, work: Path) -> None:
         group_size=recipe.q_group_size,
     )
     job.console.heading("Survival")
-    with job.console.progress("comparing", 1.0) as line:
-        compared = compare_models(
-            steps, export.passages, by_layers, lambda done: line.update(done, "")
-        )
+    with job.console.progress("comparing", 1.0) as progress:
+        compared = compare_models(steps, export.passages, by_layers, progress)
     held_out = {name: asdict(each) for name, each in compared.from_adapter["held_out"].items()}
     write_json(work / "compared.json", {"held_out": held_out, "positions": compared.positions})
     release()

@@ -17,7 +17,7 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 
 from mlx_ft.engine.generate import Generation, generate
 from mlx_ft.engine.load import load_model
-from mlx_ft.export.fuse import QUANTIZATION_KEYS, cast_floats
+from mlx_ft.export.fuse import QUANTIZATION_KEYS
 from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.model_folder import write_model_folder
 from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatFormat, ChatRenderer, RowRefused
@@ -164,7 +164,7 @@ def fused(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The built-in model, dequantized to float16, as the export writes it."""
     model, config = mlx_lm_load_model(builtin_model, lazy=True)
     model = dequantize_model(model)
-    cast_floats(model, mx.float16)
+    model.set_dtype(mx.float16)
     folder = tmp_path_factory.mktemp("smollm2") / "fused-f16"
     plain = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
     write_model_folder(folder, builtin_model, model, plain, "# test\n")

@@ -2,11 +2,15 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub.repocard import metadata_load
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from mlx_ft.deploy.model_card import CardFacts, model_card, public_value
 from mlx_ft.runs.document import run_document
@@ -27,7 +31,7 @@ def card_of(
 
 
 def metadata_of(card: str, folder: Path) -> dict[str, Any]:
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_bytes(card.encode())
     found = metadata_load(folder / "README.md")
     assert found is not None
     return found
@@ -43,6 +47,42 @@ def test_the_hub_reads_the_front_matter(document: dict[str, Any], tmp_path: Path
         "pipeline_tag": "text-generation",
         "tags": ["mlx", "mlx-ft", "lora"],
     }
+
+
+# PyYAML writes U+0085 as a line break, and reads that as a space.
+TEXTS = st.text(st.characters(exclude_characters="\x85", exclude_categories=["Cs"]), min_size=1)
+
+
+def test_every_text_of_the_base_is_in_the_front_matter_as_it_is(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every other key keeps its value, whatever the base model's README has."""
+
+    @settings(deadline=None)
+    @given(TEXTS.filter(str.strip), st.none() | st.integers() | TEXTS, TEXTS)
+    @example('mit"\n---\nlibrary_name: evil', "a: b\r\n---", "`#` %\u2028\x07\x7fé")
+    @example("on", "1.0", "null")
+    @example("unknown", "a", "b")
+    def hold(license: str, name: str | int | None, link: str) -> None:
+        base = {"license": license, "license_name": name, "license_link": link}
+        found = metadata_of(card_of(document, APACHE | base), tmp_path)
+        texts = {key: text for key, text in base.items() if isinstance(text, str) and text.strip()}
+        assert found == {
+            "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "base_model_relation": "finetune",
+            "library_name": "mlx",
+            "pipeline_tag": "text-generation",
+            "tags": ["mlx", "mlx-ft", "lora"],
+            **(texts if license != "unknown" else {"license": "unknown"}),
+        }
+
+    hold()
+
+
+def test_the_command_line_starts_without_the_hub() -> None:
+    code = "import sys, mlx_ft.cli.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "huggingface_hub" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("metadata", [{}, {"license": None}, {"license": ["mit"]}, {"license": ""}])

@@ -19,7 +19,7 @@ from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed, ModelError, RunError
 from mlx_ft.export import card
 from mlx_ft.export.bit_widths import Bits
-from mlx_ft.export.build import ExportJob, export_model, needed_bytes
+from mlx_ft.export.build import ExportInputs, export_model, needed_bytes
 from mlx_ft.export.fuse import fuse, quantized_names
 from mlx_ft.export.model_folder import require_empty, write_model_folder
 from mlx_ft.export.verify_checks import check_bits, check_fused, check_fused_layers, layer_bits
@@ -27,7 +27,7 @@ from mlx_ft.export.verify_logits import differences, prompt_logits
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
-from tests.support.exports import PROMPTS, export_job, trained_adapter
+from tests.support.exports import PROMPTS, export_inputs, trained_adapter
 from tests.support.models import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model
 
 ASKED = [[14, 15, 16, 17]]
@@ -48,8 +48,8 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(base: Path, adapter: Path, tmp_path: Path) -> ExportJob:
-    return export_job(base, adapter, tmp_path / "export", asked=ASKED)
+def inputs(base: Path, adapter: Path, tmp_path: Path) -> ExportInputs:
+    return export_inputs(base, adapter, tmp_path / "export", prompts=ASKED)
 
 
 def rounding(bits: Literal[4, 5, 6, 8]) -> ExportRecipe:
@@ -68,12 +68,12 @@ def divergence(reference: list[np.ndarray], other: list[np.ndarray]) -> float:
     return differences({"one": reference, "other": other}, [pair])[pair].divergence
 
 
-def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
-    info = export_model(job, Console(io.StringIO()))
+def test_the_export_holds_what_the_adapter_learned(inputs: ExportInputs) -> None:
+    info = export_model(inputs, Console(io.StringIO()))
     assert all(check["ok"] for check in info["checks"]) and len(info["checks"]) == 6
-    fused, small = job.folder / "fused-f16", job.folder / "q5"
+    fused, small = inputs.folder / "fused-f16", inputs.folder / "q5"
 
-    trained, base = logits_of(job.base, job.adapter), logits_of(job.base)
+    trained, base = logits_of(inputs.base, inputs.adapter), logits_of(inputs.base)
     assert divergence(base, trained) > 0.05, "the adapter must matter for this test to"
     assert divergence(trained, logits_of(fused)) < 1e-4
     assert divergence(trained, logits_of(small)) < divergence(base, trained) / 4
@@ -84,15 +84,15 @@ def test_the_export_holds_what_the_adapter_learned(job: ExportJob) -> None:
     assert "quantization" not in json.loads((fused / "config.json").read_text())
     for folder in (fused, small):
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            assert (folder / name).read_bytes() == (job.base / name).read_bytes()
+            assert (folder / name).read_bytes() == (inputs.base / name).read_bytes()
 
 
-def test_a_gguf_is_written_where_the_recipe_asks_for_one(job: ExportJob) -> None:
-    info = export_model(job, Console(io.StringIO()))
-    assert info["gguf"] is None and not list(job.folder.glob("*.gguf"))
+def test_a_gguf_is_written_where_the_recipe_asks_for_one(inputs: ExportInputs) -> None:
+    info = export_model(inputs, Console(io.StringIO()))
+    assert info["gguf"] is None and not list(inputs.folder.glob("*.gguf"))
     asked = replace(
-        job,
-        folder=job.folder / "asked",
+        inputs,
+        folder=inputs.folder / "asked",
         recipe=ExportRecipe(gguf="q8_0"),
         fused_for=("export.gguf",),
     )
@@ -103,16 +103,16 @@ def test_a_gguf_is_written_where_the_recipe_asks_for_one(job: ExportJob) -> None
     assert info["fused"] is None and not (asked.folder / "fused-f16").exists()
 
 
-def test_the_16_bit_copy_is_written_only_for_somebody(job: ExportJob, tmp_path: Path) -> None:
+def test_the_16_bit_copy_is_written_only_for_somebody(inputs: ExportInputs, tmp_path: Path) -> None:
     """And the quantized model is the same, bit for bit, with or without it."""
-    bare = replace(job, folder=tmp_path / "bare", fused_for=())
+    bare = replace(inputs, folder=tmp_path / "bare", fused_for=())
     bare.folder.mkdir()
-    for each in (job, bare):
+    for each in (inputs, bare):
         info = export_model(each, Console(io.StringIO()))
         assert all(check["ok"] for check in info["checks"])
         assert (info["fused"] is None) == (each is bare)
     assert sorted(path.name for path in bare.folder.iterdir()) == ["q5", "survival.json"]
-    one, other = (mx.load(str(each.folder / "q5" / "model.safetensors")) for each in (job, bare))
+    one, other = (mx.load(str(each.folder / "q5" / "model.safetensors")) for each in (inputs, bare))
     assert one.keys() == other.keys()
     assert all(mx.array_equal(one[name], other[name]).item() for name in one)
 
@@ -126,29 +126,31 @@ def test_who_needs_the_16_bit_copy() -> None:
     assert fused_copy_needed_by(both, without) == ("export.keep_fused", "export.gguf")
 
 
-def test_gptq_keeps_more_than_rounding(job: ExportJob, tmp_path: Path) -> None:
+def test_gptq_keeps_more_than_rounding(inputs: ExportInputs, tmp_path: Path) -> None:
     rounding = replace(
-        job, folder=tmp_path / "round", recipe=ExportRecipe(q_group_size=32, q_method="round")
+        inputs, folder=tmp_path / "round", recipe=ExportRecipe(q_group_size=32, q_method="round")
     )
     rounding.folder.mkdir()
-    for each in (job, rounding):
+    for each in (inputs, rounding):
         info = export_model(each, Console(io.StringIO()))
         assert all(check["ok"] for check in info["checks"])
         assert info["quantized"]["method"] == each.recipe.q_method
         assert bool(info["quantized"]["gptq_layers"]) == (each.recipe.q_method == "gptq")
     fused, ours, plain = (
         logits_of(folder)
-        for folder in (job.folder / "fused-f16", job.folder / "q5", rounding.folder / "q5")
+        for folder in (inputs.folder / "fused-f16", inputs.folder / "q5", rounding.folder / "q5")
     )
     assert divergence(fused, ours) < 0.8 * divergence(fused, plain)
-    sizes = {(f / "q5" / "model.safetensors").stat().st_size for f in (job.folder, rounding.folder)}
+    sizes = {
+        (f / "q5" / "model.safetensors").stat().st_size for f in (inputs.folder, rounding.folder)
+    }
     assert len(sizes) == 1, "the same format, byte for byte as big"
 
 
-def test_mlx_lm_loads_both_folders_as_they_are(job: ExportJob) -> None:
-    export_model(job, Console(io.StringIO()))
+def test_mlx_lm_loads_both_folders_as_they_are(inputs: ExportInputs) -> None:
+    export_model(inputs, Console(io.StringIO()))
     for name in ("fused-f16", "q5"):
-        model, tokenizer = mlx_lm.load(str(job.folder / name))
+        model, tokenizer = mlx_lm.load(str(inputs.folder / name))
         assert tokenizer.has_chat_template
         assert model(mx.array([PROMPTS[0]])).shape == (1, 6, 320)
 
@@ -159,7 +161,7 @@ def test_models_that_stay_in_16_bits_are_compared_and_rounded_in_float32_all_the
     """As on a GPU: the checks measure weights, and not what 16 bits lose on the way."""
     base = write_stored(tmp_path / "base", "qwen3", mx.bfloat16, 4)
     adapter = trained_adapter(base, "dora", tmp_path / "adapter")
-    widened = export_job(base, adapter, tmp_path / "widened", asked=ASKED)
+    widened = export_inputs(base, adapter, tmp_path / "widened", prompts=ASKED)
     expected = export_model(widened, Console(io.StringIO()))
     stored = replace(widened, folder=tmp_path / "stored")
     stored.folder.mkdir()
@@ -171,39 +173,39 @@ def test_models_that_stay_in_16_bits_are_compared_and_rounded_in_float32_all_the
     assert all(mx.array_equal(one[name], other[name]).item() for name in one)
 
 
-def test_exporting_twice_gives_the_same_weights(job: ExportJob, tmp_path: Path) -> None:
-    export_model(job, Console(io.StringIO()))
-    again = replace(job, folder=tmp_path / "again")
+def test_exporting_twice_gives_the_same_weights(inputs: ExportInputs, tmp_path: Path) -> None:
+    export_model(inputs, Console(io.StringIO()))
+    again = replace(inputs, folder=tmp_path / "again")
     again.folder.mkdir()
     export_model(again, Console(io.StringIO()))
     for name in ("fused-f16", "q5"):
         one, other = (
-            mx.load(str(f / name / "model.safetensors")) for f in (job.folder, again.folder)
+            mx.load(str(f / name / "model.safetensors")) for f in (inputs.folder, again.folder)
         )
         assert one.keys() == other.keys()
         assert all(mx.array_equal(one[key], other[key]).item() for key in one)
 
 
-def test_an_adapter_of_another_model_is_refused(job: ExportJob, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_refused(inputs: ExportInputs, tmp_path: Path) -> None:
     """mlx-lm loads an adapter that lacks tensors, and the layers stay silently as they were."""
     torn = tmp_path / "torn"
     torn.mkdir()
-    weights = mx.load(str(job.adapter / "adapters.safetensors"))
+    weights = mx.load(str(inputs.adapter / "adapters.safetensors"))
     missing = sorted(weights)[0]
     kept = {name: array for name, array in weights.items() if name != missing}
     mx.save_safetensors(str(torn / "adapters.safetensors"), kept)
-    (torn / "adapter_config.json").write_text((job.adapter / "adapter_config.json").read_text())
-    mlx_lm.load(str(job.base), adapter_path=str(torn))
+    (torn / "adapter_config.json").write_text((inputs.adapter / "adapter_config.json").read_text())
+    mlx_lm.load(str(inputs.base), adapter_path=str(torn))
     with pytest.raises(ModelError, match=missing):
-        fuse(job.base, torn, "float16")
+        fuse(inputs.base, torn, "float16")
 
 
-def test_a_model_without_the_adapter_does_not_pass_as_fused(job: ExportJob) -> None:
-    logits = {"adapter": logits_of(job.base, job.adapter), "fused": logits_of(job.base)}
+def test_a_model_without_the_adapter_does_not_pass_as_fused(inputs: ExportInputs) -> None:
+    logits = {"adapter": logits_of(inputs.base, inputs.adapter), "fused": logits_of(inputs.base)}
     assert not check_fused(differences(logits, [("adapter", "fused")])["adapter", "fused"]).ok
-    assert not check_fused_layers([], job.adapted_modules).ok
-    assert not check_fused_layers(job.adapted_modules[1:], job.adapted_modules).ok
-    assert check_fused_layers(job.adapted_modules, job.adapted_modules).ok
+    assert not check_fused_layers([], inputs.adapted_modules).ok
+    assert not check_fused_layers(inputs.adapted_modules[1:], inputs.adapted_modules).ok
+    assert check_fused_layers(inputs.adapted_modules, inputs.adapted_modules).ok
 
 
 def test_four_bits_do_not_pass_as_five(tmp_path: Path) -> None:
@@ -243,30 +245,30 @@ def test_layers_that_stay_16_bit_are_told_everywhere(tmp_path: Path) -> None:
     """Only what reads the 128 numbers within makes whole groups of 128: 2 layers of 15."""
     base = write_tiny_model(tmp_path / "base", "llama", bits=None)
     adapter = trained_adapter(base, "lora", tmp_path / "adapter")
-    job = export_job(base, adapter, tmp_path / "export", q_group_size=128, min_survival=None)
+    inputs = export_inputs(base, adapter, tmp_path / "export", q_group_size=128, min_survival=None)
     said = io.StringIO()
-    info = export_model(job, Console(said))
+    info = export_model(inputs, Console(said))
     assert "13 of 15 layers stay 16-bit" in said.getvalue()
     (check,) = [each for each in info["checks"] if "bits of every" in each["check"]]
     assert check["check"] == "bits of every quantized layer are 5"
     assert check["measured"] == "2 of 2 layers; 13 others stay 16-bit"
-    assert "13 of 15 layers stay 16-bit" in (job.folder / "q5" / "README.md").read_text()
+    assert "13 of 15 layers stay 16-bit" in (inputs.folder / "q5" / "README.md").read_text()
     assert any("13 layers stay 16-bit" in warning for warning in card.export_warnings(info, None))
 
 
 @pytest.mark.parametrize("fused_for", [("export.keep_fused",), ()])
 def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
-    job: ExportJob, tmp_path: Path, fused_for: tuple[str, ...]
+    inputs: ExportInputs, tmp_path: Path, fused_for: tuple[str, ...]
 ) -> None:
     big = replace(
-        job, adapter=scaled_adapter(job.adapter, 1000, tmp_path / "big"), fused_for=fused_for
+        inputs, adapter=scaled_adapter(inputs.adapter, 1000, tmp_path / "big"), fused_for=fused_for
     )
     said = io.StringIO()
     info = export_model(replace(big, recipe=rounding(5)), Console(said))
     assert info["dtype"] == "bfloat16" and "65,504" in info["dtype_reason"]
     assert "the whole model is kept in bfloat16" in said.getvalue()
     assert all(check["ok"] for check in info["checks"])
-    files = list(job.folder.glob("*/model.safetensors"))
+    files = list(inputs.folder.glob("*/model.safetensors"))
     assert len(files) == 1 + len(fused_for)
     for file in files:
         for array in mx.load(str(file)).values():
@@ -274,11 +276,13 @@ def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
             assert bool(mx.isfinite(array.astype(mx.float32)).all().item())
 
 
-def test_numbers_beyond_every_type_are_not_written(job: ExportJob, tmp_path: Path) -> None:
-    wild = replace(job, adapter=scaled_adapter(job.adapter, 1e19, tmp_path / "wild"))
+def test_numbers_beyond_every_type_are_not_written(inputs: ExportInputs, tmp_path: Path) -> None:
+    wild = replace(inputs, adapter=scaled_adapter(inputs.adapter, 1e19, tmp_path / "wild"))
     with pytest.raises(GateFailed, match="learning_rate"):
         export_model(wild, Console(io.StringIO()))
-    assert not list(job.folder.rglob("*.safetensors")) and not list(job.folder.rglob("config.json"))
+    assert not list(inputs.folder.rglob("*.safetensors")) and not list(
+        inputs.folder.rglob("config.json")
+    )
 
 
 def test_never_into_a_folder_that_has_something(tmp_path: Path) -> None:

@@ -16,12 +16,18 @@ from mlx.utils import tree_flatten
 
 from mlx_ft.engine.load import load_weights
 from mlx_ft.export import gptq, gptq_math
-from mlx_ft.export.calibration import see_inputs
+from mlx_ft.export.calibration import input_statistics
 from mlx_ft.export.fuse import FusedModel, fuse
 from mlx_ft.export.gptq import quantizable_layers, quantize_at_once, quantize_by_layers
-from mlx_ft.export.gptq_math import How, correction_factor, input_order, pack_codes, quantize_inputs
-from mlx_ft.export.layerwise import is_in_layers, why_not_by_layers
-from mlx_ft.export.layerwise_models import lane_of_folder, lane_of_fused
+from mlx_ft.export.gptq_math import (
+    QuantizationSettings,
+    correction_factor,
+    input_order,
+    pack_codes,
+    quantize_inputs,
+)
+from mlx_ft.export.layerwise import is_in_layers, layerwise_difference
+from mlx_ft.export.layerwise_models import layerwise_of_folder, layerwise_of_fused
 from tests.support.models import write_tiny_model
 
 Rows = list[list[int]]
@@ -45,17 +51,20 @@ def whole(folder: Path) -> FusedModel:
 
 @dataclass
 class Quantized:
-    """What GPTQ gave out: the names in order, what was told, and the parts of each weight."""
+    """What GPTQ gave out: the names in order, its progress, and the parts of each weight."""
 
-    how: How
+    settings: QuantizationSettings
     names: tuple[str, ...] = ()
-    told: list[tuple[int, int]] = field(default_factory=list)
+    progress: list[tuple[float, str]] = field(default_factory=list)
     parts: dict[str, list[tuple[mx.array, ...]]] = field(default_factory=dict)
 
-    def put(self, name: str, first: int, *arrays: mx.array) -> None:
+    def write(self, name: str, first: int, *arrays: mx.array) -> None:
         held = self.parts.setdefault(name, [])
         assert first == sum(len(part[0]) for part in held), "one part after the other"
         held.append(arrays)
+
+    def update(self, done: float, text: str = "") -> None:
+        self.progress.append((done, text))
 
     def packed(self, name: str) -> tuple[mx.array, mx.array, mx.array]:
         packed, scales, biases = (
@@ -66,19 +75,19 @@ class Quantized:
     def weight(self, name: str) -> mx.array:
         packed, scales, biases = self.packed(name)
         wide = (scales.astype(mx.float32), biases.astype(mx.float32))
-        return mx.dequantize(packed, *wide, self.how.group_size, self.how.bits)
+        return mx.dequantize(packed, *wide, self.settings.group_size, self.settings.bits)
 
 
 def by_layers(
     folder: Path, bits: int = 5, rows: Rows = ROWS, dtype: mx.Dtype = mx.float16
 ) -> Quantized:
     """Quantize all layers and the head, one layer after the other."""
-    fused, done = fuse(folder, None, "float16"), Quantized(How(bits, 32, dtype))
+    fused, done = fuse(folder, None, "float16"), Quantized(QuantizationSettings(bits, 32, dtype))
     head = "lm_head" if "lm_head.weight" in fused.weights else "model.embed_tokens"
     layers = quantizable_layers(fused, 32)
     here = {name: layers[name] for name in layers if is_in_layers(name) or name == head}
-    told = lambda n, of: done.told.append((n, of))  # noqa: E731  # said once, here
-    done.names = quantize_by_layers(lane_of_fused(fused), here, rows, done.how, done.put, told)
+    model = layerwise_of_fused(fused)
+    done.names = quantize_by_layers(model, here, rows, done.settings, done.write, done)
     return done
 
 
@@ -86,10 +95,9 @@ def at_once(
     folder: Path, bits: int = 5, rows: Rows = ROWS, dtype: mx.Dtype = mx.float16
 ) -> Quantized:
     """Quantize what the rows go through, with the whole model in memory."""
-    fused, done = whole(folder), Quantized(How(bits, 32, dtype))
+    fused, done = whole(folder), Quantized(QuantizationSettings(bits, 32, dtype))
     layers = quantizable_layers(fused, 32)
-    told = lambda n, of: done.told.append((n, of))  # noqa: E731  # said once, here
-    done.names = quantize_at_once(fused.plain, layers, rows, done.how, done.put, told)
+    done.names = quantize_at_once(fused.plain, layers, rows, done.settings, done.write, done)
     return done
 
 
@@ -218,7 +226,9 @@ def test_every_linear_layer_is_quantized_and_says_so(
     names = list(quantizable_layers(fused, 32))
     assert len(names) == 3 * 7 + 1 and names[0].startswith("model.layers.0.")
     done = way(folder)
-    assert sorted(done.names) == sorted(names) and done.told[-1] == (len(names), len(names))
+    assert sorted(done.names) == sorted(names)
+    total = len(names)
+    assert done.progress == [(n / total, f"layer {n} of {total}") for n in range(1, total + 1)]
     for name in names:
         outputs, inputs = fused.weights[f"{name}.weight"].shape
         packed, scales, biases = done.packed(name)
@@ -231,7 +241,7 @@ def test_every_linear_layer_is_quantized_and_says_so(
 
 def test_layers_fed_alike_are_seen_once(folder: Path) -> None:
     fused = whole(folder)
-    seen = see_inputs(fused.plain, quantizable_layers(fused, 32), ROWS[:2])
+    seen = input_statistics(fused.plain, quantizable_layers(fused, 32), ROWS[:2])
     own = seen.owner["model.layers.0.self_attn.q_proj"]
     assert seen.owner["model.layers.0.self_attn.v_proj"] == own
     assert seen.owner["model.layers.0.mlp.up_proj"] == seen.owner["model.layers.0.mlp.gate_proj"]
@@ -244,7 +254,7 @@ def test_products_are_those_of_the_inputs(folder: Path) -> None:
     """The first layer's input is the normed embedding, which can be had without watching."""
     fused = whole(folder)
     rows = [row[: 10 + 3 * index] for index, row in enumerate(ROWS)]  # so that batches pad
-    seen = see_inputs(fused.plain, quantizable_layers(fused, 32), rows)
+    seen = input_statistics(fused.plain, quantizable_layers(fused, 32), rows)
     inner = fused.plain.model
     first = inner.layers[0]
     states = [first.input_layernorm(inner.embed_tokens(mx.array(row))) for row in rows]
@@ -324,11 +334,11 @@ def test_a_model_taken_layer_by_layer_is_the_model(
 ) -> None:
     layers = 7 if model_type == "gemma3_text" else 3
     folder = write_tiny_model(tmp_path, model_type, layers=layers, bits=bits)
-    lane = lane_of_folder(folder)
-    assert why_not_by_layers(lane, lane_of_folder(folder), ROWS[0]) is None
-    lane = lane_of_folder(folder)  # what went through one is gone from it
-    states = lane.states([mx.array(UNSEEN)])[0]
-    parts = [lane.logits(states[0], first, first + 80) for first in range(0, 320, 80)]
+    layerwise = layerwise_of_folder(folder)
+    assert layerwise_difference(layerwise, layerwise_of_folder(folder), ROWS[0]) is None
+    layerwise = layerwise_of_folder(folder)  # what went through one is gone from it
+    states = layerwise.states([mx.array(UNSEEN)])[0]
+    parts = [layerwise.logits(states[0], first, first + 80) for first in range(0, 320, 80)]
     logits = load_weights(folder)[0](mx.array(UNSEEN))[0]
     difference = mx.abs(mx.concatenate(parts, axis=1) - logits).max() / mx.abs(logits).max()
     assert float(difference.item()) < 2e-3
@@ -337,14 +347,14 @@ def test_a_model_taken_layer_by_layer_is_the_model(
 def test_a_model_that_asks_its_layers_for_more_is_taken_as_a_whole(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lane = lane_of_folder(folder)
+    layerwise = layerwise_of_folder(folder)
 
-    class Asking(type(lane.model.model)):  # type: ignore[misc]  # asks its layers for their parts
+    class Asking(type(layerwise.model.model)):  # type: ignore[misc]  # asks its layers for their parts
         def __call__(self, ids: mx.array, *arguments: object) -> mx.array:
             assert all(each.self_attn.n_heads for each in self.layers)
             return super().__call__(ids, *arguments)
 
-    lane.model.model.__class__ = Asking
+    layerwise.model.model.__class__ = Asking
     assert "llama does not take it" in (
-        why_not_by_layers(lane, lane_of_folder(folder), ROWS[0]) or ""
+        layerwise_difference(layerwise, layerwise_of_folder(folder), ROWS[0]) or ""
     )

@@ -25,13 +25,13 @@ from mlx_ft.system.console import Console
 from mlx_ft.export.build import export_model
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.runs.folder import read_manifest
-from tests.export.test_kinds import job_of
+from tests.export.test_kinds import inputs_of
 
 run, base, adapter = (Path(name) for name in sys.argv[1:4])
 print("begun", flush=True)
 with writing_stage(run, "export") as folder:
-    job = job_of(base, adapter, folder / "models", q_method="gptq")
-    seal(folder, "export", "inputs", export_model(job, Console()))
+    inputs = inputs_of(base, adapter, folder / "models", q_method="gptq")
+    seal(folder, "export", "inputs", export_model(inputs, Console()))
 print("done", flush=True)
 """
 

@@ -21,10 +21,10 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.errors import ModelError
 from mlx_ft.export import safetensors_writer
-from mlx_ft.export.build import ExportJob, export_model
+from mlx_ft.export.build import ExportInputs, export_model
 from mlx_ft.export.fuse import fuse
 from mlx_ft.system.console import Console
-from tests.support.exports import KINDS, export_job, trained_adapter
+from tests.support.exports import KINDS, export_inputs, trained_adapter
 from tests.support.models import TINY_CONFIGS, write_random_weights
 
 EXPERTS = {
@@ -83,9 +83,9 @@ def base_of(name: str, bits: int | None, dtype: mx.Dtype, folder: Path) -> Path:
     return source
 
 
-def job_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportJob:
+def inputs_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportInputs:
     """Return an export to 8 bits: random models are far more sensitive to 5 than real ones."""
-    return export_job(base, adapter, folder, **{"q_bits": 8, "q_method": "round", **recipe})
+    return export_inputs(base, adapter, folder, **{"q_bits": 8, "q_method": "round", **recipe})
 
 
 def plainly_fused(base: Path, adapter: Path, dtype: mx.Dtype) -> nn.Module:
@@ -135,16 +135,16 @@ def test_streamed_is_the_whole_model_computed_plainly(
     monkeypatch.setattr(safetensors_writer, "PART_BYTES", part_bytes)
     base = base_of(model, bits, dtype, tmp_path)
     adapter = trained_adapter(base, kind, tmp_path / "adapter")
-    job = job_of(base, adapter, tmp_path / "export")
+    inputs = inputs_of(base, adapter, tmp_path / "export")
     said = io.StringIO()
-    info = export_model(job, Console(said))
+    info = export_model(inputs, Console(said))
     assert all(check["ok"] for check in info["checks"]), info["checks"]
     assert ("whole model is held" in said.getvalue()) == (kind == "embedding")
     whole = plainly_fused(base, adapter, mx.float16)
     rounded = plainly_fused(base, adapter, mx.float16)
     nn.quantize(rounded, 32, 8)
     for folder, expected in (("fused-f16", whole), ("q8", rounded)):
-        ours = mx.load(str(job.folder / folder / "model.safetensors"))
+        ours = mx.load(str(inputs.folder / folder / "model.safetensors"))
         theirs = dict(tree_flatten(expected.parameters()))
         assert isinstance(ours, dict) and ours.keys() == theirs.keys()
         for name, array in theirs.items():
@@ -170,8 +170,8 @@ def test_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(2):  # what is made once and stays is not counted
             mx.clear_cache()
             before = mx.get_active_memory()
-            job = job_of(base, adapter, folder / f"export{_}")
-            info = export_model(job, Console(io.StringIO()))
+            inputs = inputs_of(base, adapter, folder / f"export{_}")
+            info = export_model(inputs, Console(io.StringIO()))
         assert all(check["ok"] for check in info["checks"])
         peaks.append(info["peak_memory_bytes"] - before)
     model_bytes = (tmp_path / str(1 << 16) / "model.safetensors").stat().st_size

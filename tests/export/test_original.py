@@ -11,7 +11,7 @@ from mlx_ft.errors import ModelError
 from mlx_ft.export.build import export_model
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.system.console import Console
-from tests.export.test_kinds import base_of, job_of, plainly_fused
+from tests.export.test_kinds import base_of, inputs_of, plainly_fused
 from tests.support.exports import trained_adapter
 from tests.support.models import TINY_CONFIGS, write_random_weights
 
@@ -21,11 +21,13 @@ def test_the_adapter_goes_into_the_original(tmp_path: Path, method: str) -> None
     base = base_of("llama", 4, mx.float16, tmp_path)
     original = tmp_path / "source"
     adapter = trained_adapter(base, "lora", tmp_path / "adapter")
-    job = replace(job_of(base, adapter, tmp_path / "export", q_method=method), original=original)
+    inputs = replace(
+        inputs_of(base, adapter, tmp_path / "export", q_method=method), original=original
+    )
     said = io.StringIO()
-    info = export_model(job, Console(said))
+    info = export_model(inputs, Console(said))
     assert all(check["ok"] for check in info["checks"]), info["checks"]
-    ours = mx.load(str(job.folder / "fused-f16" / "model.safetensors"))
+    ours = mx.load(str(inputs.folder / "fused-f16" / "model.safetensors"))
     assert isinstance(ours, dict)
     name = "model.layers.1.mlp.up_proj.weight"
     wanted, other = (

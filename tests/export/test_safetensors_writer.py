@@ -65,7 +65,7 @@ def test_rows_in_any_order_are_the_tensors(
             for name, row in pieces:
                 flat = arrays[name].reshape(flat_rows(arrays[name].shape), -1)[row : row + 1]
                 mx.eval(flat)
-                writer.put(name, row, flat)
+                writer.write(name, row, flat)
             total = writer.finish()
     read: dict[str, mx.array] = {}
     for file in folder.glob("model*.safetensors"):
@@ -82,6 +82,6 @@ def test_rows_in_any_order_are_the_tensors(
 def test_a_file_that_lacks_rows_never_gets_its_name(tmp_path: Path) -> None:
     layouts = {"a": Layout((4, 2), mx.float32)}
     with WeightsWriter(tmp_path, layouts) as writer, pytest.raises(AssertionError, match="whole"):
-        writer.put("a", 0, mx.ones((3, 2)))
+        writer.write("a", 0, mx.ones((3, 2)))
         writer.finish()
     assert [path.suffix for path in tmp_path.iterdir()] == [".part"]

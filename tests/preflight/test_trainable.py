@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.errors import ModelError
-from mlx_ft.export.layerwise_models import lane_of_folder
+from mlx_ft.export.layerwise_models import layerwise_of_folder
 from mlx_ft.preflight.findings import Finding, PreflightInput
 from tests.export.test_kinds import EXPERTS
 from tests.preflight.test_checks import finding_of, quickstart, with_recipe
@@ -94,7 +94,7 @@ def test_an_adapter_that_a_cpu_can_train_is_of_no_use_to_what_comes_behind(tmp_p
     base = write_tiny_model(tmp_path / "base", bits=5)
     adapter = trained_adapter(base, "dora", tmp_path / "adapter")
     with pytest.raises(ModelError, match="the model needs"):
-        lane_of_folder(base, adapter)
+        layerwise_of_folder(base, adapter)
 
 
 def test_layers_that_are_not_known_are_judged_by_the_bits_that_are_named() -> None:

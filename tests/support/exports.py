@@ -8,7 +8,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_ft.engine.load import load_weights
-from mlx_ft.export.build import ExportJob
+from mlx_ft.export.build import ExportInputs
+from mlx_ft.export.survival.audit import Passages
 from mlx_ft.recipe.schema import DataRecipe, ExportRecipe, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 
@@ -52,23 +53,24 @@ def trained_adapter(base: Path, kind: str, folder: Path, move: Move = a_little) 
     return folder
 
 
-def export_job(
+def export_inputs(
     base: Path,
     adapter: Path,
     folder: Path,
     *,
-    prompts: Sequence[Sequence[int]] = PROMPTS,
+    held_out: Sequence[Sequence[int]] = PROMPTS,
     trained: Sequence[Sequence[int]] | None = None,
-    asked: Sequence[Sequence[int]] = (),
+    prompts: Sequence[Sequence[int]] = (),
     **recipe: Any,
-) -> ExportJob:
-    """Return the export of an adapter into a new folder, each weight in groups of 32 unless the
-    `recipe` says otherwise.
+) -> ExportInputs:
+    """Return the inputs of an export into a new folder, in groups of 32 unless `recipe` has others.
+
+    held_out, trained, prompts: see `Passages`; held-out rows also calibrate.
     """
     names = mx.load(str(adapter / "adapters.safetensors"))
     assert isinstance(names, dict)
     folder.mkdir()
-    return ExportJob(
+    return ExportInputs(
         name="tiny",
         base=base,
         adapter=adapter,
@@ -76,9 +78,11 @@ def export_job(
         adapted_modules=tuple(sorted({name.rsplit(".", 1)[0] for name in names})),
         parameters=100_000,
         recipe=ExportRecipe.model_validate({"q_group_size": 32, **recipe}),
-        prompts=prompts,
-        trained=trained or [range(len(prompt) - 1) for prompt in prompts],
-        asked=asked,
-        calibration=prompts,
-        card=lambda what: f"# tiny: {what}\n",
+        passages=Passages(
+            held_out=held_out,
+            trained=trained or [range(len(row) - 1) for row in held_out],
+            prompts=prompts,
+        ),
+        calibration=held_out,
+        card=lambda description: f"# tiny: {description}\n",
     )

@@ -1,8 +1,8 @@
-"""The survival audit: what is left of what training learned, layer by layer and in the model.
+"""Survival audit: how much of the training each adapted layer keeps, in each stored form.
 
-Does: read each adapted layer's rows before and after training, as stored and as rounded to 4, 5, 6
-and 8 bits; see what goes into it on held-out rows; open the base and the rounded models beside the
-others. Does not: add up (`measures.py`), run the models (`export/verify_models.py`), judge
+Does: read a layer's rows before and after training, as stored and as rounded to 4, 5, 6 and 8 bits;
+collect its inputs on held-out rows; open the rounded models for comparison.
+Does not: compute the sums (`measures.py`), compare models (`export/verify_models.py`), or judge
 (`verdict.py`).
 """
 
@@ -19,26 +19,29 @@ import numpy.typing as npt
 
 from mlx_ft.data.tokens import group_rows, pad_rows
 from mlx_ft.export.bit_widths import Bits
-from mlx_ft.export.calibration import Inputs, watching
+from mlx_ft.export.calibration import InputStatistics, watching
 from mlx_ft.export.fuse import FusedModel, Weight, fuse, quantized_names
-from mlx_ft.export.layerwise import Lane, layer_prefix
-from mlx_ft.export.layerwise_models import lane_of_fused
+from mlx_ft.export.layerwise import LayerwiseModel, layer_prefix
+from mlx_ft.export.layerwise_models import layerwise_of_fused
 from mlx_ft.export.safetensors_writer import flat_rows
 from mlx_ft.export.survival.measures import Floats, LayerAudit, Rows, audit_layer
 from mlx_ft.export.write_weights import Rounding, rounded
 from mlx_ft.recipe.names import FUSED, QUANTIZED
 from mlx_ft.recipe.schema import Q_BITS
+from mlx_ft.system.console import Progress
 
-# What goes into a layer at this many positions, drawn evenly from the trained ones of held-out
-# rows: 7 MB for the widest layer of a model of 14B parameters.
+# Positions at which a layer's inputs are kept, drawn evenly from the trained positions of held-out
+# rows. The inputs take 7 MB for the widest layer of a model of 14B parameters.
 INPUT_POSITIONS = 128
 BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Passages:
-    """What models are compared on: `held_out` rows (ids) with the positions that predict a trained
-    token, and `prompts` (ids).
+    """Rows and prompts on which models are compared.
+
+    held_out: validation rows (ids). trained: of each, the positions that predict a trained token.
+    prompts: prompts of suites (ids).
     """
 
     held_out: Sequence[Sequence[int]]
@@ -47,13 +50,13 @@ class Passages:
 
     @property
     def rows(self) -> list[Sequence[int]]:
-        """All of them, held-out rows first."""
+        """All rows, the held-out rows first."""
         return [*self.held_out, *self.prompts]
 
     def chosen(self, row_of: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.bool_]]:
-        """Return which positions are `held_out` ones that count, and which are of `prompts`.
+        """Return masks of positions: `held_out` ones that predict a trained token, and `prompts`.
 
-        `row_of` says of each position to which row it belongs, in the order within each row.
+        row_of: the row of each position; a row's positions are in their order.
         """
         held_out = np.zeros(len(row_of), bool)
         for row, places in enumerate(self.trained):
@@ -62,14 +65,14 @@ class Passages:
 
 
 def rounded_name(bits: int) -> str:
-    """Return what a model that is rounded to so many bits, weight by weight, is called."""
+    """Return the name of the form that is rounded to `bits`, weight by weight."""
     return f"round-{bits}"
 
 
 def rounded_models(
     into: Path, adapter: Path, dtype: str, group_size: int
 ) -> dict[str, Callable[[], FusedModel]]:
-    """Return how to open the fused model as it would be in each number of bits; never written."""
+    """Return form -> how to open the fused model rounded to so many bits; it is never written."""
 
     def opening(bits: int) -> Callable[[], FusedModel]:
         def opened() -> FusedModel:
@@ -84,7 +87,10 @@ def rounded_models(
 
 @dataclass(frozen=True)
 class Stored:
-    """The models that layers are read from: what was fused (base and delta), and the final one."""
+    """The models that layers are read from.
+
+    fused: the fused model, with base and delta. small_folder: folder of the quantized model.
+    """
 
     fused: FusedModel
     small_folder: Path
@@ -95,12 +101,12 @@ def audit_layers(
     stored: Stored,
     passages: Passages,
     by_layers: bool,
-    on_layer: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[LayerAudit]:
-    """Return the audit of each adapted layer, one layer's weights and inputs in memory at a time.
+    """Return the audit of each adapted layer, with one layer's weights and inputs in memory.
 
-    Its inputs are those of the fused model; experts, and layers of models that are not taken
-    `by_layers`, are looked at without.
+    Its inputs are those of the fused model. Experts are audited without inputs, as are all layers
+    of a model that does not run `by_layers`. Reports to `progress` the share of audited layers.
     """
     fused = stored.fused
     dtype = str(fused.config["torch_dtype"])
@@ -111,21 +117,24 @@ def audit_layers(
         if weight.fuse is not None and weight.takes_bits
     }
     total, audits = len(left), []
+
+    def audit(weight: Weight, inputs: Floats | None) -> None:
+        audits.append(_audited(weight, small[weight.name], stored.group_size, inputs))
+        done = len(audits)
+        progress.update(done / total, f"layer {done} of {total}")
+
     for inputs in _inputs_by_layer(fused, left, passages) if by_layers else ():
         for module in [name for name in left if name in inputs]:
-            weight = left.pop(module)
-            audits.append(_audited(weight, small[weight.name], stored.group_size, inputs[module]))
-            on_layer(len(audits), total)
+            audit(left.pop(module), inputs[module])
     for weight in left.values():
-        audits.append(_audited(weight, small[weight.name], stored.group_size, None))
-        on_layer(len(audits), total)
+        audit(weight, None)
     order = {weight.module: place for place, weight in enumerate(fused.weights.values())}
     return sorted(audits, key=lambda audit: order[audit.name])
 
 
 def _audited(weight: Weight, small: Weight, group_size: int, inputs: Floats | None) -> LayerAudit:
     fuse_rows = weight.fuse
-    assert fuse_rows is not None, "only adapted layers are looked at"
+    assert fuse_rows is not None, "only adapted layers are audited"
     whole_groups = weight.shape[-1] % group_size == 0
 
     def half(first: int, end: int) -> mx.array:
@@ -141,7 +150,7 @@ def _audited(weight: Weight, small: Weight, group_size: int, inputs: Floats | No
 
         return rows
 
-    ways: Mapping[str, Rows] = {
+    forms: Mapping[str, Rows] = {
         FUSED: lambda first, end: _numbers(half(first, end)),
         QUANTIZED: lambda first, end: _numbers(small.base(first, end)),
         **{rounded_name(bits): in_bits(bits) for bits in Q_BITS},
@@ -151,7 +160,7 @@ def _audited(weight: Weight, small: Weight, group_size: int, inputs: Floats | No
         (flat_rows(weight.shape), weight.shape[-1]),
         lambda first, end: _numbers(weight.base(first, end)),
         lambda first, end: _numbers(weight.rows(first, end)),
-        ways,
+        forms,
         inputs,
     )
     weight.forget()
@@ -164,11 +173,11 @@ def _numbers(rows: mx.array) -> Floats:
     return np.array(rows.astype(mx.float32))
 
 
-class _Samples(Inputs):
-    """What goes into layers at some positions, instead of its products."""
+class _InputSamples(InputStatistics):
+    """Inputs of layers at some positions, kept themselves instead of their products."""
 
     def see(self, name: str, inputs: mx.array) -> None:
-        """Keep what goes into a layer."""
+        """Keep the inputs of a layer."""
         tokens = inputs.reshape(-1, inputs.shape[-1])[self.positions].astype(mx.float32)
         held = self.products.get(name)
         self.products[name] = tokens if held is None else mx.concatenate([held, tokens])
@@ -177,9 +186,7 @@ class _Samples(Inputs):
 def _inputs_by_layer(
     fused: FusedModel, modules: Collection[str], passages: Passages
 ) -> Iterator[dict[str, Floats]]:
-    """Yield, layer after layer of the model, what goes into those of its parts that are in
-    `modules`: module -> inputs (N, inputs).
-    """
+    """Yield, layer by layer, the inputs (N, inputs) of those of `modules` that are in it."""
     rows, places = passages.held_out, _spread(passages.trained, INPUT_POSITIONS)
     groups = [list(group) for group in group_rows(list(map(len, rows)), BATCH_TOKENS)]
     batches = [mx.array(pad_rows([rows[index] for index in group])) for group in groups]
@@ -189,8 +196,8 @@ def _inputs_by_layer(
         )
         for group, batch in zip(groups, batches, strict=True)
     ]
-    lane = lane_of_fused(fused)
-    for index, watched in _watched_layers(lane, modules, batches, wanted):
+    layerwise = layerwise_of_fused(fused)
+    for index, watched in _watched_layers(layerwise, modules, batches, wanted):
         prefix = layer_prefix(index)
         yield {
             name: _numbers(tokens) for name, tokens in watched.items() if name.startswith(prefix)
@@ -198,26 +205,30 @@ def _inputs_by_layer(
 
 
 def _watched_layers(
-    lane: Lane, modules: Collection[str], batches: Sequence[mx.array], wanted: Sequence[mx.array]
+    layerwise: LayerwiseModel,
+    modules: Collection[str],
+    batches: Sequence[mx.array],
+    wanted: Sequence[mx.array],
 ) -> Iterator[tuple[int, dict[str, mx.array]]]:
-    parts, _ = lane.one_by_one()
+    """Yield a layer's number and its modules' inputs at the `wanted` positions, layer by layer."""
+    parts, _ = layerwise.one_by_one()
     states: list[mx.array | None] = [None] * len(batches)
     adapted = [index for index in range(len(parts)) if _has_any(modules, layer_prefix(index))]
     for index, part in enumerate(parts[: max(adapted, default=-1) + 1]):
-        lane.load(index)
+        layerwise.load(index)
         here = {
             name: module
-            for name, module in lane.model.named_modules()
+            for name, module in layerwise.model.named_modules()
             if name in modules
             and name.startswith(layer_prefix(index))
             and type(module) is nn.Linear
         }
-        with watching(lane.model, here, _Samples()) as seen:
+        with watching(layerwise.model, here, _InputSamples()) as seen:
             for place, (ids, positions) in enumerate(zip(batches, wanted, strict=True)):
                 seen.begin(positions)
                 states[place] = part(ids, states[place])
                 mx.eval(states[place], seen.products)
-        lane.unload(index)
+        layerwise.unload(index)
         if here:
             yield index, dict(seen.products)
 
@@ -227,7 +238,7 @@ def _has_any(modules: Collection[str], prefix: str) -> bool:
 
 
 def _spread(places: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Return at most `most` of the places of all rows, evenly drawn."""
+    """Return at most `most` of the places of all rows, drawn evenly."""
     flat = [(row, place) for row, each in enumerate(places) for place in each]
     step = max(1, -(-len(flat) // most))
     kept: list[list[int]] = [[] for _ in places]

@@ -1,18 +1,18 @@
-"""How much of what training learned is left: sums over the rows of a layer, and what they say.
+"""Definitions of gain, noise and survival, and the sums over a layer's rows that they need.
 
-Does: add up, in float64 and a few rows at a time, how far a layer is from what training made of it;
-compare next-token distributions. Does not: read files, run models, or decide whether it is enough.
+Does: sum, in float64 and a few rows at a time, the error of a stored layer against the trained one;
+compare next-token distributions. Does not: read files, run models, or judge.
 
-Definitions. W is a weight before training, D what training adds to it, E what is amiss afterwards:
-the weight as stored - (W + D). What changed altogether is C = D + E.
+Definitions. W is a weight before training, D the delta of training, E the error of storing: the
+stored weight - (W + D). The whole change is C = D + E.
 
-- gain = <C, D> / <D, D>: the share of D that is there. 1: all of it, 0: none, whatever the noise.
-- noise = |C - gain D| / |D|: what is there besides, as large as D at 1.
-- survival = 1 - |E|^2 / |D|^2: 1 - (1 - gain)^2 - noise^2, so both count. 0 where D is gone, and
-  where noise is as large as it; negative where training is buried.
+- gain = <C, D> / <D, D>: the share of D that is stored. 1: all of it, 0: none, whatever the noise.
+- noise = |C - gain D| / |D|: the rest of the change; at 1 it is as large as D.
+- survival = 1 - |E|^2 / |D|^2 = 1 - (1 - gain)^2 - noise^2, so both count. 0 where D is gone, and
+  where noise is as large as D; negative where noise is larger.
 - of outputs: the same with D x, E x and W x in place of D, E and W, over inputs x that were not
-  trained or calibrated on. GPTQ makes errors of weights cancel out there, and D, which is made for
-  inputs like these, is large there.
+  trained or calibrated on. GPTQ makes errors of weights cancel there. D is large there, because it
+  was trained for inputs like these.
 - of a model: survival = 1 - KL(trained || stored) / KL(trained || base), of next-token
   distributions, where tokens were trained. KL is quadratic in small changes, as |E|^2 is.
 """
@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-# (first row, end row) of a weight, experts one below the other -> these rows (rows, inputs)
+# (first row, end row) of a weight, experts stacked as rows -> these rows (rows, inputs)
 Rows = Callable[[int, int], Floats]
-# Numbers of a weight that are looked at together; in float64 they are 16 MiB.
+# Numbers of a weight that are summed at a time; in float64 they take 16 MiB.
 PART_NUMBERS = 1 << 21
-# Below this, in nats, nothing was learned that could survive.
+# Below this divergence (nats) nothing was learned that could survive.
 LEAST_DIVERGENCE = 1e-6
 
 
@@ -48,28 +48,29 @@ class Change:
 
     @property
     def gain(self) -> float | None:
-        """Share of what was learned that is there; None when nothing was learned."""
+        """Share of the delta that is stored; None when the delta is zero."""
         return None if self.delta == 0 else 1 + self.cross / self.delta
 
     @property
     def noise(self) -> float | None:
-        """What is there besides, in sizes of what was learned."""
+        """Size of the rest of the change, relative to the delta; None when the delta is zero."""
         if self.delta == 0:
             return None
-        # The difference of two equal numbers where all of the error lies along D.
+        # Rounding may make it negative where all of the error lies along D.
         square = self.error / self.delta - (self.cross / self.delta) ** 2
         return math.sqrt(max(0.0, square))
 
     @property
     def survival(self) -> float | None:
-        """1 - |E|^2 / |D|^2."""
+        """1 - |E|^2 / |D|^2; None when the delta is zero."""
         return None if self.delta == 0 else 1 - self.error / self.delta
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer as it is stored in one way: its change in weights, and in outputs if inputs are
-    known.
+    """A layer in one stored form.
+
+    weights: its change in weights. outputs: its change in outputs (None: no inputs are known).
     """
 
     weights: Change = Change()
@@ -77,13 +78,13 @@ class Kept:
 
     @property
     def survival(self) -> float | None:
-        """The survival of outputs; of weights where no inputs are known (experts)."""
+        """Survival of outputs; of weights where no inputs are known (experts)."""
         return (self.outputs or self.weights).survival
 
 
 @dataclass(frozen=True)
 class LayerAudit:
-    """An adapted layer: |W|^2, |D|^2, and what each way of storing it keeps, by the way's name."""
+    """An adapted layer. weight: |W|^2. delta: |D|^2. kept: stored form -> the layer in it."""
 
     name: str
     weight: float = 0.0
@@ -92,18 +93,19 @@ class LayerAudit:
 
     @property
     def delta_over_weight(self) -> float | None:
+        """|D| / |W|; None when the weight is zero."""
         return None if self.weight == 0 else math.sqrt(self.delta / self.weight)
 
 
 def change_of(delta: npt.NDArray[np.float64], error: npt.NDArray[np.float64]) -> Change:
-    """Return the sums of two arrays of one shape."""
+    """Return the sums over a delta and an error of one shape."""
     return Change(
         float(np.vdot(delta, delta)), float(np.vdot(error, delta)), float(np.vdot(error, error))
     )
 
 
 def row_parts(rows: int, inputs: int, part_numbers: int = PART_NUMBERS) -> Iterator[range]:
-    """Cut the rows of a weight into parts of at most `part_numbers` numbers, one row at least."""
+    """Yield the rows of a weight in parts of at most `part_numbers` numbers, at least one row."""
     at_a_time = max(1, part_numbers // max(1, inputs))
     for first in range(0, rows, at_a_time):
         yield range(first, min(rows, first + at_a_time))
@@ -118,13 +120,13 @@ def audit_layer(
     inputs: Floats | None,
     part_numbers: int = PART_NUMBERS,
 ) -> LayerAudit:
-    """Return what each of the `stored` ways keeps of a layer of `shape` (rows, inputs).
+    """Return the audit of a layer, reading at most `part_numbers` numbers of each weight at a time.
 
-    `base` and `tuned` give rows before and after training in float32; `inputs` (N, inputs) is what
-    goes into the layer. No more than `part_numbers` numbers of each are held at a time.
+    shape: (rows, inputs). base, tuned: rows before and after training, in float32. stored: form ->
+    rows in that form. inputs: the layer's inputs (N, inputs) (None: not known).
     """
     weight, learned = 0.0, 0.0
-    kept = {way: Kept(Change(), None if inputs is None else Change()) for way in stored}
+    kept = {form: Kept(Change(), None if inputs is None else Change()) for form in stored}
     for part in row_parts(*shape, part_numbers):
         before = base(part.start, part.stop).astype(np.float64)
         after = tuned(part.start, part.stop).astype(np.float64)
@@ -132,12 +134,12 @@ def audit_layer(
         weight += float(np.vdot(before, before))
         learned += float(np.vdot(delta, delta))
         through = None if inputs is None else _outputs(delta, inputs)
-        for way, rows in stored.items():
+        for form, rows in stored.items():
             error = rows(part.start, part.stop).astype(np.float64) - after
-            outputs = kept[way].outputs
+            outputs = kept[form].outputs
             if through is not None and inputs is not None and outputs is not None:
                 outputs += change_of(through, _outputs(error, inputs))
-            kept[way] = Kept(kept[way].weights + change_of(delta, error), outputs)
+            kept[form] = Kept(kept[form].weights + change_of(delta, error), outputs)
     return LayerAudit(name, weight, learned, kept)
 
 
@@ -149,8 +151,9 @@ def _outputs(rows: npt.NDArray[np.float64], inputs: Floats) -> npt.NDArray[np.fl
 
 @dataclass(frozen=True)
 class Divergence:
-    """Between two models' next-token distributions: mean KL in nats, share of positions where the
-    most probable token is another.
+    """Divergence of two models' next-token distributions.
+
+    nats: mean KL divergence. flips: share of positions where the most probable token differs.
     """
 
     nats: float

@@ -1,6 +1,5 @@
-"""Is what training learned in the final model, and with how many bits would it be?
+"""Write survival.json, stop a model that lost too much of its training, choose bits.
 
-Does: put the audit into survival.json and words, stop a model that lost too much, choose bits.
 Does not: measure (`audit.py`, `export/verify_models.py`).
 """
 
@@ -19,16 +18,18 @@ from mlx_ft.recipe.schema import Q_BITS, ExportRecipe
 
 SURVIVAL_FILE = "survival.json"
 SCHEMA = 1
-WAYS = (FUSED, QUANTIZED, *(rounded_name(bits) for bits in Q_BITS))
+FORMS = (FUSED, QUANTIZED, *(rounded_name(bits) for bits in Q_BITS))
 WORST_LAYERS = 3
 
 
 @dataclass(frozen=True)
 class Survival:
-    """What an audit found.
+    """Result of an audit.
 
-    `learned` is base against adapter on held-out rows; `held_out` and `prompts` are, for each way
-    of storing the model, adapter against it. `positions` are how many were compared of both.
+    bits: bits of the quantized model. learned: divergence of the base from the adapter on held-out
+    rows (None: none measured). held_out, prompts: stored form -> its divergence from the adapter.
+    layers: audits of the adapted layers. positions: passages -> number of positions compared.
+    seconds: time that the audit took.
     """
 
     bits: Bits
@@ -39,15 +40,15 @@ class Survival:
     positions: Mapping[str, int]
     seconds: float
 
-    def of(self, way: str) -> float | None:
-        """Return the survival of the model stored in one way; None when nothing was learned."""
-        if self.learned is None or way not in self.held_out:
+    def of(self, form: str) -> float | None:
+        """Return the survival of the model in a stored form; None when nothing was learned."""
+        if self.learned is None or form not in self.held_out:
             return None
-        return model_survival(self.learned, self.held_out[way])
+        return model_survival(self.learned, self.held_out[form])
 
 
 def survival_json(found: Survival, recipe: ExportRecipe, dtype: str) -> dict[str, Any]:
-    """Return what survival.json holds; its keys are documented in `runs/document.py`."""
+    """Return the content of survival.json; its keys are documented in `runs/document.py`."""
     return {
         "schema": SCHEMA,
         "bits": found.bits.usual,
@@ -60,17 +61,17 @@ def survival_json(found: Survival, recipe: ExportRecipe, dtype: str) -> dict[str
         "positions": dict(found.positions),
         "model": {
             "learned_nats": None if found.learned is None else found.learned.nats,
-            "ways": {way: _way_json(found, way) for way in WAYS},
+            "ways": {form: _form_json(found, form) for form in FORMS},
         },
         "layers": [_layer_json(layer, found.bits) for layer in found.layers],
         "seconds": found.seconds,
     }
 
 
-def _way_json(found: Survival, way: str) -> dict[str, Any]:
-    held_out, prompts = found.held_out.get(way), found.prompts.get(way)
+def _form_json(found: Survival, form: str) -> dict[str, Any]:
+    held_out, prompts = found.held_out.get(form), found.prompts.get(form)
     return {
-        "survival": found.of(way),
+        "survival": found.of(form),
         "nats": None if held_out is None else held_out.nats,
         "flips": None if held_out is None else held_out.flips,
         "prompt_nats": None if prompts is None else prompts.nats,
@@ -83,7 +84,7 @@ def _layer_json(layer: LayerAudit, bits: Bits) -> dict[str, Any]:
         "name": layer.name,
         "bits": bits.of(layer.name),
         "delta_over_weight": layer.delta_over_weight,
-        "kept": {way: _kept_json(kept) for way, kept in layer.kept.items()},
+        "kept": {form: _kept_json(kept) for form, kept in layer.kept.items()},
     }
 
 
@@ -98,7 +99,7 @@ def _kept_json(kept: Kept) -> dict[str, Any]:
     }
 
 
-def in_words(found: Survival) -> list[str]:
+def summary_lines(found: Survival) -> list[str]:
     """Return the audit as a few lines for the terminal."""
     if found.learned is None or found.of(QUANTIZED) is None:
         return ["survival: training changed nothing on held-out rows that could be measured"]
@@ -118,29 +119,27 @@ def _share(survival: float | None) -> str:
 
 
 def survives(found: Survival, limit: float) -> bool:
-    """Say whether the final model keeps enough; one that learned nothing does not."""
+    """Return whether the final model keeps enough; a model that learned nothing does not."""
     kept = found.of(QUANTIZED)
     return kept is not None and kept >= limit
 
 
 def require_survival(found: Survival, recipe: ExportRecipe) -> None:
-    """Raise GateFailed, with what each layer keeps and what to do, when too little survived."""
+    """Raise GateFailed when too little survived, with the worst layers and what to do."""
     limit = recipe.min_survival
     if limit is None or survives(found, limit):
         return
     where = f"export.min_survival {limit:g}"
     if found.learned is None or found.of(QUANTIZED) is None:
-        what = "training changed nothing on held-out rows that could be measured"
+        nothing = "training changed nothing on held-out rows that could be measured"
         fix = "train longer or with a higher train.learning_rate, or set export.min_survival: null"
-        raise GateFailed(Fault(where, what, fix))
-    found_text = (
+        raise GateFailed(Fault(where, nothing, fix))
+    lost = (
         f"the {found.bits}-bit model keeps {_share(found.of(QUANTIZED))} of what training changed "
         f"(KL {found.held_out[QUANTIZED].nats:.3g} nats from the adapter, which is "
         f"{found.learned.nats:.3g} nats from the base)"
     )
-    raise GateFailed(
-        [Fault(where, found_text, _advice(found, limit)), *_layer_faults(found, limit)]
-    )
+    raise GateFailed([Fault(where, lost, _advice(found, limit)), *_layer_faults(found, limit)])
 
 
 def _advice(found: Survival, limit: float) -> str:
@@ -158,7 +157,7 @@ def _advice(found: Survival, limit: float) -> str:
 
 
 def _layer_faults(found: Survival, limit: float) -> Iterator[Fault]:
-    """Yield a fault for each of the layers that keep least, of those that keep too little."""
+    """Yield a fault for each of the WORST_LAYERS that keep least, if they keep too little."""
     kept = [
         (survival, layer)
         for layer in found.layers
@@ -170,8 +169,9 @@ def _layer_faults(found: Survival, limit: float) -> Iterator[Fault]:
     )
     if kept and not lost:
         least = min(survival for survival, _ in kept)
-        what = f"every adapted layer keeps {least:.1%} or more: it is lost in layers that were not"
-        yield Fault("adapted layers", f"{what} trained", "more bits for the whole model help")
+        elsewhere = f"every adapted layer keeps {least:.1%} or more: it is lost in layers that were"
+        fix = "more bits for the whole model help"
+        yield Fault("adapted layers", f"{elsewhere} not trained", fix)
     for survival, layer in lost[:WORST_LAYERS]:
         weights = layer.kept[QUANTIZED].weights
         measured = (
@@ -188,7 +188,7 @@ def _layer_faults(found: Survival, limit: float) -> Iterator[Fault]:
 
 
 def layer_bits_for(layer: LayerAudit, usual: int, limit: float) -> int:
-    """Return the fewest bits over `usual` in which a layer, rounded, keeps enough; 8 if none do."""
+    """Return the fewest bits above `usual` with which a rounded layer keeps enough; else 8."""
     for bits in Q_BITS:
         kept = layer.kept[rounded_name(bits)].survival
         if bits > usual and (kept is None or kept >= limit):
@@ -197,7 +197,7 @@ def layer_bits_for(layer: LayerAudit, usual: int, limit: float) -> int:
 
 
 def raised_layers(found: Survival, limit: float) -> dict[str, int]:
-    """Return the layers that keep too little, with the bits in which they would keep enough."""
+    """Return layers that keep too little -> the bits with which they keep enough."""
     return {
         layer.name: layer_bits_for(layer, found.bits.usual, limit)
         for layer in found.layers
@@ -206,10 +206,10 @@ def raised_layers(found: Survival, limit: float) -> dict[str, int]:
 
 
 def next_bits(recipe: ExportRecipe, tried: Survival | None) -> Bits | None:
-    """Return the bits to try next, or None when what was tried is what it is to be.
+    """Return the bits to try next, or None when the bits that were tried are final.
 
-    With q_bits auto the fewest bits come first, then the same with more for the layers that keep
-    too little, then the next number of bits.
+    With q_bits auto the fewest bits come first, then the same with more bits for the layers that
+    keep too little, then the next number of bits.
     """
     if recipe.q_bits != "auto":
         return Bits(recipe.q_bits) if tried is None else None

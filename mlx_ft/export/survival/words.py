@@ -1,7 +1,6 @@
-"""What the survival audit says, as tables and lines: survival.json in, rows of text out.
+"""survival.json in words: names of the stored forms, and their numbers as text.
 
-Does: name the ways in which a model was, or could be, stored, and put their numbers side by side.
-Does not: compute or judge any of it, escape, or read files.
+Does not: compute or judge survival, escape, or read files.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from typing import Any
 from mlx_ft.text import quantities as q
 from mlx_ft.text.quantities import written
 
-# The ways by their names in survival.json, in the order in which they are shown.
-WAYS = ("fused", "quantized", "round-4", "round-5", "round-6", "round-8")
+# Stored forms by their names in survival.json, in the order in which they are shown.
+FORMS = ("fused", "quantized", "round-4", "round-5", "round-6", "round-8")
 ROUNDED = "round-"
 CHOSEN = "quantized"
 
 
-def ways_of(survival: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the ways that were measured, the known ones first and in their order."""
+def forms_of(survival: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the stored forms that were measured, the known ones first and in their order."""
     found = _objects((survival.get("model") or {}).get("ways"))
-    names = [name for name in WAYS if name in found]
+    names = [name for name in FORMS if name in found]
     return {name: found[name] for name in [*names, *sorted(set(found) - set(names))]}
 
 
@@ -30,13 +29,15 @@ def layers_of(survival: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [layer for layer in survival.get("layers") or [] if isinstance(layer, dict)]
 
 
-def way_name(way: str, survival: Mapping[str, Any]) -> str:
-    """Return what a way is called: "5-bit, gptq", "4-bit, rounded", "float16"."""
-    if way == "fused":
+def form_name(form: str, survival: Mapping[str, Any]) -> str:
+    """Return the name of a stored form for people: "5-bit, gptq", "4-bit, rounded", "float16"."""
+    if form == "fused":
         return written(survival.get("dtype", "16-bit"))
-    if way == CHOSEN:
+    if form == CHOSEN:
         return f"{bits_name(survival)}, {written(survival.get('method'))}"
-    return f"{way.removeprefix(ROUNDED)}-bit, rounded" if way.startswith(ROUNDED) else written(way)
+    if form.startswith(ROUNDED):
+        return f"{form.removeprefix(ROUNDED)}-bit, rounded"
+    return written(form)
 
 
 def bits_name(made: Mapping[str, Any]) -> str:
@@ -47,7 +48,7 @@ def bits_name(made: Mapping[str, Any]) -> str:
 
 
 def kept_text(value: Any) -> str:
-    """Format a survival: 0.9958 -> "99.6 %"; below zero what is left is noise."""
+    """Format a survival: 0.9958 -> "99.6 %"; below zero only noise is left."""
     if value is None:
         return "-"
     if not q.is_number(value):
@@ -61,7 +62,7 @@ def nats(value: Any) -> str:
 
 
 def ratio(value: Any) -> str:
-    """Format a number in sizes of something else."""
+    """Format a ratio of two sizes with three decimals."""
     return f"{value:.3f}" if q.is_number(value) else "-" if value is None else str(value)
 
 

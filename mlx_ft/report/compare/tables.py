@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlx_ft.export.survival.words import kept_text, way_name, ways_of
+from mlx_ft.export.survival.words import form_name, forms_of, kept_text
 from mlx_ft.recipe.names import EXPORTED
 from mlx_ft.report.evidence import TONES, said
 from mlx_ft.report.tables import Cell, Row, Table, setting_text, table
@@ -194,10 +194,10 @@ def survival_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _survived(survival: Mapping[str, Any], way: str) -> Cell:
     """Return what a stored model keeps, with how it is stored; a dash where nothing was learned."""
-    found = ways_of(survival).get(way)
+    found = forms_of(survival).get(way)
     if found is None:
         return Cell(NOTHING)
-    return Cell(kept_text(found.get("survival")), one_line(way_name(way, survival), 60))
+    return Cell(kept_text(found.get("survival")), one_line(form_name(way, survival), 60))
 
 
 def cost_table(runs: Sequence[Mapping[str, Any]]) -> Table:

@@ -18,10 +18,10 @@ import pytest
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import GateFailed
 from mlx_ft.export.bit_widths import Bits, described_quantization
-from mlx_ft.export.build import ExportJob, export_model
+from mlx_ft.export.build import ExportInputs, export_model
 from mlx_ft.export.survival.measures import Change, Divergence, Kept, LayerAudit
 from mlx_ft.export.survival.verdict import (
-    WAYS,
+    FORMS,
     Survival,
     layer_bits_for,
     next_bits,
@@ -32,7 +32,7 @@ from mlx_ft.export.verify_checks import layer_bits
 from mlx_ft.recipe.schema import ExportRecipe
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
-from tests.support.exports import export_job, trained_adapter
+from tests.support.exports import export_inputs, trained_adapter
 from tests.support.models import write_tiny_model
 
 ROWS = [[int(token) for token in np.random.default_rng(5).integers(3, 300, 12)] for _ in range(6)]
@@ -44,25 +44,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", bits=4)
 
 
-def exported(base: Path, folder: Path, strength: float, **recipe: object) -> ExportJob:
-    """A job with an adapter on the upper of two layers, of this strength, on every projection."""
+def exported(base: Path, folder: Path, strength: float, **recipe: object) -> ExportInputs:
+    """Inputs with an adapter of this strength on every projection of the upper of two layers."""
     adapter = trained_adapter(
         base, "lora", folder / "adapter", lambda name, array, noise: noise * strength**0.5
     )
     values = {"q_method": "round", **recipe}
-    job = export_job(
-        base, adapter, folder / "export", prompts=ROWS[:4], trained=[range(5, 11)] * 4, **values
+    inputs = export_inputs(
+        base,
+        adapter,
+        folder / "export",
+        held_out=ROWS[:4],
+        trained=[range(5, 11)] * 4,
+        prompts=ROWS[4:],
+        **values,
     )
-    return replace(job, asked=ROWS[4:], calibration=ROWS)
+    return replace(inputs, calibration=ROWS)
 
 
 def test_the_file_says_what_each_way_of_storing_keeps(base: Path, tmp_path: Path) -> None:
-    job = exported(base, tmp_path, STRONG, min_survival=None)
-    export_model(job, Console(io.StringIO()))
-    found = read_json(job.folder / "survival.json")
+    inputs = exported(base, tmp_path, STRONG, min_survival=None)
+    export_model(inputs, Console(io.StringIO()))
+    found = read_json(inputs.folder / "survival.json")
     assert found["positions"] == {"held_out": 24, "prompts": 24}
     ways: Mapping[str, Mapping[str, float]] = found["model"]["ways"]
-    assert list(ways) == list(WAYS)
+    assert list(ways) == list(FORMS)
     assert ways["fused"]["survival"] > 0.999
     assert ways["quantized"] == pytest.approx(ways["round-5"], rel=1e-3), "the same weights"
     kept = [ways[f"round-{bits}"]["survival"] for bits in (4, 5, 6, 8)]
@@ -70,7 +76,7 @@ def test_the_file_says_what_each_way_of_storing_keeps(base: Path, tmp_path: Path
     assert kept[0] < kept[3] == max(kept) and kept[3] > 0.97
     assert found["survival"] == ways["quantized"]["survival"]
     names = [layer["name"] for layer in found["layers"]]
-    assert sorted(names) == sorted(job.adapted_modules)
+    assert sorted(names) == sorted(inputs.adapted_modules)
     for layer in found["layers"]:
         assert layer["bits"] == 5 and layer["delta_over_weight"] > 0.01
         final, rounding = layer["kept"]["quantized"], layer["kept"]["round-5"]
@@ -80,9 +86,9 @@ def test_the_file_says_what_each_way_of_storing_keeps(base: Path, tmp_path: Path
 
 
 def test_gptq_keeps_more_of_outputs_than_rounding(base: Path, tmp_path: Path) -> None:
-    job = exported(base, tmp_path, STRONG, q_method="gptq", min_survival=None)
-    export_model(job, Console(io.StringIO()))
-    layers = read_json(job.folder / "survival.json")["layers"]
+    inputs = exported(base, tmp_path, STRONG, q_method="gptq", min_survival=None)
+    export_model(inputs, Console(io.StringIO()))
+    layers = read_json(inputs.folder / "survival.json")["layers"]
     noise = [
         [layer["kept"][way]["output_noise"] for layer in layers] for way in ("quantized", "round-5")
     ]
@@ -90,19 +96,19 @@ def test_gptq_keeps_more_of_outputs_than_rounding(base: Path, tmp_path: Path) ->
 
 
 def test_a_delta_that_vanished_stops_the_run_with_its_evidence(base: Path, tmp_path: Path) -> None:
-    job = exported(base, tmp_path, WEAK, q_bits=4)
+    inputs = exported(base, tmp_path, WEAK, q_bits=4)
     with pytest.raises(GateFailed) as stopped:
-        export_model(job, Console(io.StringIO()))
+        export_model(inputs, Console(io.StringIO()))
     first, *layers = stopped.value.faults
     assert first.where == "export.min_survival 0.9"
     assert "the 4-bit model keeps nothing (noise is larger)" in first.found
     assert "export.q_bits: " in first.fix or "no number of bits keeps it" in first.fix
     assert len(layers) == 3 and all("of its change is left" in fault.found for fault in layers)
-    assert read_json(job.folder / "survival.json")["survival"] < 0
+    assert read_json(inputs.folder / "survival.json")["survival"] < 0
     without = replace(
-        job,
+        inputs,
         folder=tmp_path / "without",
-        recipe=job.recipe.model_copy(update={"min_survival": None}),
+        recipe=inputs.recipe.model_copy(update={"min_survival": None}),
     )
     without.folder.mkdir()
     assert export_model(without, Console(io.StringIO()))["quantized"]["bits"] == 4
@@ -117,15 +123,15 @@ def test_an_adapter_that_changed_nothing_is_stopped(base: Path, tmp_path: Path) 
 def test_auto_takes_the_fewest_bits_that_pass_and_mlx_lm_loads_them(
     base: Path, tmp_path: Path, strength: float
 ) -> None:
-    job = exported(base, tmp_path, strength, q_bits="auto", min_survival=0.97)
-    info = export_model(job, Console(io.StringIO()))["quantized"]
-    found = read_json(job.folder / "survival.json")
+    inputs = exported(base, tmp_path, strength, q_bits="auto", min_survival=0.97)
+    info = export_model(inputs, Console(io.StringIO()))["quantized"]
+    found = read_json(inputs.folder / "survival.json")
     assert found["survival"] >= 0.97
     below = [b for b in (4, 5, 6, 8) if b < info["bits"] or (b == info["bits"] and info["raised"])]
     assert all(found["model"]["ways"][f"round-{b}"]["survival"] < 0.97 for b in below)
-    folders = sorted(path.name for path in job.folder.iterdir() if path.is_dir())
+    folders = sorted(path.name for path in inputs.folder.iterdir() if path.is_dir())
     assert folders == sorted(["fused-f16", info["path"]]), "what was tried is gone"
-    small = job.folder / info["path"]
+    small = inputs.folder / info["path"]
     bits = layer_bits(small)
     assert bits == {module: info["raised"].get(module, info["bits"]) for module in bits}
     model, _ = mlx_lm.load(str(small))
