@@ -148,11 +148,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     """
     deadline = time.monotonic() + LOADING_SECONDS
     assert process.stdout is not None
-    stdout, told = process.stdout, queue.Queue[bytes]()
+    stdout, lines = process.stdout, queue.Queue[bytes]()
 
     def listen() -> None:
         with stdout:
-            told.put(stdout.readline())
+            lines.put(stdout.readline())
             stdout.read()  # a full pipe would block the process
 
     threading.Thread(target=listen, daemon=True).start()
@@ -160,7 +160,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
     while line is None:
         try:
             # A wait without a timeout cannot be interrupted on every platform.
-            line = told.get(timeout=POLL_SECONDS)
+            line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
             _require_time(deadline)
     if line.decode(errors="replace").strip() != READY:
