@@ -1,4 +1,4 @@
-"""A finished model where people use it: a chat, a server, LM Studio, Ollama, the Hugging Face Hub.
+"""Use a finished model: chat, server, LM Studio, Ollama, Hugging Face Hub.
 
 Read in this order: `chat.py`; `serve.py` and `server_process.py`; `lm_studio.py`; `ollama.py` and
 `ollama_template.py`; `huggingface.py` and `model_card.py`; `mlx_lm_adapter.py`.

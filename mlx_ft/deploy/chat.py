@@ -1,7 +1,6 @@
-"""A run's models asked: the suites before training and after it, and whoever wants to talk to one.
+"""`mlx-ft chat`: answer a person's lines with one of a run's models.
 
-Does: say what each column of a run is, join the evaluation room to the run folder, and say whether
-the base is sound. Does not: score, or decide when (`pipeline.py`).
+Does not: score answers (`evaluate/`), or serve other programs (`serve.py`).
 """
 
 from __future__ import annotations

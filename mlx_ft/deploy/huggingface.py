@@ -1,8 +1,8 @@
-"""Publish a finished run's model on the Hugging Face Hub, with a card made from its evidence.
+"""`mlx-ft publish`: upload a finished run's model to the Hugging Face Hub, with a model card.
 
-Does: refuse a run that may not leave, list exactly what would go, send it as one commit. Does not:
-ask anybody (`cli/main.py` does), write the card (`model_card.py`), or change what is on the Hub
-beside the weights that it replaces.
+Does: refuse a run that is not ready, list exactly the files to send, send them as one commit.
+Does not: ask for confirmation (`cli/deploy.py` does), write the card (`model_card.py`), or change
+other files of the repository than the weights that it replaces.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from mlx_ft.runs.models import ExportedModel, exported_model, require_unchanged
 from mlx_ft.text.quantities import format_bytes
 from mlx_ft.text.safe import printable
 
-# What the HTTP client under huggingface_hub raises, whichever it is.
+# The base class of errors of huggingface_hub's HTTP client.
 TransportError = errors.HTTPError  # type: ignore[attr-defined]  # not named among its exports
 CARD = "README.md"
-# Weights that are not replaced would be loaded together with the new ones.
+# Endings of weight files. Old ones that are not replaced would be loaded together with the new.
 WEIGHTS = (".safetensors", ".safetensors.index.json")
-# Text files that may hold a path of the machine that a base model was converted on.
+# Text files that may hold a path of the machine where a base model was converted.
 LOOKED_THROUGH = ("config.json", "tokenizer_config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class RemoteRepo:
-    """What is at an address of the Hub already; `exists` is False before the first upload."""
+    """A repository on the Hub as it is now. exists: False before the first upload."""
 
     exists: bool
     private: bool
@@ -46,9 +46,10 @@ class RemoteRepo:
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be sent: the `card`, and `files` (name in the repository -> file here).
+    """A planned upload.
 
-    `stale` names weights there that are removed in the same commit.
+    repo: owner/name. message: of the commit. card: text of README.md. files: name in the repository
+    -> local file. stale: old weights that the same commit removes.
     """
 
     repo: str
@@ -68,7 +69,7 @@ def plan_upload(
     private: bool,
     remote: RemoteRepo,
 ) -> Upload:
-    """Return what would be sent to `repo`; RunError when a public repository is to be private."""
+    """Return the upload to `repo`. Raises RunError when it is public and --private is given."""
     if private and remote.exists and not remote.private:
         raise RunError(
             Fault(repo, "exists and is public", "leave out --private, or choose another name")
@@ -89,10 +90,10 @@ def plan_upload(
 
 
 def base_metadata(base: Path) -> dict[str, Any]:
-    """Return the front matter of a base model's README; empty when there is none to read."""
+    """Return the front matter of a base model's README; empty when it has none or is invalid."""
     try:
         return dict(metadata_load(base / CARD) or {})
-    except Exception:  # whatever somebody wrote there: then the licence is unknown, and said so
+    except Exception:  # any malformed README: the card then says that the licence is unknown
         return {}
 
 
@@ -106,7 +107,7 @@ def _path_warnings(files: Mapping[str, Path], private: Sequence[Path]) -> Iterat
 
 
 def listing(upload: Upload) -> Iterator[str]:
-    """Yield the lines that tell what would be sent, with sizes."""
+    """Yield the list of files to send, with sizes, as lines of text."""
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}
     sizes[CARD] = len(upload.card.encode())
     visibility = "private" if upload.private else "public, unless it is private already"
@@ -120,10 +121,10 @@ def listing(upload: Upload) -> Iterator[str]:
 
 
 def prepare_upload(run: Path, repo: str, *, column: str, private: bool) -> Upload:
-    """Return what would be sent of a run, after every check that can be made before it.
+    """Return the upload of a run's model, after every check that is possible before sending.
 
-    Raises GateFailed or RunError when the run may not leave, RunError for the address, the login
-    and the network.
+    Raises GateFailed or RunError when the run is not ready, RunError for the address, the login and
+    the network.
     """
     if not HUB_ID.fullmatch(repo):
         raise RunError(Fault(repo, "no address on the Hub", "write it as owner/name"))
@@ -136,7 +137,7 @@ def prepare_upload(run: Path, repo: str, *, column: str, private: bool) -> Uploa
 
 
 def remote_repo(repo: str) -> RemoteRepo:
-    """Return what is at `repo` now. Raises RunError for the network or a refusal."""
+    """Return the repository as it is now. Raises RunError for the network or a refusal."""
     with _hub_errors_explained(repo):
         try:
             info = HfApi().model_info(repo)
@@ -147,7 +148,7 @@ def remote_repo(repo: str) -> RemoteRepo:
 
 
 def send(upload: Upload) -> str:
-    """Make the repository if need be, send everything as one commit, and return its address.
+    """Create the repository if needed, send everything as one commit, and return its URL.
 
     Raises RunError for the network or a refusal.
     """
@@ -166,7 +167,7 @@ def send(upload: Upload) -> str:
 
 @contextmanager
 def _hub_errors_explained(repo: str) -> Iterator[None]:
-    """Turn a refusal of the Hub, or a network that fails, into a message."""
+    """Turn a refusal of the Hub, or a network failure, into a RunError."""
     try:
         yield
     except HFValidationError as error:

@@ -1,8 +1,7 @@
-"""Put a finished run's model where a person talks to models: LM Studio's models folder.
+"""`mlx-ft install --lm-studio`: put a finished run's model into LM Studio's models folder.
 
-Does: find that folder, copy (or link) a verified model into it, so that it appears whole or not at
-all. Does not: overwrite anything that is not the same run's, run LM Studio, or know Ollama
-(`ollama.py`).
+Does: find that folder, copy (or link) a verified model into it; the model appears complete or not
+at all. Does not: overwrite another run's model, or start LM Studio.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from mlx_ft.system.hardware import free_disk_bytes
 from mlx_ft.text.quantities import format_bytes
 
 PUBLISHER = "mlx-ft"
-# Says whose copy a folder is; LM Studio does not read it.
+# Records which run a copied folder belongs to; LM Studio ignores it.
 MARKER = "mlx-ft.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -38,9 +37,9 @@ def require_name(name: str) -> str:
 
 
 def lm_studio_models(home: Path) -> Path | None:
-    """Return the models folder of the LM Studio of the user with this home; None without one.
+    """Return LM Studio's models folder of the user with this home; None without LM Studio.
 
-    A pointer file names its folder since it can be moved; before that there were two places.
+    Newer versions name their folder in a pointer file; older ones have one of two fixed places.
     """
     places = [home / ".lmstudio", home / ".cache" / "lm-studio"]
     try:
@@ -54,7 +53,7 @@ def lm_studio_models(home: Path) -> Path | None:
 
 
 def _configured_models(place: Path) -> Path | None:
-    """Return the models folder that was chosen in LM Studio's settings, if it is there."""
+    """Return the models folder from LM Studio's settings, if it exists."""
     try:
         chosen = Path(read_json(place / "settings.json")["downloadsFolder"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -71,10 +70,10 @@ def install_lm_studio(
     link: bool,
     console: Console,
 ) -> Iterator[str]:
-    """Put a run's model into LM Studio's models folder; yield what is to be told.
+    """Put a run's model into LM Studio's models folder; yield result lines.
 
-    Raises GateFailed or RunError when the run may not leave, RunError when there is no LM Studio,
-    the name is another model's, or the disk is full.
+    Raises GateFailed or RunError when the run is not ready, RunError when there is no LM Studio,
+    the name belongs to another model, or the disk is full.
     """
     model = exported_model(run, column)
     models = models_folder or lm_studio_models(Path.home())
@@ -110,7 +109,7 @@ def _notes(model: ExportedModel) -> Iterator[str]:
 
 
 def _require_ours(target: Path, model: ExportedModel) -> None:
-    """Raise RunError when something else than this run's model is at `target`."""
+    """Raise RunError when `target` holds anything but this run's model."""
     if not os.path.lexists(target):
         return
     if target.is_symlink():
@@ -134,7 +133,7 @@ def _link(model: ExportedModel, target: Path) -> None:
 
 
 def _copy(model: ExportedModel, target: Path, console: Console) -> None:
-    """Copy the model's files, compare them with what was verified, then give them their place."""
+    """Copy the model's files beside `target`, verify their hashes, then move them there."""
     free_bytes = free_disk_bytes(target)
     if free_bytes < model.size_bytes:
         found = f"the copy needs {format_bytes(model.size_bytes)}, {format_bytes(free_bytes)} free"
@@ -142,12 +141,12 @@ def _copy(model: ExportedModel, target: Path, console: Console) -> None:
     fresh = _fresh_place(target)
     fresh.mkdir()
     try:
-        with console.progress("copying", len(model.sha256)) as line:
+        with console.progress("copying", len(model.sha256)) as progress:
             for done, name in enumerate(model.sha256, start=1):
                 (fresh / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(model.folder / name, fresh / name)
                 flush_to_disk(fresh / name)
-                line.update(done, name)
+                progress.update(done, name)
         require_unchanged(model, fresh)
         write_json(fresh / MARKER, {"run": model.run.name, "column": model.column})
         flush_to_disk(fresh)
@@ -158,7 +157,7 @@ def _copy(model: ExportedModel, target: Path, console: Console) -> None:
 
 
 def _fresh_place(target: Path) -> Path:
-    """Return a place beside `target` to write to, empty whatever an earlier attempt left there."""
+    """Return an empty path beside `target` to write to; remains of an earlier attempt go."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.tmp")
     _remove(fresh)
@@ -166,7 +165,7 @@ def _fresh_place(target: Path) -> Path:
 
 
 def _replace(fresh: Path, target: Path) -> None:
-    """Give `fresh` its final place; what was there moves aside first, and goes last."""
+    """Move `fresh` to `target`; the old content is moved aside first, and removed last."""
     old = target.with_name(f".{target.name}.old")
     _remove(old)
     if os.path.lexists(target):

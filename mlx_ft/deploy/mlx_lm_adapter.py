@@ -1,7 +1,7 @@
-"""Leave a finished adapter where an mlx-lm LoRA file wants it.
+"""Leave a finished adapter where mlx-lm expects it: at the `adapter_path` of an mlx-lm config.
 
-Does not: overwrite anything that is not an adapter, or leave half of one, or one adapter's weights
-beside another's config.
+Does not: overwrite anything but an adapter, or leave an incomplete one, or the weights of one
+adapter beside the config of another.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def require_deliverable(target: Path) -> None:
 
 
 def _is_adapter_file(name: str) -> bool:
-    # mlx-lm also leaves numbered copies such as 0000100_adapters.safetensors, and a delivery that
-    # was killed its unfinished file.
+    # mlx-lm also leaves numbered copies such as 0000100_adapters.safetensors. A delivery that was
+    # killed leaves its unfinished file.
     unfinished = name in map(_unfinished, ADAPTER_FILES)
     return name in ADAPTER_FILES or name.endswith("_adapters.safetensors") or unfinished
 
@@ -52,9 +52,9 @@ def _unfinished(name: str) -> str:
 
 
 def deliver_adapter(adapter: Path, target: Path) -> None:
-    """Copy the adapter's two files to `target`; each appears whole, the config last.
+    """Copy the adapter's two files to `target`; each appears complete, the config last.
 
-    An earlier adapter's config goes first: until the new one is there, nothing can be loaded.
+    An earlier adapter's config is removed first: until the new one exists, nothing can be loaded.
     """
     target.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER_FILES:

@@ -1,8 +1,8 @@
-"""Put a finished run's GGUF file into Ollama, with the chat template that it was trained with.
+"""`mlx-ft install --ollama`: put a run's GGUF into Ollama, with its chat template.
 
-Does: write a Modelfile beside the GGUF, have `ollama create` take it in where Ollama is installed,
-and look at one answer before it is called done. Does not: make the GGUF (the export does), or
-guess a template (`ollama_template.py`).
+Does: write a Modelfile beside the GGUF, run `ollama create` where Ollama is installed, check one
+answer. Does not: write the GGUF (`export/gguf.py`), or translate the template
+(`ollama_template.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TEMPLATE_HEAD = (
 
 
 def gguf_file(made: RunModels) -> Path:
-    """Return a run's GGUF file; RunError when it has none, or another than was written."""
+    """Return a run's GGUF file. Raises RunError when it has none, or the file was changed."""
     manifest = made.manifest("export")
     entry = manifest.info.get("gguf")
     if not entry:
@@ -62,9 +62,9 @@ def gguf_file(made: RunModels) -> Path:
 
 
 def adds_first_token(gguf: Path) -> bool:
-    """Return whether programs that read this GGUF put a BOS before every prompt themselves.
+    """Return whether programs that read this GGUF add a BOS to every prompt by themselves.
 
-    Where the file does not say, they do: Ollama's own templates count on it.
+    They do where the file does not say: Ollama's own templates rely on it.
     """
     try:
         field = GGUFReader(str(gguf)).get_field(ADD_BOS)
@@ -74,7 +74,7 @@ def adds_first_token(gguf: Path) -> bool:
 
 
 def template_for(renderer: ChatRenderer, adds_bos: bool) -> str | None:
-    """Return the model's template in Ollama's language, or None when it cannot be said in it."""
+    """Return the model's template in Ollama's language, or None when that cannot express it."""
     texts = learn_turn_texts(renderer.prompt_text)
     if texts is not None and adds_bos:
         texts = without_first_token(texts, renderer.tokenizer.bos_token)
@@ -82,7 +82,7 @@ def template_for(renderer: ChatRenderer, adds_bos: bool) -> str | None:
 
 
 def modelfile(gguf_name: str, template: str | None, stops: Sequence[str]) -> str:
-    """Return a Modelfile's text; no system prompt is set in it."""
+    """Return the text of a Modelfile without a system prompt."""
     said = NO_TEMPLATE if template is None else f'{TEMPLATE_HEAD}TEMPLATE """{template}"""\n'
     quoted = [stop for stop in stops if stop.isprintable() and '"' not in stop]
     parameters = "".join(f'PARAMETER stop "{stop}"\n' for stop in quoted)
@@ -90,10 +90,11 @@ def modelfile(gguf_name: str, template: str | None, stops: Sequence[str]) -> str
 
 
 def install_ollama(run: Path, *, name: str | None, console: Console) -> Iterator[str]:
-    """Put a run's GGUF into Ollama, or say the line that does; yield what is to be told.
+    """Put a run's GGUF into Ollama; yield result lines.
 
-    Raises GateFailed or RunError when the run may not leave or its model loops in Ollama, RunError
-    when it has no GGUF or Ollama fails.
+    Where Ollama is not installed, the last line is the command to run. Raises GateFailed or
+    RunError when the run is not ready or its model loops in Ollama, RunError when it has no GGUF or
+    Ollama fails.
     """
     made = read_run(run)
     require_finished(made)
@@ -125,7 +126,7 @@ def install_ollama(run: Path, *, name: str | None, console: Console) -> Iterator
 
 
 def _checked_answer(name: str) -> str:
-    """Return what the model says in Ollama to a plain prompt; GateFailed when that loops."""
+    """Return the model's answer to a plain prompt in Ollama. Raises GateFailed when it loops."""
     command = ["ollama", "run", name, PROMPT]
     try:
         done = subprocess.run(

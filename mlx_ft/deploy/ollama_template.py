@@ -1,9 +1,9 @@
-"""A chat template in Ollama's language (Go's text/template), learned from what the model's says.
+"""A Jinja chat template in Go (text/template), learned from the texts that it renders.
 
-Ollama does not run a model's Jinja template. What most templates do can be said in Go all the same:
-fixed texts around the contents of the turns. Does: find these texts by rendering a few short
-conversations, and prove on longer ones that they say all there is. Does not: give out a template
-that says anything else than the model's own does, or one for tools.
+Ollama does not run a model's Jinja template. Most templates write fixed texts around the contents
+of the turns, which Go can do too.
+Does: find these texts by rendering a few short conversations, and prove on longer ones that they
+are complete. Does not: return a template whose text differs from the model's own, or one for tools.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from mlx_ft.model.chat import Message, RowRefused
 
 Render = Callable[[Sequence[Message]], str]
 
-# Contents that occur in no template, without the white space that some templates strip.
+# Contents that occur in no template, without white space, which some templates strip.
 SYSTEM, ASKED, SAID, ASKED_AGAIN = "Zsystem1Z", "Zasked2Z", "Zsaid3Z", "Zasked4Z"
 TURNS = ("Zwei Zeilen\nund 12345.", "Yes.", "Is {curly} fine?", '"Quoted", yes', "Bye", "Bye.", "?")
-# What would end a TEMPLATE of a Modelfile, or begin an action of Go's.
+# Texts that end a TEMPLATE of a Modelfile, or begin or end an action in Go.
 UNSAYABLE = ('"""', "{{", "}}")
 
 
 @dataclass(frozen=True)
 class TurnTexts:
-    """What a template writes around the contents of a conversation.
+    """Texts that a template writes around the contents of a conversation.
 
-    `start` stands before the first user turn; `before_system` and `after_system` instead of it when
-    there is a system prompt (None: the template takes none); `to_assistant` and `to_user` between
-    turns, `end` after the last user turn.
+    start: before the first user turn. before_system, after_system: instead of start when there is a
+    system prompt (None: the template takes none). to_assistant, to_user: between turns. end: after
+    the last user turn.
     """
 
     start: str
@@ -45,7 +45,7 @@ class TurnTexts:
 
 
 def conversation(contents: Sequence[str], system: str | None = None) -> list[Message]:
-    """Return messages of these contents, user and assistant in turn."""
+    """Return messages with these contents, user and assistant in turn."""
     roles = ("user", "assistant")
     turns: list[Message] = [
         {"role": roles[i % 2], "content": text} for i, text in enumerate(contents)
@@ -54,9 +54,9 @@ def conversation(contents: Sequence[str], system: str | None = None) -> list[Mes
 
 
 def learn_turn_texts(render: Render) -> TurnTexts | None:
-    """Return the texts that make up a template, or None when it does more than that.
+    """Return the texts that make up a template, or None when it is more than fixed texts.
 
-    `render` gives the text of a conversation up to where the assistant is to speak.
+    render: conversation -> its text, up to the beginning of the assistant's answer.
     """
     try:
         start, end = _cut(render(conversation([ASKED])), ASKED)
@@ -73,7 +73,7 @@ def learn_turn_texts(render: Render) -> TurnTexts | None:
 
 
 def _cut(text: str, *contents: str) -> list[str]:
-    """Return the texts around `contents`; ValueError unless each is there once, in this order."""
+    """Return the texts around `contents`. Raises ValueError unless each occurs once, in order."""
     parts = []
     for content in contents:
         before, text = text.split(content)
@@ -90,7 +90,7 @@ def _with_system(learned: TurnTexts, render: Render) -> TurnTexts:
 
 
 def compose(texts: TurnTexts, messages: Sequence[Message]) -> str:
-    """Return what `go_template(texts)` says of a conversation that ends with a user turn."""
+    """Return the text that `go_template(texts)` renders for messages that end with a user turn."""
     turns = [message for message in messages if message["role"] != "system"]
     system = next((m["content"] for m in messages if m["role"] == "system"), None)
     said = texts.start
@@ -106,7 +106,7 @@ def compose(texts: TurnTexts, messages: Sequence[Message]) -> str:
 
 
 def without_first_token(texts: TurnTexts, token: str | None) -> TurnTexts:
-    """Return the texts without the token at the very beginning, which the GGUF's reader adds."""
+    """Return the texts without the first token, which programs that read the GGUF add."""
     if not token:
         return texts
     before = texts.before_system
@@ -118,9 +118,9 @@ def without_first_token(texts: TurnTexts, token: str | None) -> TurnTexts:
 
 
 def go_template(texts: TurnTexts) -> str | None:
-    """Return the template in Go, or None when its texts cannot stand in a Modelfile as they are.
+    """Return the template in Go, or None when its texts cannot be written into a Modelfile.
 
-    A Modelfile's parser drops what cannot be printed.
+    A Modelfile's parser drops unprintable characters.
     """
     whole = "".join(texts.all).replace("\n", "").replace("\t", "")
     if not whole.isprintable() or any(mark in text for mark in UNSAYABLE for text in texts.all):

@@ -1,8 +1,8 @@
-"""Serve a run's model to OpenAI clients: mlx-lm's own server, in a process of its own.
+"""`mlx-ft serve`: serve a run's model to OpenAI clients, with mlx-lm's server in its own process.
 
-Does: start it on the right folder with the right template settings, wait until the model can
-answer, pass its narration on, end it. Does not: speak HTTP to clients, or load the model
-(`server_process.py` does).
+Does: start the server on the model's folder with its template settings, wait until it can answer,
+pass on its narration, end it.
+Does not: answer HTTP requests or load the model (`server_process.py` does).
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ POLL_SECONDS = 0.1
 ENDING_SECONDS = 5.0
 # Enough for 100 GB from a disk that reads 60 MB a second.
 LOADING_SECONDS = 1800.0
-# Said here in our own words.
+# A warning that this module replaces with its own.
 SILENCED = "ignore:mlx_lm.server is not recommended"
 
 
 def server_command(made: RunModels, column: str, host: str, port: int) -> list[str]:
-    """Return the command of the server's process: mlx-lm's options after the run's name, the pinned
-    date and the process that it lives for.
+    """Return the command of the server's process.
+
+    The run's name, the pinned date and the parent's process id come before mlx-lm's options.
     """
     model, adapter = column_folders(made, column)
     command = [sys.executable, "-W", SILENCED, "-m", "mlx_ft.deploy.server_process"]
@@ -61,14 +62,14 @@ def base_url(host: str, port: int) -> str:
 
 
 def curl_line(url: str) -> str:
-    """Return a line to type that asks the server something."""
+    """Return a command line that sends the server a request."""
     body = json.dumps({"messages": [{"role": "user", "content": "Hello"}]})
     header = "Content-Type: application/json"
     return shlex.join(["curl", "-s", f"{url}/chat/completions", "-H", header, "-d", body])
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Raise RunError when nothing can listen there."""
+    """Raise RunError when the address cannot be listened on."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
@@ -84,7 +85,7 @@ def require_free_port(host: str, port: int) -> None:
 
 
 def serve(run: Path, *, column: str, host: str, port: int, console: Console) -> Iterator[str]:
-    """Serve a column's model; yield what is to be told once it can answer, then stay until ended.
+    """Serve a column's model until interrupted; yield result lines once it can answer.
 
     Raises RunError when it cannot be served, takes too long or ends by itself, Interrupted on
     Ctrl-C or SIGTERM.
@@ -101,7 +102,7 @@ def serve(run: Path, *, column: str, host: str, port: int, console: Console) -> 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # Ctrl-C reaches this process alone, which then ends the other one.
+            # Ctrl-C reaches this process alone, which then ends the server.
             start_new_session=True,
         )
         url = base_url(host, port)
@@ -129,7 +130,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _forward(process: subprocess.Popen[bytes], console: Console) -> None:
-    """Say what the process says, line by line, until it ends."""
+    """Narrate the stderr lines of the process until it ends."""
 
     def pass_on(stream: IO[bytes]) -> None:
         with stream:
@@ -141,24 +142,25 @@ def _forward(process: subprocess.Popen[bytes], console: Console) -> None:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
-    """Wait until the model is loaded and the server listens; RunError when it ends before, or takes
-    longer than LOADING_SECONDS.
+    """Wait until the model is loaded and the server listens.
+
+    Raises RunError when it ends before, or takes longer than LOADING_SECONDS.
     """
     deadline = time.monotonic() + LOADING_SECONDS
     assert process.stdout is not None
-    stdout, told = process.stdout, queue.Queue[bytes]()
+    stdout, lines = process.stdout, queue.Queue[bytes]()
 
     def listen() -> None:
         with stdout:
-            told.put(stdout.readline())
-            stdout.read()  # a pipe that nobody empties would stop the process
+            lines.put(stdout.readline())
+            stdout.read()  # a full pipe would block the process
 
     threading.Thread(target=listen, daemon=True).start()
     line: bytes | None = None
     while line is None:
         try:
-            # A wait without an end could not be interrupted everywhere.
-            line = told.get(timeout=POLL_SECONDS)
+            # A wait without a timeout cannot be interrupted on every platform.
+            line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
             _require_time(deadline)
     if line.decode(errors="replace").strip() != READY:

@@ -1,9 +1,11 @@
-"""The process that serves: mlx-lm's server with one model, held as it was measured.
+"""The server process: mlx-lm's server with our weights, loaded as in the evaluation.
 
-`python -m mlx_ft.deploy.server_process NAME DATE PARENT [options of mlx_lm.server]`; mlx_ft comes
-before mlx, so that OpenBLAS is loaded on Linux. Does: load weights, adapter, stop tokens and
-template as the evaluation does, answer for every model name with this one, end with its parent.
-Does not: load what a request names, which mlx-lm's server would fetch and run, without the adapter.
+Run as `python -m mlx_ft.deploy.server_process NAME DATE PARENT [options of mlx_lm.server]`. mlx_ft
+is imported before mlx, so that OpenBLAS is loaded on Linux.
+Does: load weights, adapter, stop tokens and template as the evaluation does; answer every model
+name with this model; end with its parent.
+Does not: load the model that a request names, which mlx-lm's server would fetch and run without the
+adapter.
 """
 
 from __future__ import annotations
@@ -34,15 +36,16 @@ PARENT_POLL_SECONDS = 1.0
 
 
 class OnlyModel(server.ModelProvider):  # type: ignore[misc]  # mlx_lm has no type information
-    """Gives out the model that it was started with, whatever a request asks for."""
+    """Provider of the one model that the server was started with, for every model name."""
 
     def load(self, model_path: str, adapter_path: Any = None, draft_model_path: Any = None) -> Any:
         return super().load("default_model", None, "default_model")
 
 
 def load_as_measured(folder: Path, adapter: Path | None, date: str, lasting: ExitStack) -> Any:
-    """Return (model, tokenizer, config) as mlx-lm's server takes them; `lasting` keeps what makes
-    the model fast. Raises ModelError.
+    """Return (model, tokenizer, config) as mlx-lm's server takes them. Raises ModelError.
+
+    lasting: keeps the fast kernels in use until it is closed.
     """
     renderer = ChatRenderer.from_folder(folder, ChatFormat(date=date))
     model, config, _ = load_weights(folder)
@@ -62,7 +65,7 @@ def _end_with(parent: int) -> None:
 
 
 def _list_only(name: str) -> Callable[[Any], None]:
-    """Return a handler that lists one model, instead of all that the Hub's cache holds."""
+    """Return a handler that lists one model, instead of all models in the Hub's cache."""
 
     def handle(request: Any) -> None:
         entry = {"id": name, "object": "model", "created": request.created}
@@ -74,7 +77,7 @@ def _list_only(name: str) -> Callable[[Any], None]:
 
 
 def main(name: str, date: str, parent: int) -> None:
-    """Serve until SIGTERM or Ctrl-C, or until `parent` is gone; options are in sys.argv."""
+    """Serve until SIGTERM or Ctrl-C, or until process `parent` ends; options are in sys.argv."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with ExitStack() as lasting:
 

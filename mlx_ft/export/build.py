@@ -1,6 +1,6 @@
 """Fuse, dequantize, re-quantize, and verify each step against the one before, in order.
 
-Does: order the steps, narrate them, return what the stage's manifest says.
+Does: order the steps, narrate them, return the info of the stage's manifest.
 Does not: compute (`fuse.py`, `gptq.py`), write weights (`write_weights.py`), or compare models
 (`verify_logits.py`).
 """
@@ -134,7 +134,7 @@ def _half_parameters(folder: Path, group_size: int) -> int:
 
 
 def export_model(inputs: ExportInputs, console: Console) -> dict[str, Any]:
-    """Write and verify the model folders; return what the stage's manifest says.
+    """Write and verify the model folders; return the info of the stage's manifest.
 
     Raises RunError for the disk, GateFailed when a step does not equal the one before.
     """
@@ -346,7 +346,7 @@ class Build:
         )
 
     def _file_checks(self, written: _Written) -> list[Check]:
-        """Check what can be read back from the files of the written folders."""
+        """Check layers, bits and copied files, as read back from the written folders."""
         inputs, small = self.inputs, written.small_folder
         folders = [small] if written.fused_bytes is None else [inputs.fused_folder, small]
         quantized = written.quantized
@@ -359,7 +359,7 @@ class Build:
     def add_gguf(self) -> dict[str, Any] | None:
         """Write the verified 16-bit model as GGUF, if the recipe asks for one.
 
-        Returns what the manifest says of it.
+        Returns its entry in the manifest (None: not asked for).
         """
         kind = self.inputs.recipe.gguf
         if kind is None:
@@ -371,7 +371,7 @@ class Build:
         return {"path": file.name, "bytes": total_bytes, "kind": kind}
 
     def manifest_info(self, verified: _Verified, gguf: dict[str, Any] | None) -> dict[str, Any]:
-        """Return what the stage's manifest says.
+        """Return the info of the stage's manifest.
 
         Removes a 16-bit folder that was needed for the GGUF alone.
         """

@@ -33,7 +33,7 @@ def thinking_lines(enable_thinking: bool) -> Iterator[str]:
 def export_section(
     export: Mapping[str, Any], survival: Mapping[str, Any] | None, column: str
 ) -> Iterator[str]:
-    """Yield the section on what fusing and quantizing changed.
+    """Yield the section on the effects of fusing and quantizing.
 
     export: the info of the stage's manifest. survival: its survival.json (None: there is none).
     column: the model that the README belongs to.

@@ -1,4 +1,4 @@
-"""Stage entry: choose what of a run is exported, and complete the READMEs of the model folders.
+"""Stage entry: choose the inputs of an export, run it, complete the READMEs of its folders.
 
 Does: draw the rows for comparison and calibration, run the export, add its measurements to each
 README, seal the stage.
