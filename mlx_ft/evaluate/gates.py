@@ -1,13 +1,14 @@
-"""The one place that judges a measured model: the recipe's gates, and the suites' margins.
+"""Judge measured results by the recipe's gates and the suites' margins. The only place that does.
 
 Does: compare measured numbers with limits, and say how sure that is. Does not: read recipes, or
 measure.
 
-A gate compares the number that it names, a point estimate: whoever writes `>= 0.9` and reads 0.91
-expects it to hold. The interval says whether that is `settled`, or whether too few prompts were
-asked to know; who wants the interval itself to decide names `low`, `drop_low` or `drop_high`. A
-suite's own margin stops a run only where the loss is proven: when the whole interval of the paired
-difference lies beyond it. Not proven is not harmless, so what cannot be told is said.
+A gate compares the number that it names, a point estimate: a gate `>= 0.9` holds at 0.91. The
+interval says whether that is `settled`, or whether too few prompts were asked to know. For a gate
+on the end of the interval itself, the recipe names `low`, `drop_low` or `drop_high`.
+
+A suite's own margin stops a run only where the loss is proven: when the whole interval of the
+paired difference lies beyond it. A loss that is not proven may still be one, so the text says so.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ MARGIN = "margin"
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a gate found: the number `measured`, with the ends of its 95 % interval where it has
-    one, of `n` prompts.
+    """Result of one gate or margin.
 
-    `settled` says whether the whole interval is on one side of the limit. `failed` are ids of
-    samples that cost the column its points, those that the base got right first.
+    gate, suite, column, metric, limit: the gate, in its parts
+    asked_by: `recipe`, or `margin` for a suite's own margin
+    measured: the number compared with the limit
+    low, high: ends of its 95 % interval (None: it has none)
+    n: number of prompts
+    passed: the limit is kept
+    settled: the whole interval is on one side of the limit
+    failed: ids of samples without the full score, those that the base got right first
     """
 
     gate: str
@@ -54,7 +60,10 @@ class Judgement:
 def gate_faults(
     gates: Sequence[Gate], suites: Sequence[Suite], where: Mapping[str, str]
 ) -> list[Fault]:
-    """Return a fault for every gate on a suite that is not measured; `where` has their places."""
+    """Return a fault for every gate on a suite that is not measured.
+
+    where: gate -> its place in the recipe
+    """
     names = [suite.name for suite in suites]
     faults = []
     for gate in gates:
@@ -81,8 +90,10 @@ def judge(
 ) -> list[Judgement]:
     """Judge the gates, then the margins of suites whose drop no gate is on.
 
-    `results` and `rows` are suite -> column -> summary and samples. A margin needs the base and
-    another column; where they are not there it is left out.
+    results: suite -> column -> summary
+    rows: suite -> column -> lines of the sample log
+
+    A margin needs the base and another column; without them it is left out.
     """
     judged = [_judge_gate(gate, results, rows) for gate in gates]
     taken = {gate.suite for gate in gates if gate.is_against_base}
@@ -127,7 +138,7 @@ def _judge_gate(
 
 
 def _last(columns: Mapping[str, Any]) -> str:
-    """Return the column of the model that leaves, whatever the order of asking."""
+    """Return the column of the model that is delivered, in any order of asking."""
     known: list[str] = [name for name in COLUMNS if name in columns]
     return (known or list(columns))[-1]
 
@@ -135,7 +146,7 @@ def _last(columns: Mapping[str, Any]) -> str:
 def _measured(
     gate: Gate, column: str, columns: Mapping[str, Mapping[str, Any]]
 ) -> tuple[float, float | None, float | None]:
-    """Return the number that a gate is on, and the ends of its interval (None: there is none)."""
+    """Return the number that a gate names, and the ends of its interval (None: it has none)."""
     assert gate.metric in METRICS
     summary = columns[column]
     if gate.metric in AGAINST_BASE:
@@ -186,7 +197,7 @@ def _judgement(
 
 
 def _failed(rows: Mapping[str, Sequence[Mapping[str, Any]]], column: str) -> tuple[str, ...]:
-    """Return ids of samples without the full score, the greatest losses against the base first."""
+    """Return ids of samples without the full score, the greatest loss against the base first."""
     base = {row["id"]: row["score"] for row in rows.get("base", ())}
     lost = [row for row in rows[column] if row["score"] < 1]
     lost.sort(key=lambda row: row["score"] - base.get(row["id"], 0.0))
@@ -199,7 +210,7 @@ def judgements_json(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 
 def described(judged: Mapping[str, Any]) -> str:
-    """Return one judgement, as plain JSON, in words: what was measured, its limit, how sure."""
+    """Return one judgement, given as plain JSON, in words: the number, its limit, how sure."""
     interval = ""
     if judged["low"] is not None:
         interval = f" (95 %: {judged['low']:.3f} to {judged['high']:.3f})"

@@ -1,7 +1,7 @@
-"""The keys that a suite's two files may have; those of scorers and targets are in
-`evaluate/scorers/registry.py`.
+"""Keys of a suite's two files: the YAML file and the lines of the JSONL file.
 
-Does: declare them, with the checks within one value. Does not: read files or judge answers.
+Does: declare them, with the checks within one value. Does not: know the keys of scorers and targets
+(`evaluate/scorers/registry.py` lists them), or read files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mlx_ft.recipe.fields import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$"
 Filled = Annotated[str, StringConstraints(min_length=1)]
-# These are printed in tables, so control characters (ANSI sequences) have no place in them.
+# Printed in tables, so without control characters (ANSI sequences).
 Printable = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,120}$")]
 
 

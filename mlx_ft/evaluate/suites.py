@@ -1,8 +1,8 @@
 """Read a suite: a YAML file that says how to ask and score, and the JSONL file of its samples.
 
 Does: check both strictly (`suite_keys.py` and `evaluate/scorers/registry.py` have the keys), also
-that the right answer of each sample gets the full score, with every fault at once as file:line.
-Does not: render, generate, score, or import MLX.
+that the right answer of each sample gets the full score. Every fault comes at once, with file:line.
+Does not: render, generate, or import MLX.
 """
 
 from __future__ import annotations
@@ -34,9 +34,14 @@ IN_BACKTICKS = "`{}`".format
 
 @dataclass(frozen=True)
 class Sample:
-    """One question: chat `messages` (with `tools`, where given) and the `target` of its scorer.
+    """One question of a suite.
 
-    Samples of one `source` count as one draw; `example` is a right answer, where one is given.
+    messages: the conversation up to the answer
+    tools: the tools that the prompt declares (None: there are none)
+    target: the keys that the suite's scorer compares the answer with
+    weight: how much it counts in the mean
+    source: samples of one source count as one draw in the intervals
+    example: a right answer (None: none is given)
     """
 
     id: str
@@ -51,10 +56,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Suite:
-    """What is asked, how it is decoded (greedily, `max_tokens`, `stop`) and how it is scored.
+    """Samples, how they are asked and how the answers are scored. Decoding is greedy.
 
-    `scorer_config` is the scorer as it stands in the file; `file_sha256` covers both files.
-    `margin` is the loss against the base that stops a run, where it is proven.
+    scorer_config: the scorer's keys as they stand in the file
+    max_tokens: longest answer (tokens)
+    stop: texts that end an answer
+    file_sha256: hash of both files
+    margin: the loss against the base that, once it is proven, stops a run (None: no such limit)
     """
 
     name: str
@@ -236,8 +244,9 @@ def _read_sample(where: str, line: str, scorer: ScorerKeys) -> tuple[Sample | No
 def _own_answer_fault(sample: Sample, scorer: Scorer) -> tuple[str, str] | None:
     """Return (found, fix) when the sample's own right answer does not get the full score.
 
-    That is its `example`, or else what its target spells. A target that nobody can meet, such as an
-    accepted word that the scorer forbids, would look like a model that fails.
+    The right answer is its `example`, or else the text that its target spells. A target that
+    cannot be met, such as an accepted word that the scorer forbids, would look like a model that
+    fails.
     """
     spelled = ideal_answer(scorer, sample.target)
     answer = sample.example or spelled

@@ -14,7 +14,7 @@ from mlx_ft.recipe.fields import Section
 from mlx_ft.recipe.schema import Recipe
 
 KeyPath = tuple[str, ...]
-# What other tools call it -> what a recipe calls it. Compared in lower case, without - and _.
+# Other tools' name of a key -> the recipe's. Compared in lower case, without - and _.
 SYNONYMS: Mapping[str, str] = {
     "lr": "train.learning_rate",
     "peaklr": "train.learning_rate",
@@ -93,8 +93,9 @@ def dotted(key: KeyPath) -> str:
 
 
 def section_of(key: KeyPath) -> type[Section] | None:
-    """Return the section at a key path (`()` is the recipe itself; an item of a list of sections is
-    named by its number), or None where there is none.
+    """Return the section at a key path, or None where there is none.
+
+    `()` is the recipe itself. An item of a list of sections is named by its number.
     """
     section: type[Section] = Recipe
     items = False
@@ -147,8 +148,8 @@ def squeezed(name: str) -> str:
 def meant_keys(unknown: KeyPath) -> list[str]:
     """Return the dotted keys that an unknown key may stand for, best first.
 
-    Looks in the same section, at what other tools call it, in the other sections, and then for
-    similar spelling in the same section and in the others; [] when nothing is near.
+    Looks in the same section, at other tools' names, in the other sections, and then for similar
+    spelling in the same section and in the others. [] when nothing is near.
     """
     *parents, name = unknown
     wanted = squeezed(name)

@@ -1,9 +1,9 @@
-"""Find tool calls in what a model wrote: in the wrapper, bare, as JSON, or in tags.
+"""Find tool calls in free text: in the wrapper, bare, as JSON, or in tags.
 
 Does: parse text into calls with constant arguments; positional arguments get the names that the
-tool declares. Does not: execute anything, or know which calls were wanted.
-Text comes from a model and may be anything: sizes, nesting and attempts are limited, and a text
-that Python's parser gives up on is a text without calls.
+tool declares. Does not: execute anything, or know the calls wanted.
+The text is a model's and may be anything. Sizes, nesting and attempts are limited, and a text that
+Python's parser gives up on is a text without calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlx_ft.text.python_code import open_brackets, parse_python
 MAX_CODE_CHARACTERS = 8_192
 MAX_OPEN_BRACKETS = 24
 MAX_PARSE_ATTEMPTS = 48
-# What `print` shows is no call to a tool; models wrap calls in it.
+# No tool, but models wrap calls in it.
 PRINT = "print"
 
 Tools = Mapping[str, Sequence[str]]
@@ -36,7 +36,10 @@ _PARAMETER_TAG = re.compile(
 
 @dataclass(frozen=True)
 class Expression:
-    """An argument that is no string, number or boolean; `source` is how it was written."""
+    """An argument that is no string, number or boolean.
+
+    source: the argument as it was written
+    """
 
     source: str
 
@@ -46,9 +49,11 @@ Value = str | int | float | bool | Expression
 
 @dataclass(frozen=True)
 class Call:
-    """One call: the function's `name`, and `arguments` by parameter name.
+    """One call.
 
-    Arguments that fit no parameter have names that no parameter can have (`#3`, `**`, `path#2`).
+    name: the function's name
+    arguments: values by parameter name; an argument that fits no parameter has a name that no
+        parameter can have (`#3`, `**`, `path#2`)
     """
 
     name: str
@@ -66,14 +71,18 @@ class Call:
 
 @dataclass(frozen=True)
 class FoundCalls:
-    """Calls in the order written; `alone` is False when other text or code stands around them."""
+    """Calls found in a text.
+
+    calls: the calls, in the order written
+    alone: no other text or code stands around them
+    """
 
     calls: tuple[Call, ...]
     alone: bool
 
 
 def written(value: Value) -> str:
-    """Return a value as one would write it in a call."""
+    """Return a value as it is written in a call."""
     if isinstance(value, Expression):
         return value.source
     return json.dumps(value, ensure_ascii=False)
@@ -85,10 +94,11 @@ def same_value(one: Value, other: Value) -> bool:
 
 
 def wrapped_calls(text: str, wrapper: str, tools: Tools) -> FoundCalls | None:
-    """Return the calls inside `wrapper("...")` if the whole text is nothing but such statements.
+    """Return the calls inside `wrapper("...")` if the whole text consists of such statements.
 
     Each statement is the wrapper's call with one string, optionally assigned to a name. The string
-    is Python; `alone` says whether it holds plain calls only. None when the text has another form.
+    is Python; the calls are `alone` when it holds plain calls only. None when the text has another
+    form.
     """
     tree = _parse(text)
     if tree is None or not tree.body:
@@ -120,9 +130,10 @@ def embedded_wrapper_calls(text: str, wrapper: str, tools: Tools) -> FoundCalls 
 def unwrapped_calls(text: str, wrapper: str, tools: Tools) -> FoundCalls | None:
     """Return the calls that the text makes without the wrapper, or None when there are none.
 
-    Three readings: JSON or tags in the usual tool-call formats; the text, or the code in its ```
-    fence, as Python, with strings given to unknown functions looked into; declared tools called
-    anywhere in the text. The first that has a declared tool counts, else the first that has a call.
+    Three readings are tried. First: JSON or tags in the usual tool-call formats. Second: the text,
+    or the code in its ``` fence, as Python; strings given to unknown functions are read, too.
+    Third: declared tools called anywhere in the text. The first reading that has a declared tool
+    counts, else the first that has a call.
     """
     readings = [
         _structured_calls(text, wrapper, tools),
@@ -179,7 +190,7 @@ def _only_string(call: ast.Call) -> str | None:
 
 
 def _calls_in(tree: ast.Module, tools: Tools) -> FoundCalls:
-    """Return plain calls whatever they call, and declared tools called anywhere else."""
+    """Return all plain calls, and the calls of declared tools anywhere else."""
     calls: list[Call] = []
     alone = True
     for statement in tree.body:

@@ -1,4 +1,4 @@
-"""Scorers made of other scorers: any_of, all_of - target, keys and rule together.
+"""any_of, all_of: scorers made of other scorers - target, keys, rule.
 
 Does not: know the list of scorers. The keys name it only as `ListedKeys`, and `registry.py` says
 which keys these are; until it is imported, the classes AnyOfKeys and AllOfKeys cannot be used.

@@ -1,7 +1,7 @@
-"""The scorer of instructions that a program can check: length, language, words and form.
+"""instructions: target, keys, rule. Checks length, language, words and form, as IFEval does.
 
-Does: as IFEval (arXiv 2311.07911) does, say which of several rules a text follows. Does not: judge
-whether the text answers the question.
+Does: say which of several rules a text follows (arXiv 2311.07911). Does not: judge whether the text
+answers the question.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
 def sentences_in(text: str) -> int:
-    """Return how many sentences a text has; one that does not end counts, too."""
+    """Return the number of sentences in a text; an unfinished one counts, too."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     rest = text[ends[-1] :] if ends else text
     return len(ends) + any(character.isalnum() for character in rest)

@@ -10,7 +10,7 @@ The value is a model's and may be anything. Its check ends, because:
 - a value nested deeper than MAX_DEPTH_OF_VALUE is not checked, so that references that follow it
   down stay within Python's stack;
 - a reference is followed once for each part of the value, however many ways lead there, and
-  MAX_REFERENCES is the last for one value.
+  at most MAX_REFERENCES are followed for one value.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 _AT_THE_TOP = ("$id", "$schema")
 _SAYS_NOTHING = (
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
-    # OpenAPI's, which pydantic writes beside a oneOf.
-    *("$comment", "discriminator"),
+    "$comment",
+    "discriminator",  # OpenAPI's, which pydantic writes beside a oneOf
 )
 KEYWORDS = (
     *(*_ONE_SCHEMA, *_ONE_SCHEMA_IN_PLACE, *_LIST, *_NAMED, *_NUMBERS),
@@ -62,7 +62,7 @@ KEYWORDS = (
 )
 # A place in a schema: the keys and numbers that lead to it.
 Place = tuple[str, ...]
-_TOO_DEEP = "nested too deeply"
+_TOO_DEEP = object()
 
 
 def schema_faults(schema: Any) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _within(schema: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
 
 
 def _own_faults(schema: Any, *, at_the_top: bool) -> Iterator[tuple[Place, str]]:
-    """Yield what the draft allows and would not be kept here, or not come to an end."""
+    """Yield the parts of a schema that the draft allows, and that would not be kept here."""
     if isinstance(schema, bool):
         return
     if not isinstance(schema, Mapping):
@@ -190,7 +190,7 @@ def violations(value: Any, schema: Any) -> list[str]:
     if _is_deeper_than(MAX_DEPTH_OF_VALUE, value):
         return ["the answer is nested too deeply"]
     if isinstance(schema, Mapping):
-        # With them, jsonschema would take its own validator of that draft in place of this one.
+        # With these keys, jsonschema would use its own validator of that draft in place of ours.
         schema = {key: each for key, each in schema.items() if key not in _AT_THE_TOP}
     found: list[str] = []
     _work.set(_Work())
@@ -250,7 +250,7 @@ _WORDS: Mapping[str, str] = {
 
 
 def _words(error: ValidationError) -> str:
-    """Return what is wrong with a value, in the words of this package."""
+    """Return the fault of a value, in the words of this package."""
     keyword: Any = error.validator
     limit: Any = error.validator_value
     value: Any = error.instance

@@ -1,10 +1,11 @@
 """The closed list of scorers: name -> keys and rule. The keys name the class of the target.
 
-A new scorer is added in two places. Its file (`text.py`, `structured.py`, or a new one) gets three
-classes that stand together: `XTarget`, a Section with the keys of a sample's target; `XKeys`, a
-ScorerKeys with the keys of the suite, `build` and, where needed, `target_fault`; and `X`, a Scorer
-whose docstring is the rule as the README prints it. SCORERS below gets one entry. Reading suites,
-any_of and all_of, and the table in the README follow from it.
+To add a scorer, change two files. Write three classes together in one scorer file, old or new:
+- `XTarget`, a Section with the keys of a sample's target;
+- `XKeys`, a ScorerKeys with the suite's keys, `target`, `build` and, if needed, `target_fault`;
+- `X`, a Scorer, whose docstring is the rule as the README prints it.
+Then add one entry to SCORERS below. Reading suites, any_of and all_of, and the table in the README
+follow from the list. A new kind of failure also goes into FAILURES in `protocol.py`.
 """
 
 from __future__ import annotations

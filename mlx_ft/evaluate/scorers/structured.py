@@ -1,4 +1,4 @@
-"""json: target, keys and rule together.
+"""json: target, keys, rule.
 
 Does: say whether an answer is JSON, keeps its schema, and has the right fields.
 Does not: raise, for any text.
@@ -61,12 +61,12 @@ class JsonKeys(ScorerKeys):
 class Json(Scorer):
     """A JSON answer. Target: {"value": {...}}, or {} where only the form counts.
 
-    The score is the share of fields that are right, a field being every value in the target that is
+    The score is the share of fields that are right. A field is every value in the target that is
     no object (`a.b` for nested ones, a list is one field), and every field of the answer that the
     target does not have. Those in `ignore` do not count; a number may be off by `tolerance`; with
-    `ignore_case`, case and outer white space of strings do not count. It is halved when the JSON
-    stands in other text or a fence (extra_text), and halved when it breaks `schema`. 0.0 when there
-    is no JSON object or array.
+    `ignore_case`, case and outer white space of strings do not count. The score is halved when the
+    JSON stands in other text or a fence (extra_text), and halved when it breaks `schema`. 0.0 when
+    there is no JSON object or array.
     """
 
     schema: Mapping[str, Any] | None = None

@@ -22,12 +22,12 @@ from mlx_ft.text.timed_regex import TooSlow, pattern_fault, search
 
 
 def plain(text: str) -> str:
-    """Return text for comparing words: lower case, one kind of apostrophe, single spaces."""
+    """Return a text for comparing words: lower case, one kind of apostrophe, single spaces."""
     return " ".join(text.lower().replace("\u2019", "'").split())
 
 
 def has_word(words: str, phrase: str) -> bool:
-    """Return whether a phrase stands, as whole words, in what `plain` returned."""
+    """Return whether a phrase stands, as whole words, in a text that `plain` has returned."""
     return re.search(rf"(?<!\w){re.escape(plain(phrase))}(?!\w)", words) is not None
 
 

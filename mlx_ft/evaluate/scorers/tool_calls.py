@@ -1,8 +1,8 @@
-"""Scorers of tool calls: through a wrapper function, or in a model's own format.
+"""wrapped_call, tool_call: target, keys, rule.
 
-Each class is a scorer and its docstring the rule. Kinds of mistakes follow the Berkeley
-function-calling leaderboard's ast_checker: count, name, missing and unexpected arguments, types,
-values. Pure functions; nothing is executed, and no text makes them raise.
+Does: compare calls with the calls wanted. Kinds of mistakes follow the Berkeley function-calling
+leaderboard's ast_checker: count, name, missing and unexpected arguments, types, values.
+Does not: execute anything, or raise, for any text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mlx_ft.evaluate.scorers.call_parsing import (
 from mlx_ft.evaluate.scorers.keys import Constant, Identifier, ScorerKeys
 from mlx_ft.evaluate.scorers.protocol import Given, Score, Scorer, right, wrong
 from mlx_ft.evaluate.scorers.tool_formats import (
-    FoundCall,
+    FoundToolCall,
     format_names,
     found_calls,
     looks_like_a_call,
@@ -85,8 +85,8 @@ class WrappedCall(Scorer):
     together, hold exactly the calls wanted, in order, each a statement of its own, optionally
     assigned to a name, with exactly the arguments wanted (by position or by name, constants only).
     0.5, extra_text: the same calls, in the wrapper, but with prose, a code fence, `print` or other
-    code around them. Somebody would have to cut the answer out of it, and a runner that executes
-    the whole text would fail or do more than was asked.
+    code around them. The answer would have to be cut out of it, and a runner that executes the
+    whole text would fail or do more than was asked.
     0.5, wrong_wrapper: the same calls bare, in a code fence, as JSON or tags, in another function's
     string, or in a wrapper that does not parse.
     0.0: anything else, with thinking counted as such and right calls in an endless loop as a loop.
@@ -124,7 +124,7 @@ class WrappedCall(Scorer):
 
 
 def _difference(found: Sequence[Call], wanted: Sequence[Call]) -> Difference | None:
-    """Return (failure, reason) of the first thing wrong with the calls, or None."""
+    """Return (failure, reason) of the first fault of the calls, or None."""
     if [call.identity for call in found] == [call.identity for call in wanted]:
         return None
     missing = _without(wanted, found)
@@ -261,11 +261,11 @@ class ToolCall(Scorer):
 
     def _difference(
         self,
-        found: Sequence[FoundCall],
+        found: Sequence[FoundToolCall],
         wanted: Sequence[Mapping[str, Any]],
         types: Mapping[str, Mapping[str, Any]],
     ) -> Difference | None:
-        """Return the first thing wrong, once each wanted call has taken one that fits it."""
+        """Return the first fault, once each wanted call has taken one that fits it."""
         left = list(found)
         missing = []
         taken = []
@@ -289,7 +289,7 @@ class ToolCall(Scorer):
         return self._call_fault(got, want, types)
 
     def _call_fault(
-        self, got: FoundCall, want: Mapping[str, Any], types: Mapping[str, Mapping[str, Any]]
+        self, got: FoundToolCall, want: Mapping[str, Any], types: Mapping[str, Mapping[str, Any]]
     ) -> Difference | None:
         if got.name != want["name"]:
             return "wrong_tool", f"calls {got.name}, not {want['name']}"
@@ -344,7 +344,7 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def _types_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return tool -> argument -> the type that its schema declares; what has none is left out."""
+    """Return tool -> argument -> type, of all arguments whose schema declares a type."""
     found: dict[str, dict[str, Any]] = {}
     for tool in tools:
         function = tool.get("function", tool)
@@ -375,7 +375,7 @@ def _is_of_type(value: Any, declared: Any, like: Any) -> bool:
     return isinstance(value, type(like))
 
 
-def _shown(call: FoundCall) -> str:
+def _shown(call: FoundToolCall) -> str:
     return f"{call.name}({', '.join(f'{k}={_json(v)}' for k, v in call.arguments.items())})"
 
 

@@ -1,9 +1,10 @@
-"""Tool calls in the formats of models, read by mlx-lm's own tool parsers.
+"""Model-specific tool-call formats, read by mlx-lm's own tool parsers.
 
-Does: find the marked parts of a text and have them parsed; read bare JSON where nothing is marked.
-Does not: import mlx_lm, which would load MLX: its parsers are plain Python files, loaded as a
-package of their own. Text is a model's: sizes and nesting are limited, and what makes a parser
-raise is a text without calls.
+Does: find the marked parts of a text and parse them; read bare JSON where nothing is marked.
+Does not: import mlx_lm, which would load MLX. Its parsers are plain Python files, loaded here as a
+package of their own.
+The text is a model's and may be anything. Sizes and nesting are limited, and a text that makes a
+parser raise is a text without calls.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ _ATTEMPT = re.compile(
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """One of mlx-lm's parsers: the marks around a call (`end` may be ""), and what reads it."""
+    """One of mlx-lm's tool parsers.
+
+    name: the parser's module
+    start, end: the marks around a call (`end` may be "")
+    parse: the function that reads the text between the marks
+    """
 
     name: str
     start: str
@@ -49,7 +55,7 @@ class ToolFormat:
 
 
 @dataclass(frozen=True)
-class FoundCall:
+class FoundToolCall:
     """A call as it was parsed; `arguments` are JSON values."""
 
     name: str
@@ -57,15 +63,19 @@ class FoundCall:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Calls in their order; `in_format` is False when they are in another form than was asked."""
+class FoundToolCalls:
+    """Calls found in a text.
 
-    calls: tuple[FoundCall, ...]
+    calls: the calls, in their order
+    in_format: they are in the format that was asked for
+    """
+
+    calls: tuple[FoundToolCall, ...]
     in_format: bool
 
 
 def format_names() -> tuple[str, ...]:
-    """Return what a suite may name as its format: auto, json, and mlx-lm's parsers."""
+    """Return the formats that a suite may name: auto, json, and mlx-lm's parsers."""
     return (AUTO, JSON, *tool_formats())
 
 
@@ -100,20 +110,20 @@ def _load(folder: Path, name: str) -> ToolFormat | None:
         return None
 
 
-def found_calls(text: str, form: str, tools: Sequence[Mapping[str, Any]]) -> Found | None:
-    """Return the calls in a text, first those in the form that was asked for; None without any."""
+def found_calls(text: str, form: str, tools: Sequence[Mapping[str, Any]]) -> FoundToolCalls | None:
+    """Return the calls in a text, or None; calls in the format asked for come before others."""
     wanted = [each for each in tool_formats().values() if form in (AUTO, each.name)]
     if form == JSON:
         calls = _whole_json(text)
         if calls:
-            return Found(calls, True)
+            return FoundToolCalls(calls, True)
     for group in (wanted, [each for each in tool_formats().values() if each not in wanted]):
         for each in group:
             calls = _marked_calls(text, each, tools)
             if calls:
-                return Found(calls, each in wanted)
+                return FoundToolCalls(calls, each in wanted)
     calls = _bare_json(text)
-    return Found(calls, False) if calls else None
+    return FoundToolCalls(calls, False) if calls else None
 
 
 def looks_like_a_call(text: str) -> bool:
@@ -123,15 +133,15 @@ def looks_like_a_call(text: str) -> bool:
 
 def _marked_calls(
     text: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]
-) -> tuple[FoundCall, ...]:
-    calls: list[FoundCall] = []
+) -> tuple[FoundToolCall, ...]:
+    calls: list[FoundToolCall] = []
     for part in _parts(text, form):
         calls += _parsed(part, form, tools)
     return tuple(calls)
 
 
 def _parts(text: str, form: ToolFormat) -> Iterator[str]:
-    """Yield what stands between the marks; an end that is missing is the text's."""
+    """Yield the text between the marks; where the end mark is missing, up to the text's end."""
     position = 0
     for _ in range(MAX_PARTS):
         start = text.find(form.start, position)
@@ -144,7 +154,9 @@ def _parts(text: str, form: ToolFormat) -> Iterator[str]:
         position = max(end, begin)
 
 
-def _parsed(part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> Iterator[FoundCall]:
+def _parsed(
+    part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]
+) -> Iterator[FoundToolCall]:
     if len(part) > MAX_PART_CHARACTERS or open_brackets(part) > MAX_OPEN_BRACKETS:
         return
     if _DEEP.search(part):
@@ -153,7 +165,7 @@ def _parsed(part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = form.parse(part, [dict(tool) for tool in tools] or None)
-    except Exception:  # whatever mlx-lm's parsers make of a text that is none of theirs
+    except Exception:  # mlx-lm's parsers raise anything on a text that is none of theirs
         return
     for call in found if isinstance(found, list) else [found]:
         fields = call if isinstance(call, dict) else {}
@@ -163,7 +175,7 @@ def _parsed(part: str, form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> 
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
             continue
         if isinstance(arguments, dict):
-            yield FoundCall(name, {str(key): value for key, value in arguments.items()})
+            yield FoundToolCall(name, {str(key): value for key, value in arguments.items()})
 
 
 def _object(text: str) -> Any:
@@ -173,13 +185,13 @@ def _object(text: str) -> Any:
         return None
 
 
-def _whole_json(text: str) -> tuple[FoundCall, ...]:
+def _whole_json(text: str) -> tuple[FoundToolCall, ...]:
     """Return the calls of a text that is JSON as a whole."""
     value = _object(text) if open_brackets(text) <= MAX_OPEN_BRACKETS else None
-    return tuple(FoundCall(name, dict(arguments)) for name, arguments in named_calls(value))
+    return tuple(FoundToolCall(name, dict(arguments)) for name, arguments in named_calls(value))
 
 
-def _bare_json(text: str) -> tuple[FoundCall, ...]:
+def _bare_json(text: str) -> tuple[FoundToolCall, ...]:
     values = json_values(text[:MAX_PART_CHARACTERS])
     named = [call for value in values for call in named_calls(value)]
-    return tuple(FoundCall(name, dict(arguments)) for name, arguments in named[:MAX_PARTS])
+    return tuple(FoundToolCall(name, dict(arguments)) for name, arguments in named[:MAX_PARTS])

@@ -195,6 +195,7 @@ def test_keywords(schema: dict[str, Any], right: list[Any], wrong: list[Any]) ->
         ({"type": []}, "schema.type is []"),
         ({"items": 3}, "schema.items is no schema"),
         ({"items": [{}]}, "schema.items is no schema"),
+        ({"items": "nested too deeply"}, "schema.items is no schema"),
         ({"anyOf": []}, "schema.anyOf is []"),
         ({"enum": []}, "schema.enum is []"),
         ({"properties": []}, "schema.properties is []"),
