@@ -92,14 +92,6 @@ def compare(
     return Comparison(len(scores), len(sums), *interval, wins, losses, p, test)
 
 
-def difference_interval(
-    scores: Sequence[float], others: Sequence[float]
-) -> tuple[float, float, float]:
-    """Return the mean difference and the ends of its interval, as `compare` has them."""
-    differences = np.asarray(scores, dtype=float) - np.asarray(others, dtype=float)
-    return _interval(differences, np.ones(len(differences)))
-
-
 def mcnemar_p(wins: int, losses: int) -> float:
     """Return the two-sided p of McNemar's exact test; 1 when no prompt differs."""
     if wins + losses == 0:

@@ -1,8 +1,4 @@
-"""What this machine has, and how its numbers are printed.
-
-Does: name the system, processor, cores, memory and free disk; say what MLX computes on; write
-bytes and seconds for people. Does not: import MLX before it is asked about the device.
-"""
+"""Find out this machine's processor, cores, memory and free disk. Does not import MLX."""
 
 from __future__ import annotations
 
@@ -98,15 +94,3 @@ def free_disk_bytes(path: Path) -> int:
     while not place.exists() and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def device_description() -> str:
-    """Return what MLX computes on, as one line for people; imports MLX."""
-    import mlx.core as mx
-
-    if mx.metal.is_available():
-        name = str(mx.device_info().get("device_name", "Apple GPU"))
-        return f"{name}, Metal"
-    from mlx_ft import BLAS
-
-    return f"{_processor()}, CPU with {BLAS.name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from mlx_ft.errors import Fault, RecipeError
@@ -128,7 +128,7 @@ def moment(value: Any) -> str:
     """Format seconds since 1970 as a minute in UTC."""
     if not is_number(value):
         return _otherwise(value)
-    return datetime.fromtimestamp(value, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(value, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def written(value: Any) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.system.hardware import _cgroup_limit, device_description, free_disk_bytes, machine
+from mlx_ft.system.hardware import _cgroup_limit, free_disk_bytes, machine
 
 
 def test_the_machines_facts_are_those_of_the_system() -> None:
@@ -24,10 +24,6 @@ def test_asking_for_facts_does_not_import_mlx() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "mlx_ft.system.hardware" in done.stdout.split()
     assert "mlx.core" not in done.stdout.split()
-
-
-def test_the_device_is_one_line() -> None:
-    assert device_description() and "\n" not in device_description()
 
 
 def test_free_disk_is_that_of_the_nearest_folder_above(tmp_path: Path) -> None:
