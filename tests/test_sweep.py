@@ -20,8 +20,8 @@ from mlx_ft.recipe.write import yaml_text
 from mlx_ft.runs.document import run_document
 from mlx_ft.runs.lock import working
 from mlx_ft.system.console import Console
-from tests.recipe.test_load import MINIMAL
 from tests.support.jobs import open_run_of, write_place
+from tests.support.recipes import MINIMAL
 
 SMALL = (
     "train.epochs=null",

@@ -21,7 +21,7 @@ from mlx_ft.export.fuse import QUANTIZATION_KEYS
 from mlx_ft.export.gguf import write_gguf
 from mlx_ft.export.model_folder import write_model_folder
 from mlx_ft.model.chat import CANONICAL_CONVERSATIONS, ChatFormat, ChatRenderer, RowRefused
-from tests.export.test_gguf import CONFIGS, PATCHED, patch_tokenizer
+from tests.support.gguf_models import CONFIGS, PATCHED, patch_tokenizer
 from tests.support.models import TINY_CONFIGS, write_random_weights
 from tests.support.paths import ROOT
 from tests.support.tokenizers import SENTENCEPIECE_TOKENS, write_tiny_sentencepiece

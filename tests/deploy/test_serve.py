@@ -24,15 +24,10 @@ from mlx_ft.errors import RunError
 from mlx_ft.runs.models import read_run
 from mlx_ft.system.console import Console
 from tests.support.jobs import job_of
+from tests.support.ports import free_port
 
 QUESTION = "quick brown 1"
 MAX_TOKENS = 12
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlx_ft.evaluate.answer_cache import AnswerCache, answer_key
 from mlx_ft.model.chat import ChatRenderer
-from tests.evaluate.test_harness import (
+from tests.support.harnesses import (
     QUESTIONS,
     Columns,
     Scripted,

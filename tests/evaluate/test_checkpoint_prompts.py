@@ -1,6 +1,5 @@
 """What chooses a checkpoint is apart from what measures it, and fair to every category."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -14,23 +13,7 @@ from mlx_ft.evaluate.suites import load_suite
 from mlx_ft.preflight.stage import FEWEST_LEFT, selection_finding
 from mlx_ft.recipe.schema import SelectRecipe
 from tests.support.paths import ROOT
-
-
-def write_suite(folder: Path, name: str, asked: list[tuple[str, str]]) -> str:
-    """Write a suite of (category, question) pairs and return its path."""
-    samples = [
-        {
-            "id": f"{name}-{number}",
-            "category": category,
-            "messages": [{"role": "user", "content": text}],
-            "target": {"any_of": []},
-        }
-        for number, (category, text) in enumerate(asked)
-    ]
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
-    path = folder / f"{name}.yaml"
-    path.write_text(f"name: {name}\nsamples: {name}.jsonl\nscorer: {{name: talk}}\nmax_tokens: 8\n")
-    return str(path)
+from tests.support.suites import write_suite
 
 
 def select(path: str, limit: int) -> SelectRecipe:

@@ -23,10 +23,10 @@ from mlx_ft.evaluate.endpoint import Endpoint, server_column
 from mlx_ft.evaluate.harness import evaluate
 from mlx_ft.evaluate.scorers.text import Perplexity
 from mlx_ft.model.chat import ChatFormat
-from tests.deploy.test_serve import free_port
-from tests.evaluate.test_harness import QUESTIONS, column_of, make_suite
+from tests.support.harnesses import QUESTIONS, column_of, make_suite
 from tests.support.models import write_tiny_model
 from tests.support.narration import SeenProgress
+from tests.support.ports import free_port
 
 Reply = tuple[int, Any, dict[str, str]]
 QUESTION = Question([{"role": "user", "content": "hello"}], None, None, 8, ("<think>",))

@@ -1,15 +1,12 @@
 """Every model is asked every question once, whatever interrupts, and only as it was trained."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel
 from mlx_ft.errors import DataError, ModelError
 from mlx_ft.evaluate.chat_fingerprint import thinking_faults
-from mlx_ft.evaluate.column import Answer, Column, OnDone, Question, Respondent
 from mlx_ft.evaluate.harness import (
     ColumnResult,
     cut_at_stop,
@@ -31,48 +27,22 @@ from mlx_ft.evaluate.harness import (
     evaluate_column,
     without_thinking,
 )
-from mlx_ft.evaluate.local_model import LocalModel
-from mlx_ft.evaluate.scorers.text import Talk
-from mlx_ft.evaluate.suites import Sample, Suite
-from mlx_ft.model.chat import ChatFormat, ChatRenderer
+from mlx_ft.evaluate.suites import Suite
+from mlx_ft.model.chat import ChatRenderer
+from tests.support.harnesses import (
+    MODEL,
+    QUESTIONS,
+    Columns,
+    Scripted,
+    column_of,
+    evaluate_all,
+    fine,
+    make_suite,
+    renderer_of,
+)
 from tests.support.narration import SeenProgress
 from tests.support.paths import ROOT
 from tests.support.tokenizers import CHATML_TEMPLATE, write_tiny_tokenizer
-
-MODEL = "0" * 64
-QUESTIONS = ("hello", "what is the capital of France?", "how are you", "talk", "files and tests")
-Answers = Callable[[str], str]
-
-
-def make_suite(name: str = "chat", **changes: Any) -> Suite:
-    samples = tuple(
-        Sample(
-            id=f"q{number}",
-            category="even" if number % 2 == 0 else "odd",
-            messages=({"role": "user", "content": question},),
-            tools=None,
-            target={"any_of": ["fine"]},
-            weight=1.0,
-        )
-        for number, question in enumerate(QUESTIONS)
-    )
-    suite = Suite(
-        name=name,
-        description="",
-        samples=samples,
-        scorer=Talk(),
-        scorer_config={"name": "talk"},
-        max_tokens=8,
-        enable_thinking=False,
-        stop=("<think>",),
-        tags=(),
-        file_sha256="",
-    )
-    return replace(suite, **changes)
-
-
-def renderer_of(folder: Path, *, enable_thinking: bool = False) -> ChatRenderer:
-    return ChatRenderer.from_folder(folder, ChatFormat(enable_thinking))
 
 
 @pytest.fixture(scope="session")
@@ -104,48 +74,6 @@ def loaded(renderer: ChatRenderer) -> LoadedModel:
     model = llama.Model(llama.ModelArgs.from_dict(config))
     mx.eval(model.parameters())
     return LoadedModel(model, renderer, config, "float32")
-
-
-class Scripted:
-    """Answers by a rule instead of a model, last question first; stops after `limit` answers."""
-
-    def __init__(self, answer: Answers, limit: int | None = None) -> None:
-        self.say = answer
-        self.limit = limit
-        self.prompts: list[str] = []
-        self.renderer: ChatRenderer | None = None
-
-    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
-        renderer = self.renderer
-        assert renderer is not None
-        for index in reversed(range(len(questions))):
-            if self.limit is not None and len(self.prompts) >= self.limit:
-                raise KeyboardInterrupt
-            prompt = renderer.decode_raw(questions[index].ids or ())
-            self.prompts.append(prompt)
-            ids = tuple(renderer.tokenizer.encode(self.say(prompt), add_special_tokens=False))
-            said, raw = renderer.decode(ids), renderer.decode_raw(ids)
-            on_done(index, Answer(said, raw, ids, "stop", len(ids)))
-
-
-def column_of(
-    loaded: LoadedModel, asked: Any, *, name: str = "base", sha256: str = MODEL, **changes: Any
-) -> Column:
-    """Return a column that a script answers, or the model itself where `asked` is "model"."""
-    respondent = LocalModel(loaded, batch_size=2) if asked == "model" else asked
-    if asked != "model":
-        asked.renderer = loaded.renderer
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[Respondent]:
-        yield respondent
-
-    thinking = loaded.renderer.chat.enable_thinking
-    return Column(name, sha256, loaded.renderer, opened, enable_thinking=thinking, **changes)
-
-
-def fine(prompt: str) -> str:
-    return "I am fine." if "how are you" in prompt else "hello <b>\u2028\x1b[31m ü"
 
 
 def ask(
@@ -249,7 +177,10 @@ def test_a_killed_process_loses_nothing_that_was_answered(
     script = f"""
 import os, signal
 from pathlib import Path
-from tests.evaluate.test_harness import *
+import mlx.nn as nn
+from mlx_ft.engine.load import LoadedModel
+from tests.evaluate.test_harness import ask
+from tests.support.harnesses import Scripted, fine, make_suite, renderer_of
 class Killed(Scripted):
     def answer_all(self, prompt):
         if len(self.prompts) == 4:
@@ -260,9 +191,8 @@ killed.say = killed.answer_all
 loaded = LoadedModel(nn.Module(), renderer_of(Path({str(tokenizer_folder)!r})), {{}}, "")
 ask(make_suite(), loaded, Path({str(tmp_path)!r}), killed)
 """
-    root = ROOT
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, cwd=root)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert len(lines_of(tmp_path / "chat" / "base.jsonl")) == 3
     rest = Scripted(fine)
@@ -373,65 +303,6 @@ def test_a_bare_string_is_not_a_prompt(loaded: LoadedModel, tmp_path: Path) -> N
     bare = replace(suite.samples[0], messages="hello")
     with pytest.raises(TypeError):
         ask(replace(suite, samples=(bare,)), loaded, tmp_path, Scripted(fine))
-
-
-# --- several suites, several columns
-
-
-class Columns:
-    """Makes columns, and notes which were opened and whether each model was let go of."""
-
-    def __init__(self, renderer: ChatRenderer) -> None:
-        self.renderer = renderer
-        self.opened: list[str] = []
-
-    def columns(self, asked: Scripted, **changes: Any) -> list[Column]:
-        asked.renderer = self.renderer
-        return [
-            Column(
-                name,
-                name[0] * 64,
-                self.renderer,
-                partial(self.open, name, asked),
-                enable_thinking=self.renderer.chat.enable_thinking,
-                **changes,
-            )
-            for name in ("base", "quantized")
-        ]
-
-    @contextlib.contextmanager
-    def open(self, column: str, asked: Scripted) -> Iterator[Respondent]:
-        self.opened.append(column)
-        model = llama.Model(
-            llama.ModelArgs("llama", 16, 1, 16, 2, 1e-5, len(self.renderer.tokenizer))
-        )
-        reference = weakref.ref(model)
-        respondent = Holding(model, asked)
-        del model
-        yield respondent
-        del respondent
-        assert reference() is None, "the harness holds a model that is to make room for the next"
-
-
-@dataclass
-class Holding:
-    """A script that has a model in memory."""
-
-    model: nn.Module
-    script: Scripted
-
-    def answer(self, questions: Sequence[Question], on_done: OnDone) -> None:
-        self.script.answer(questions, on_done)
-
-
-def evaluate_all(
-    suites: Sequence[Suite], columns: Columns, folder: Path, asked: Scripted, **changes: Any
-) -> dict[str, Any]:
-    trained = changes.pop("fingerprint", columns.renderer.fingerprint())
-    made = columns.columns(
-        asked, trained_with=trained, reusable=bool(changes.pop("reusable", False))
-    )
-    return evaluate(suites, made, folder, progress=SeenProgress(), **changes)
 
 
 def test_each_model_is_opened_once_and_let_go(renderer: ChatRenderer, tmp_path: Path) -> None:

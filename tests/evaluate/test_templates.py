@@ -25,7 +25,7 @@ from mlx_ft.evaluate.chat_fingerprint import compare_template
 from mlx_ft.evaluate.column import Column, Question
 from mlx_ft.evaluate.harness import evaluate, questions_of
 from mlx_ft.model.chat import ChatFormat, ChatRenderer
-from tests.evaluate.test_harness import Scripted, column_of, fine, make_suite
+from tests.support.harnesses import Scripted, column_of, fine, make_suite
 from tests.support.models import write_tiny_model
 from tests.support.narration import SeenProgress
 from tests.support.paths import TOKENIZERS

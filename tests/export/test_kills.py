@@ -12,8 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_ft.runs.folder import read_manifest
-from tests.export.test_kinds import base_of
-from tests.support.exports import trained_adapter
+from tests.support.exports import base_of, trained_adapter
 
 KILLS = 4
 CHILD = """
@@ -25,7 +24,7 @@ from mlx_ft.system.console import Console
 from mlx_ft.export.build import export_model
 from mlx_ft.runs.folder import seal, writing_stage
 from mlx_ft.runs.folder import read_manifest
-from tests.export.test_kinds import inputs_of
+from tests.support.exports import inputs_of
 
 run, base, adapter = (Path(name) for name in sys.argv[1:4])
 print("begun", flush=True)

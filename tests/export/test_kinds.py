@@ -5,15 +5,13 @@ The faults of mlx-lm 0.32.2 that this avoids are shown beside it.
 """
 
 import io
-import json
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRASwitchLinear
 from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as mlx_lm_load_model
@@ -21,91 +19,17 @@ from mlx_lm.utils import load_model as mlx_lm_load_model
 from mlx_ft.engine.adapters import attach_adapter
 from mlx_ft.errors import ModelError
 from mlx_ft.export import safetensors_writer
-from mlx_ft.export.build import ExportInputs, export_model
+from mlx_ft.export.build import export_model
 from mlx_ft.export.fuse import fuse
 from mlx_ft.system.console import Console
-from tests.support.exports import KINDS, export_inputs, trained_adapter
+from tests.support.exports import (
+    KINDS,
+    base_of,
+    inputs_of,
+    plainly_fused,
+    trained_adapter,
+)
 from tests.support.models import TINY_CONFIGS, write_random_weights
-
-EXPERTS = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "moe_intermediate_size": 64,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "norm_topk_prob": True,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 320,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 512,
-}
-
-
-def quantized_copy(source: Path, folder: Path, bits: int, dtype: mx.Dtype) -> Path:
-    """Write a model in groups of 32, its scales of a type, its embedding in 8 bits."""
-    model, config = mlx_lm_load_model(source)
-    model.set_dtype(dtype)
-    wide = {"group_size": 32, "bits": 8}
-    nn.quantize(
-        model,
-        32,
-        bits,
-        class_predicate=lambda name, module: (
-            hasattr(module, "to_quantized") and (wide if "embed" in name else True)
-        ),
-    )
-    config["quantization"] = {"group_size": 32, "bits": bits, "model.embed_tokens": wide}
-    folder.mkdir()
-    for file in source.glob("*.json"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def base_of(name: str, bits: int | None, dtype: mx.Dtype, folder: Path) -> Path:
-    config = EXPERTS if name == "experts" else TINY_CONFIGS[name]
-    source = write_random_weights(folder / "source", dict(config))
-    if bits is not None:
-        return quantized_copy(source, folder / "base", bits, dtype)
-    model, _ = mlx_lm_load_model(source)
-    model.set_dtype(dtype)
-    weights = dict(tree_flatten(model.parameters()))
-    mx.save_safetensors(str(source / "model.safetensors"), weights)
-    return source
-
-
-def inputs_of(base: Path, adapter: Path, folder: Path, **recipe: Any) -> ExportInputs:
-    """Return an export to 8 bits: random models are far more sensitive to 5 than real ones."""
-    return export_inputs(base, adapter, folder, **{"q_bits": 8, "q_method": "round", **recipe})
-
-
-def plainly_fused(base: Path, adapter: Path, dtype: mx.Dtype) -> nn.Module:
-    """The whole model at once, with mlx-lm's own layers: everything in float32, rounded once."""
-    model, _ = mlx_lm_load_model(base)
-    for _, module in model.named_modules():
-        if "scales" in module:
-            module.scales, module.biases = (
-                array.astype(mx.float32) for array in (module.scales, module.biases)
-            )
-    model = dequantize_model(model)
-    model.set_dtype(mx.float32)
-    attach_adapter(model, adapter)
-    fused = [
-        (n, m.fuse()) for n, m in model.named_modules() if hasattr(m, "fuse") and "lora_a" in m
-    ]
-    model.update_modules(tree_unflatten(fused))
-    model.set_dtype(dtype)
-    return model
-
 
 CASES = [
     *(("llama", 4, mx.float16, kind) for kind in ("lora", "rslora", "embedding", "dora")),

@@ -11,8 +11,7 @@ from mlx_ft.errors import ModelError
 from mlx_ft.export.build import export_model
 from mlx_ft.export.original import require_same_shapes
 from mlx_ft.system.console import Console
-from tests.export.test_kinds import base_of, inputs_of, plainly_fused
-from tests.support.exports import trained_adapter
+from tests.support.exports import base_of, inputs_of, plainly_fused, trained_adapter
 from tests.support.models import TINY_CONFIGS, write_random_weights
 
 

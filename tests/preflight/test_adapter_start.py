@@ -10,8 +10,8 @@ from mlx_ft.model.shapes import model_shape
 from mlx_ft.preflight.adapter_start import adapter_shapes
 from mlx_ft.preflight.findings import Finding, PreflightInput
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
-from tests.model.test_shapes import ALL, config_of, model_of
-from tests.preflight.test_checks import finding_of, quickstart, with_recipe
+from tests.support.preflight_inputs import finding_of, quickstart, with_recipe
+from tests.support.shapes import ALL, config_of, model_of
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -20,7 +20,13 @@ from mlx_ft.preflight.fit import (
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import Weights, training_memory
 from mlx_ft.recipe.schema import TrainRecipe
-from tests.preflight.test_checks import MACHINE, SMOLLM2_135M, finding_of, quickstart, with_recipe
+from tests.support.preflight_inputs import (
+    MACHINE,
+    SMOLLM2_135M,
+    finding_of,
+    quickstart,
+    with_recipe,
+)
 
 # Billions of parameters, as the model cards say.
 CARDS = {

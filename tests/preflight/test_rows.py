@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 
 from mlx_ft.preflight.rows import trained_context
-from tests.preflight.test_checks import SMOLLM2_135M, finding_of, quickstart, stats_of, with_recipe
+from tests.support.preflight_inputs import (
+    SMOLLM2_135M,
+    finding_of,
+    quickstart,
+    stats_of,
+    with_recipe,
+)
 
 
 @pytest.mark.parametrize(

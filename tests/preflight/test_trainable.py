@@ -13,10 +13,9 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_ft.errors import ModelError
 from mlx_ft.export.layerwise_models import layerwise_of_folder
 from mlx_ft.preflight.findings import Finding, PreflightInput
-from tests.export.test_kinds import EXPERTS
-from tests.preflight.test_checks import finding_of, quickstart, with_recipe
-from tests.support.exports import trained_adapter
+from tests.support.exports import EXPERTS, trained_adapter
 from tests.support.models import TINY_CONFIGS, random_model, write_tiny_model
+from tests.support.preflight_inputs import finding_of, quickstart, with_recipe
 
 WIDE = {"group_size": 32, "bits": 5}
 UPPER = "model.layers.1.mlp.up_proj"

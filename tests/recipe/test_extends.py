@@ -13,7 +13,7 @@ from mlx_ft.recipe.extends import MOST_PARENTS
 from mlx_ft.recipe.keys import dotted, value_keys
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.write import dump_resolved, yaml_text
-from tests.recipe.test_load import MINIMAL
+from tests.support.recipes import MINIMAL
 
 PARENT = MINIMAL + (
     "name: parent\nhypothesis: it works\nexpected: 0.9 or more\n"

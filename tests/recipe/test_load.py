@@ -23,8 +23,7 @@ from mlx_ft.recipe.optimizers import OPTIMIZER_OPTIONS, optimizer_option_faults
 from mlx_ft.recipe.schema import Recipe
 from mlx_ft.recipe.strict_yaml import read_yaml
 from mlx_ft.recipe.write import dump_resolved, upgrade_text, yaml_text
-
-MINIMAL = "model: m\ndata: {path: d}\n"
+from tests.support.recipes import MINIMAL
 
 
 @pytest.fixture(scope="module")

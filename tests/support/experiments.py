@@ -1,4 +1,4 @@
-"""Run folders that differ as experiments do: in a few values, and in what came of them."""
+"""Run folders of several experiments, to be compared."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A tiny real tokenizer, made in the test run: byte-level BPE, ChatML markers, a chat template.
-
-With a model, rows, a suite and a recipe to it.
-"""
+"""A recipe, a suite and rows in one folder, and its job."""
 
 import json
 from pathlib import Path

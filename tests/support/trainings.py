@@ -1,9 +1,10 @@
-"""Tiny real models with adapters and tokenized rows, for the training room's tests."""
+"""Training inputs of tiny models, run in this process."""
 
 import io
 from collections.abc import Callable
 
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.system.console import Console
@@ -72,3 +73,14 @@ def trained_past_its_best(
         if result.best_iteration < 35:
             return inputs, result
     raise AssertionError("eight seeds were all at their best at the end")
+
+
+def adapter_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:
+    return {n: np.array(a) for n, a in tree_flatten(inputs.model.trainable_parameters())}
+
+
+def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        difference = np.abs(one[name] - other[name]).max()
+        assert one[name].tobytes() == other[name].tobytes(), f"{name} differs by {difference}"

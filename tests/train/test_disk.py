@@ -15,7 +15,7 @@ from mlx_ft.system.console import Console
 from mlx_ft.train.handoff import write_request
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.train.test_supervisor import SUPERVISE, learned, request_in
+from tests.support.training_processes import SUPERVISE, learned, request_in
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-e", "-c"]
 MOUNT = "mkdir -p $0 && mount -t tmpfs -o size=$1 tmpfs $0"

@@ -13,7 +13,7 @@ import pytest
 from mlx_ft.system.console import Console
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.train.test_supervisor import Killer, learned, request_in
+from tests.support.training_processes import Killer, learned, request_in
 
 KILLS = 200
 

@@ -23,19 +23,14 @@ from mlx_ft.train.checkpoint_list import complete_checkpoints
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.packing import Packing
-from tests.support.trainings import random_rows, train_here, trained_past_its_best
+from tests.support.trainings import (
+    adapter_of,
+    assert_same_bits,
+    random_rows,
+    train_here,
+    trained_past_its_best,
+)
 from tests.train.conftest import MakeInputs
-
-
-def adapter_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:
-    return {n: np.array(a) for n, a in tree_flatten(inputs.model.trainable_parameters())}
-
-
-def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        difference = np.abs(one[name] - other[name]).max()
-        assert one[name].tobytes() == other[name].tobytes(), f"{name} differs by {difference}"
 
 
 def optimizer_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:

@@ -31,9 +31,9 @@ from mlx_ft.train.batches import plan_epoch
 from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.recompute import checkpointed
 from tests.support.models import write_tiny_model
+from tests.support.split_models import gradient_difference
 from tests.support.trainings import train_here
 from tests.train.conftest import MakeInputs
-from tests.train.numerics.test_forward import gradient_difference
 
 FLAT = {"model": "m", "data": "d", "train": True}
 

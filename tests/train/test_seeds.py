@@ -20,8 +20,8 @@ from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import train_one, train_seeds
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
+from tests.support.training_processes import TIMES, children, learned, request_in
 from tests.support.trainings import quiet
-from tests.train.test_supervisor import TIMES, children, learned, request_in
 
 SEEDS = (3, 0, 5)
 PROMPTS = [Prompt([{"role": "user", "content": text}]) for text in ("hello", "fox", "Paris")]

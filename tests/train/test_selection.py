@@ -17,9 +17,8 @@ from mlx_ft.train.adapters import ADAPTER_FILE, save_adapter
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.contract import Judge, Judgement, TrainingInputs
 from mlx_ft.train.metrics import Metric
-from tests.support.trainings import train_here, trained_past_its_best
+from tests.support.trainings import adapter_of, assert_same_bits, train_here, trained_past_its_best
 from tests.train.conftest import MakeInputs
-from tests.train.test_loop import adapter_of, assert_same_bits
 
 PROMPTS = [[5, 9, 17], [30, 31, 32, 33, 34]]
 SUITE = SelectRecipe(suite="suite.yaml", every=4)

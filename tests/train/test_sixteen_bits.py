@@ -21,8 +21,8 @@ from mlx_ft.train.numerics.losses import frozen_head_loss
 from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import train_one
 from tests.support.models import write_stored
+from tests.support.training_processes import request_in
 from tests.support.trainings import quiet
-from tests.train.test_supervisor import request_in
 
 SIXTEEN_BITS = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 

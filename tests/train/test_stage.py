@@ -25,8 +25,8 @@ from mlx_ft.runs.folder import read_manifest
 from mlx_ft.system.files import read_json, read_json_lines
 from mlx_ft.train import supervisor
 from mlx_ft.train.stage import seeds_info
-from tests.evaluate.test_checkpoint_prompts import write_suite
 from tests.support.jobs import open_run_of, write_place
+from tests.support.suites import write_suite
 
 SETS = (
     "train.seeds=[0, 1, 2]",

@@ -9,8 +9,7 @@ from mlx_lm.models.llama import MLP
 
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.last_layer import MOST_CHOSEN, only_at, parts_of
-from tests.support.trainings import random_rows
-from tests.train.numerics.test_forward import (
+from tests.support.split_models import (
     MORE_CONFIGS,
     adapted,
     gradient_difference,
@@ -18,6 +17,7 @@ from tests.train.numerics.test_forward import (
     model_of,
     rows_of,
 )
+from tests.support.trainings import random_rows
 
 
 def split_of(model: nn.Module, grad_checkpoint: bool = False) -> SplitForward:

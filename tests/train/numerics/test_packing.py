@@ -14,8 +14,7 @@ from mlx_lm.models.llama import TransformerBlock
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.packing import ATTENTION, Packing, packed, packed_groups
 from tests.support.models import write_tiny_model
-from tests.support.trainings import random_rows
-from tests.train.numerics.test_forward import (
+from tests.support.split_models import (
     LAYERS,
     MORE_CONFIGS,
     WINDOW,
@@ -26,6 +25,7 @@ from tests.train.numerics.test_forward import (
     model_of,
     rows_of,
 )
+from tests.support.trainings import random_rows
 
 
 @given(

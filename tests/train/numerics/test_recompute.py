@@ -14,8 +14,7 @@ from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.recompute import cheap_inputs_again
 from tests.support.models import TINY_CONFIGS, random_model
-from tests.support.trainings import random_rows
-from tests.train.numerics.test_forward import (
+from tests.support.split_models import (
     MORE_CONFIGS,
     adapted,
     gradient_difference,
@@ -23,6 +22,7 @@ from tests.train.numerics.test_forward import (
     model_of,
     rows_of,
 )
+from tests.support.trainings import random_rows
 
 LAYERS, TOKENS = 8, 128
 
