@@ -29,11 +29,12 @@ from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
 from tests.support.exports import PROMPTS, export_inputs, trained_adapter
 from tests.support.models import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model
+from tests.support.slow import fast_first
 
 ASKED = [[14, 15, 16, 17]]
 
 
-@pytest.fixture(scope="module", params=[("llama", 4), ("qwen3", None), ("llama", 8)])
+@pytest.fixture(scope="module", params=fast_first([("llama", 4), ("qwen3", None), ("llama", 8)], 2))
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_type, bits = request.param
     folder = tmp_path_factory.mktemp(f"base-{model_type}-{bits}")

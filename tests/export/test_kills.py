@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 
 from mlx_ft.runs.folder import read_manifest
 from tests.support.exports import base_of, trained_adapter
@@ -48,6 +49,7 @@ def begun(run: Path, base: Path, adapter: Path) -> subprocess.Popen[str]:
     return child
 
 
+@pytest.mark.slow
 def test_a_killed_export_is_no_export_and_the_next_one_is(tmp_path: Path) -> None:
     base = base_of("llama", 4, mx.float16, tmp_path)
     adapter = trained_adapter(base, "lora", tmp_path / "adapter")

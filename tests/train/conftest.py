@@ -12,12 +12,13 @@ from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics.forward import choose_forward
 from tests.support.models import write_tiny_model
+from tests.support.slow import fast_first
 from tests.support.trainings import random_rows
 
 MakeInputs = Callable[..., TrainingInputs]
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen3"])
+@pytest.fixture(scope="session", params=fast_first(["llama", "qwen3"]))
 def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"tiny-{request.param}")
     return write_tiny_model(folder, request.param, layers=3)

@@ -20,6 +20,7 @@ from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import train_one, train_seeds
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
+from tests.support.slow import fast_first
 from tests.support.training_processes import TIMES, children, learned, request_in
 from tests.support.trainings import quiet
 
@@ -54,16 +55,19 @@ def timeless(info: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"fine_tune_type": "dora", "prefix_cache": "memory"},
-        {"fine_tune_type": "full"},
-        {"prefix_cache": "off"},
-        {"grad_checkpoint": True},
-        {"low_memory": True},
-        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
-        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
-    ],
+    fast_first(
+        [
+            {},
+            {"fine_tune_type": "dora", "prefix_cache": "memory"},
+            {"fine_tune_type": "full"},
+            {"prefix_cache": "off"},
+            {"grad_checkpoint": True},
+            {"low_memory": True},
+            {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
+            {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_a_seed_among_others_is_what_it_is_alone(
@@ -126,6 +130,7 @@ def test_a_seed_that_is_stopped_leaves_the_next_one_as_it_would_be(
         assert result(finished(judged, seed)) == result(finished(free, seed))
 
 
+@pytest.mark.slow
 def test_processes_that_are_to_end_now_and_then_end_with_a_seed(base: Path, tmp_path: Path) -> None:
     """What the steps of three seeds leave behind in a process is not to come together."""
     segments, whole = (
@@ -157,6 +162,7 @@ class _Killer(threading.Thread):
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_kill_costs_no_seed_that_is_finished(base: Path, tmp_path: Path) -> None:
     undisturbed, killed = (family_in(tmp_path / name, base, iters=30) for name in ("one", "other"))
     train_seeds(undisturbed, quiet())

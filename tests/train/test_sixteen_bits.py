@@ -21,6 +21,7 @@ from mlx_ft.train.numerics.losses import frozen_head_loss
 from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import train_one
 from tests.support.models import write_stored
+from tests.support.slow import fast_first, fast_rows_first
 from tests.support.training_processes import request_in
 from tests.support.trainings import quiet
 
@@ -59,13 +60,16 @@ def likeness(one: Path, other: Path) -> float:
     return float(np.corrcoef(*learned)[0, 1])
 
 
-@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("bits", fast_first([4, None]))
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [
-        *((kind, dtype) for kind in ("llama", "qwen3") for dtype in SIXTEEN_BITS),
-        ("gemma3_text", "bfloat16"),  # what float16 cannot hold of a real one
-    ],
+    fast_rows_first(
+        [
+            *((kind, dtype) for kind in ("llama", "qwen3") for dtype in SIXTEEN_BITS),
+            ("gemma3_text", "bfloat16"),  # what float16 cannot hold of a real one
+        ],
+        len(SIXTEEN_BITS),
+    ),
 )
 def test_weights_as_they_are_stored_train_like_expanded_ones(
     tmp_path: Path, kind: str, dtype: str, bits: int | None
@@ -83,13 +87,15 @@ def test_weights_as_they_are_stored_train_like_expanded_ones(
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"grad_checkpoint": True},
-        {"lora_parameters": {"rank": 4, "alpha": 8.0}},
-        {"fine_tune_type": "dora"},
-        {"lora_parameters": {"rank": 4, "alpha": 8.0, "keys": ["self_attn.q_proj", "lm_head"]}},
-        {"micro_batch_tokens": 40, "grad_accumulation_steps": 3},
-    ],
+    fast_first(
+        [
+            {"grad_checkpoint": True},
+            {"lora_parameters": {"rank": 4, "alpha": 8.0}},
+            {"fine_tune_type": "dora"},
+            {"lora_parameters": {"rank": 4, "alpha": 8.0, "keys": ["self_attn.q_proj", "lm_head"]}},
+            {"micro_batch_tokens": 40, "grad_accumulation_steps": 3},
+        ]
+    ),
     ids=str,
 )
 def test_and_so_they_do_with_other_settings(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -129,7 +135,7 @@ def test_the_loss_of_a_frozen_head_has_the_gradient_of_the_plain_formula(
     assert np.abs(one - other).max() <= np.abs(other).max() / 128
 
 
-@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+@pytest.mark.parametrize("dtype", fast_first(SIXTEEN_BITS))
 def test_all_weights_of_a_layer_are_trained_in_float32(tmp_path: Path, dtype: str) -> None:
     """Adam's squares underflow in float16, and a bfloat16 rounds small updates away."""
     base = write_stored(tmp_path / "base", "llama", SIXTEEN_BITS[dtype])
@@ -152,7 +158,7 @@ def test_all_weights_of_a_layer_are_trained_in_float32(tmp_path: Path, dtype: st
     )
 
 
-@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+@pytest.mark.parametrize("dtype", fast_first(SIXTEEN_BITS))
 def test_an_adapter_that_was_stored_in_16_bits_goes_on_in_float32(
     tmp_path: Path, dtype: str
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_check_refuses_to_choose_by_what_measures(trained: Any) -> None:
     assert [f["level"] for f in findings if f["check"] == "selection"] == ["ok"]
 
 
+@pytest.mark.slow
 def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
     place, job = trained
     opened = open_run_in(place, *SETS[1:], "train.seed=1")
@@ -132,6 +133,7 @@ def test_a_run_that_differs_later_on_takes_the_training_over(
     assert not read_json(job.run / "run.json")["stages"]["train"]["reused"]
 
 
+@pytest.mark.slow
 def test_seeds_that_are_finished_are_not_trained_again(
     trained: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

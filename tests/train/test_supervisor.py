@@ -39,6 +39,7 @@ from mlx_ft.train.supervisor import (
     supervise,
 )
 from tests.support.models import write_tiny_model
+from tests.support.slow import fast_first
 from tests.support.training_processes import SUPERVISE, Killer, children, learned, request_in
 
 
@@ -64,7 +65,7 @@ class Miser(Killer):
         resource.prlimit(pid, resource.RLIMIT_AS, (0, hard))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+@pytest.mark.parametrize("number", fast_first([signal.SIGKILL, signal.SIGABRT]))
 def test_a_run_comes_home_through_kills_with_the_same_bits(
     base: Path, tmp_path: Path, undisturbed: Any, number: signal.Signals
 ) -> None:
@@ -111,6 +112,7 @@ def test_segments_have_the_bits_of_one_process(
     assert learned(request) == undisturbed
 
 
+@pytest.mark.slow
 def test_what_an_orphan_answers_late_is_no_answer_to_the_next_run(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:

@@ -107,7 +107,6 @@ def has_sent(run: Path, iteration: int) -> bool:
     return sent(run) >= iteration
 
 
-@pytest.mark.slow
 def test_everything_is_told_once_in_one_run_although_trainings_begin_anew(
     tmp_path: Path, told: Path
 ) -> None:
@@ -184,6 +183,7 @@ def test_no_planted_secret_reaches_a_file_or_the_terminal(tmp_path: Path, told: 
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_a_whole_run_tells_its_trackers_and_outlives_one_that_fails(
     tmp_path: Path, told: Path
 ) -> None:
