@@ -1,8 +1,7 @@
-"""Gradients as exact sums, and the optimizer update that they make.
+"""Gradient accumulation as exact sums, and the optimizer update.
 
-Does: cut a mini-batch into micro-batches of at most so many tokens; add up loss and gradient
-over an accumulation window; divide once, clip, and update, unless something is not finite. Does
-not: choose rows, count iterations, or know of checkpoints.
+Does: cut a mini-batch into micro-batches; add up loss and gradient over an accumulation window;
+divide once, clip, and update, unless something is not finite. Does not: choose rows, or save.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ OPTIMIZERS = {
 # By itself Adafactor ignores the learning rate, or scales it by the weights' size, which is nothing
 # for a fresh adapter. Transformers' trainer uses it as here.
 ADAFACTOR_BY_RATE = {"relative_step": False, "scale_parameter": False}
-# What a group of rows costs by itself, in the time of so many tokens.
+# Fixed cost of a group of rows (tokens that take the same time).
 GROUP_COST_TOKENS = 16
 # (batch, its prefix) -> the sum of its loss
 LossOf = Callable[[Batch, mx.array], mx.array]
@@ -43,8 +42,11 @@ LossOf = Callable[[Batch, mx.array], mx.array]
 
 @dataclass(frozen=True)
 class Update:
-    """What became of a window: the norm of its mean gradient before clipping, and whether the
-    weights were changed. `loss` is its mean, in nats a trained token.
+    """Outcome of an accumulation window.
+
+    gradient_norm: norm of its mean gradient, before clipping.
+    loss: its mean loss (nats per trained token).
+    applied: the weights were changed.
     """
 
     gradient_norm: float
@@ -68,8 +70,9 @@ def build_optimizer(train: TrainRecipe) -> optimizers.Optimizer:
 def micro_batches(
     split: TokenizedSplit, rows: Sequence[int], shared_tokens: int | None, limit_tokens: int
 ) -> Iterator[Batch]:
-    """Yield the rows in batches of at most `limit_tokens`: behind each other, with `shared_tokens`
-    that all begin with, or padded when that is None.
+    """Yield the rows in batches of at most `limit_tokens`.
+
+    shared_tokens: number of first tokens that all rows share, in packed batches (None: padded).
     """
     if shared_tokens is None:
         groups = padded_groups(split.lengths, rows, limit_tokens)
@@ -81,11 +84,11 @@ def micro_batches(
 def padded_groups(
     lengths: Offsets, rows: Sequence[int], limit_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Return the rows, shortest first, in groups of at most `limit_tokens` padded tokens, such that
-    padding and what each group costs by itself are least together.
+    """Return the rows, shortest first, in groups of at most `limit_tokens` padded tokens.
 
-    Sums do not depend on how rows are grouped, so this bounds memory and changes no result beyond
-    float32 round-off. A row that is longer than the limit is a group of its own.
+    The groups have the least cost: padding, and a fixed cost for each group. Sums do not depend on
+    how rows are grouped, so this bounds memory and changes no result beyond float32 round-off. A
+    row that is longer than the limit is a group of its own.
     """
     ordered = sorted(rows, key=lambda row: (int(lengths[row]), row))
     # For the first n of them: the least cost in tokens, and where the last group then begins.

@@ -1,6 +1,6 @@
-"""Put an adapter on a model, and write it in the format that mlx-lm loads.
+"""Create, save and load adapters, in mlx-lm's format.
 
-Does not: train it, or know what a checkpoint is beyond these two files.
+Does not: train them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_ft.recipe.schema import Recipe, TrainRecipe
 
 ADAPTER_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
-# What mlx-lm makes LoRA layers of, beside modules with their own `to_lora`.
+# Modules that mlx-lm turns into LoRA layers, beside those with their own `to_lora`.
 LORA_MODULES = (
     nn.Linear,
     nn.QuantizedLinear,
@@ -36,7 +36,12 @@ LORA_MODULES = (
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What was put on a model: how many layers from the top, module names, parameter counts."""
+    """Size of an adapter.
+
+    num_layers: adapted layers, from the top.
+    modules: names of the trained modules.
+    trainable_parameters, total_parameters: counts.
+    """
 
     num_layers: int
     modules: tuple[str, ...]
@@ -58,7 +63,7 @@ def resolve_num_layers(num_layers: int, available: int) -> int:
 
 
 def adapter_config(recipe: Recipe, num_layers: int) -> dict[str, Any]:
-    """Return adapter_config.json: what mlx-lm needs to rebuild the layers, and no more."""
+    """Return adapter_config.json: the keys from which mlx-lm rebuilds the layers, and no others."""
     kind, lora = recipe.train.fine_tune_type, recipe.train.lora_parameters
     if kind == "full":
         return {"fine_tune_type": kind, "model": recipe.model, "num_layers": num_layers}
@@ -78,8 +83,9 @@ def adapter_config(recipe: Recipe, num_layers: int) -> dict[str, Any]:
 
 
 def make_trainable(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """Unfreeze, on a frozen model, what an adapter_config.json trains; RecipeError where mlx-lm has
-    no such layers.
+    """Unfreeze, on a frozen model, the weights that an adapter_config.json trains.
+
+    Raises RecipeError where mlx-lm has no such layers.
     """
     try:
         make_trainable_layers(model, config)
@@ -116,8 +122,9 @@ def _check_keys(model: nn.Module, keys: list[str]) -> None:
 
 
 def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) -> AdapterShape:
-    """Freeze the model but for its top layers' adapters, fresh and started from `train.seed`, or
-    for all of their weights.
+    """Put a fresh adapter on the top layers, drawn from `train.seed`, and freeze all other weights.
+
+    Full fine-tuning unfreezes all weights of these layers instead.
     """
     total = sum(int(array.size) for _, array in tree_flatten(model.parameters()))
     if train.lora_parameters.keys is not None:
@@ -155,8 +162,9 @@ def _hold_in_float32(model: nn.Module) -> None:
 
 
 def take_adapter_off(model: nn.Module, own: Mapping[str, nn.Module]) -> bool:
-    """Put a model's own modules, by name as before `put_adapter`, back in place of the adapter's;
-    return whether it has those and no others now.
+    """Restore a model's own modules in place of the adapter's; return whether it has no others now.
+
+    own: the modules by name, as they were before `put_adapter`.
     """
     leaves = [(name, module) for name, module in own.items() if not tree_flatten(module.children())]
     try:
@@ -168,7 +176,7 @@ def take_adapter_off(model: nn.Module, own: Mapping[str, nn.Module]) -> bool:
 
 
 def require_finite(arrays: Mapping[str, mx.array], what: str) -> None:
-    """Raise GateFailed when one of the arrays that are to be written holds a non-finite number."""
+    """Raise GateFailed when an array to be written holds a non-finite number."""
     broken = [name for name, array in arrays.items() if not bool(mx.isfinite(array).all().item())]
     if broken:
         raise GateFailed(
@@ -191,11 +199,12 @@ def save_adapter(model: nn.Module, config: dict[str, Any], folder: Path) -> None
 
 
 def load_adapter_weights(model: nn.Module, file: Path) -> None:
-    """Load adapter weights into the layers that `put_adapter` made, in the precision that these
-    have; names and shapes must be equal.
+    """Load adapter weights into the layers that `put_adapter` made, in these layers' precision.
+
+    Raises ModelError unless names and shapes are equal.
     """
     try:
-        # Whatever the file is called: MLX's readers of other formats are not made for strangers.
+        # For any file name: MLX's readers of other formats are not safe for untrusted files.
         weights = mx.load(str(file), format="safetensors")
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(Fault(str(file), f"not readable ({error})", "check the path")) from error

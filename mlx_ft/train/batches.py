@@ -1,9 +1,10 @@
-"""Which rows are trained together, and when. Pure: numpy and integers, no model.
+"""Which rows are in which batch. Pure: numpy and integers, no model.
 
 Every epoch visits every row once, in batches drawn at random, or in the rows' own order where a
 recipe wants that. Rows of similar length are not put into one batch: then each batch is of one
 kind, and held-out loss came out 1 % higher (LOG.md). Nothing is padded all the same, because the
-rows of a batch go through the model behind each other (`train/numerics/packing.py`).
+rows of a batch are packed (`train/numerics/packing.py`).
+
 The plan depends on (rows, batch_size, seed, epoch) alone, so a resumed run finds its place by
 counting.
 """
@@ -21,7 +22,12 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """One mini-batch: its place in the run (`iteration` from 1, `epoch` from 0) and its `rows`."""
+    """One mini-batch.
+
+    iteration: its number in the run, from 1.
+    epoch: pass over the rows, from 0.
+    rows: indices of its rows.
+    """
 
     iteration: int
     epoch: int

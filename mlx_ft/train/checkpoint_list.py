@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole. No MLX: the supervisor asks too."""
+"""List the complete checkpoints of a run. MLX-free, because the supervisor asks too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or do not exist, and hold all that a run needs to go on exactly.
+"""Write and restore checkpoints that are complete or absent, for an exact resume.
 
 A checkpoint is taken after an optimizer update. It holds the adapter, the optimizer's state and the
-counters; data order and dropout are functions of (seed, iteration), so nothing else is needed.
+counters. Data order and dropout are functions of (seed, iteration), so nothing else is needed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,22 @@ PINNED = ".pinned"
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is: mini-batches and updates done, and what was counted since the last report.
+    """Progress of a training: its counters at an optimizer update.
 
-    `loss_sum`, `loss_weight`, `tokens` and `padded_tokens` belong to the running report;
-    `trained_tokens` to the whole run, `seconds` is its time so far from its first mini-batch on,
-    with validations and checkpoints, `peak_memory_bytes` the most that any of its processes held.
-    `best_loss` is the lowest validation loss, `worse` how many validations have come after it,
-    `last_loss` the latest one. The chosen iteration is the best one by `train.select`, with its
-    score and validation loss; `not_better` comparisons have come after it.
+    iteration, update: mini-batches and optimizer updates done.
+    loss_sum, loss_weight, tokens, padded_tokens: counted since the last report.
+    trained_tokens: in the whole training.
+    seconds: time since the first mini-batch, with validations and checkpoints (seconds).
+    epoch: pass over the rows, from 0.
+    gradient_norm: of the last update.
+    skipped_updates, skipped_in_a_row: updates whose loss or gradient was not finite.
+    best_loss, best_iteration: the lowest validation loss and its iteration.
+    worse: validations since then.
+    last_loss: the latest validation loss.
+    chosen_iteration, chosen_score, chosen_loss: the best weights by `train.select`, with their
+        score and validation loss.
+    not_better: comparisons since then.
+    peak_memory_bytes: the most that any process of the training held (bytes).
     """
 
     iteration: int = 0
@@ -76,9 +84,10 @@ def save_checkpoint(
     inputs: str,
     keep: int,
 ) -> Path:
-    """Write `folder/<iteration>` whole, then delete older ones: kept are the newest `keep`, the
-    chosen one, the one with the best validation loss, and every one that has a file
-    `<name>.pinned` beside it.
+    """Write `folder/<iteration>`, complete or not at all, then delete older checkpoints.
+
+    Kept are the newest `keep`, the chosen one, the one with the best validation loss, and every one
+    with a file `<name>.pinned` beside it.
     """
     final = folder / f"{position.iteration:07d}"
     partial = folder / f"{final.name}.tmp"
@@ -103,7 +112,7 @@ def save_checkpoint(
 
 
 def restore_checkpoint(path: Path, model: nn.Module, optimizer: optimizers.Optimizer) -> Position:
-    """Load a checkpoint into the model and the optimizer, and return where the run was."""
+    """Load a checkpoint into the model and the optimizer; return its position."""
     load_adapter_weights(model, path / ADAPTER_FILE)
     state = mx.load(str(path / OPTIMIZER_FILE))
     assert isinstance(state, dict)

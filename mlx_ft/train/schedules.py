@@ -1,4 +1,4 @@
-"""Learning rates as a pure function of the optimizer update.
+"""Learning-rate schedules: pure functions of the optimizer update.
 
 Counted in optimizer updates, never in mini-batches: mlx-lm's schedules end early under gradient
 accumulation because its callers count the one and its optimizer the other.

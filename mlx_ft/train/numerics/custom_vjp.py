@@ -1,4 +1,4 @@
-"""Functions of arrays with gradients of our own."""
+"""Functions of arrays with custom gradients; gather and scatter of rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Gradient = Callable[[tuple[mx.array, ...], mx.array], tuple[mx.array, ...]]
 
 
 def with_gradient(function: Function, gradient: Gradient) -> Function:
-    """Return a function of arrays, one at least, that is differentiated by `gradient`.
+    """Return a function of one or more arrays whose gradient is `gradient`.
 
-    No gradient passes to arrays that `function` takes from elsewhere.
+    No gradient passes to arrays that `function` closes over.
     """
     custom = mx.custom_function(function)
 

@@ -1,8 +1,8 @@
-"""A model in three parts: frozen prefix, trained top, vocabulary head.
+"""Split forward pass: frozen prefix, trained top, vocabulary head.
 
 Does: split any mlx-lm model whose forward allows it, without touching its code; prove on real rows
-that the parts put together give the plain model's logits; fall back to the plain forward, saying
-so, when they do not. Does not: train, or decide what is trained.
+that the parts together give the plain model's logits; else fall back to the plain forward, with a
+note. Does not: train, or select the trained weights.
 
 Why: layers below the adapters never change their output for a row, so it is computed once; and
 logits are only worth computing where a token is trained.
@@ -25,7 +25,7 @@ from mlx_ft.engine.load import read_lazily
 from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.numerics.packing import Packing, packed
-from mlx_ft.train.numerics.recompute import cheap_inputs_again, checkpointed
+from mlx_ft.train.numerics.recompute import checkpointed, recompute_cheap_inputs
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -41,10 +41,10 @@ class Forward(Protocol):
     packs: bool
 
     def prefix(self, ids: mx.array) -> mx.array:
-        """Return what the frozen part makes of ids (B, T)."""
+        """Return the frozen part's output for ids (B, T)."""
 
     def evaluate(self, *arrays: Any) -> None:
-        """Evaluate what was computed with the frozen part, alone or not."""
+        """Evaluate arrays that were computed with the frozen part."""
 
     def top(
         self,
@@ -55,31 +55,31 @@ class Forward(Protocol):
     ) -> mx.array:
         """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
 
-        With a `packing`, which only a forward that `packs` takes, B is 1 and the sequence holds
-        rows behind each other. With `wanted` positions (N) of the flattened (B, T), others may be
-        anything finite.
+        packing: layout of packed rows, with B = 1; only for a forward that `packs`.
+        wanted: positions (N) of the flattened (B, T) that must be right; others may be anything
+            finite.
         """
 
     def head(self, hidden: mx.array) -> mx.array:
         """Return logits (N, vocabulary) of hidden states (N, hidden)."""
 
     def release_frozen(self) -> None:
-        """Let go of the frozen layers' weights; `prefix` must not be asked any more."""
+        """Release the frozen layers' weights; `prefix` must not be called any more."""
 
     def restore_frozen(self, layers: Sequence[nn.Module]) -> None:
-        """Take the frozen layers' weights back from layers that have them."""
+        """Restore the frozen layers' weights from layers that have them."""
 
 
 class SplitForward:
     """The split of models like mlx-lm's Llama: `model.model.{embed_tokens, layers, norm}`.
 
-    Each part is the whole inner model with stand-ins for the layers of the other part, so that what
-    depends on a layer's number, or happens before the first one, stays as it is.
+    Each part is the whole inner model with stand-ins for the layers of the other part. Code that
+    depends on a layer's number, or runs before the first layer, is then unchanged.
 
-    With `weights`, the model's folder, frozen layers are streamed from there: a graph that is
-    evaluated after its layers were given other arrays is the only one to hold the old ones, so each
-    is read right before its first use and gone after its last. With `inputs_again`, adapters keep
-    no inputs that take little to compute.
+    weights: the model's folder, to stream frozen layers from (None: they stay in memory). Before a
+        graph is evaluated, its layers are given other arrays, so that it alone holds the old ones.
+        Each array is then read right before its first use, and released after its last.
+    recompute_inputs: adapters keep no inputs that are cheap to compute.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SplitForward:
         frozen_layers: int,
         grad_checkpoint: bool = False,
         weights: Path | None = None,
-        inputs_again: bool = False,
+        recompute_inputs: bool = False,
     ) -> None:
         inner = model.model
         self.note = ""
@@ -102,7 +102,7 @@ class SplitForward:
         self._wanted: mx.array | None = None
         self._last_layer = inner.layers[-1]
         self.streamed_from = weights
-        self._inputs_again = cheap_inputs_again if inputs_again else nullcontext
+        self._recompute_inputs = recompute_cheap_inputs if recompute_inputs else nullcontext
         self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
         if grad_checkpoint:
             tops = [checkpointed(layer, self._as_asked) for layer in tops]
@@ -132,7 +132,7 @@ class SplitForward:
         with (
             packed(model, self._packing),
             only_at(self._last_layer, self._wanted),
-            self._inputs_again(model),
+            self._recompute_inputs(model),
         ):
             yield
 
@@ -170,7 +170,7 @@ class PlainForward:
         self.note = note
         self.frozen_layers = 0
         self.frozen_released = False
-        # What is called hidden here are the logits, and nothing comes after them.
+        # The logits stand in for the hidden states here, and nothing comes after them.
         self.head_is_frozen = True
         self.packs = False
         self._model = model
@@ -204,7 +204,7 @@ class PlainForward:
 
 @dataclass(frozen=True)
 class Proof:
-    """How far the split is from the plain model: largest difference over largest value."""
+    """Distance of the split from the plain model: largest difference over largest value."""
 
     relative_difference: float
     tolerance: float
@@ -217,9 +217,9 @@ class Proof:
 
 @dataclass(frozen=True)
 class RowStates:
-    """What a split makes of a row: ids (1, T), their prefix and their final states (1, T, hidden).
+    """A split's states of a row: ids (1, T), their prefix and final states (1, T, hidden).
 
-    Of a row's beginning it makes the beginning of these.
+    The states of a row's beginning are the beginning of the row's states.
     """
 
     ids: mx.array
@@ -233,7 +233,7 @@ class RowStates:
 
 
 def states_of(split: Forward, row: Sequence[int]) -> RowStates:
-    """Return what the split makes of a row, evaluated."""
+    """Return the split's states of a row, evaluated."""
     ids = mx.array([list(row)])
     prefix = split.prefix(ids)
     hidden = split.top(ids, prefix)
@@ -242,8 +242,7 @@ def states_of(split: Forward, row: Sequence[int]) -> RowStates:
 
 
 def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> Proof:
-    """Compare the split with the plain model on real rows: the final hidden states at every
-    position, and the logits at the first 64.
+    """Compare the split with the plain model on real rows: final states and the first 64 logits.
 
     A split holds for rows up to the longest one given: beyond a sliding window, layers differ that
     are alike before it. Without rows nothing is proved.
@@ -266,9 +265,7 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> 
 
 
 def prove_packing(split: SplitForward, row: RowStates) -> Proof:
-    """Compare a row and its first half behind each other with the two one by one: the final hidden
-    states at every position.
-    """
+    """Compare a row packed with its first half to the two one by one, by final hidden states."""
     tokens = row.ids.size
     half = max(1, tokens // 2)
     pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
@@ -278,10 +275,9 @@ def prove_packing(split: SplitForward, row: RowStates) -> Proof:
 
 
 def prove_skipping(split: SplitForward, row: RowStates) -> Proof:
-    """Compare the final hidden states at every third of a row's first positions with those of the
-    whole row, when the last layer computes no others.
+    """Compare the last layer at every third of a row's first positions to that of the whole row.
 
-    What is skipped treats each position by itself, so that the row need not be a long one.
+    The skipped parts treat each position by itself, so the row need not be long.
     """
     start = row.first(PROOF_LOGIT_TOKENS)
     wanted = mx.arange(1, start.ids.size, 3)
@@ -312,15 +308,16 @@ def choose_forward(
     rows: Sequence[Sequence[int]],
     grad_checkpoint: bool = False,
     weights: Path | None = None,
-    inputs_again: bool = False,
+    recompute_inputs: bool = False,
 ) -> PlainForward | SplitForward:
-    """Return the split when it fits the architecture and is proved equal on `rows`, else the plain
-    one.
+    """Return the split if it fits the model and is proved equal on `rows`, else the plain one.
 
-    `adapted_layers` counts from the top; `rows` hold one as long as the longest that will be
-    trained or validated; with `weights`, the model's folder, frozen layers are read from there when
-    they are needed; `inputs_again`, which layers with dropout must not have, as in `SplitForward`.
-    The note of the result says what was chosen and why.
+    The note of the result gives the choice and its reason.
+
+    adapted_layers: number of adapted layers, from the top.
+    rows: real rows, one of them as long as the longest that is trained or validated.
+    weights: the model's folder, to read frozen layers from when they are needed.
+    recompute_inputs: as in `SplitForward`; not for layers with dropout.
     """
     name = type(model).__module__.rsplit(".", 1)[-1]
     inner = getattr(model, "model", None)
@@ -331,7 +328,7 @@ def choose_forward(
         if trained_outside_layers(model):
             frozen = 0  # an embedding that is trained moves every layer above it
         streamed = weights if frozen else None
-        split = SplitForward(model, frozen, grad_checkpoint, streamed, inputs_again)
+        split = SplitForward(model, frozen, grad_checkpoint, streamed, recompute_inputs)
         states = [states_of(split, row) for row in rows]
         proof = prove_equal(model, split, states)
     except Exception as error:  # any model's code, called in a way that its author did not plan
@@ -355,7 +352,7 @@ def choose_forward(
         + f"{proof.relative_difference:.1e}"
         + ("; rows behind each other, unpadded" if split.packs else "; rows padded")
         + ("; activations computed twice" if grad_checkpoint else "")
-        + ("; norms and gates computed twice" if inputs_again else "")
+        + ("; norms and gates computed twice" if recompute_inputs else "")
         + ("; frozen weights read when needed" if split.streamed_from else "")
     )
     return split

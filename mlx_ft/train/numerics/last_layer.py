@@ -1,11 +1,10 @@
-"""The last layer, with as little as possible computed where no token is trained.
+"""Last layer computed only at trained positions.
 
-Does: while it lasts, have the last layer compute queries, its attention's output and its
-feed-forward part at chosen positions alone. Does not: say whether a model's author planned for
-this; whoever uses it proves it on a real row.
+Does: within a context, compute the last layer's queries, attention output and feed-forward part at
+chosen positions alone. Does not: prove that a model allows it; the caller does, on a real row.
 
-What the last layer makes of a position goes into that position's logits and nowhere else, so
-without a trained token there only its keys and values are of use: to the positions behind it.
+The last layer's output at a position goes into that position's logits and nowhere else. Without a
+trained token there, only its keys and values are used, by later positions.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from mlx_ft.train.numerics.custom_vjp import put, take
 # depends on. A layer without one of them does without it.
 PARTS = (("self_attn", "q_proj"), ("self_attn", "o_proj"), ("mlp",))
 CHOSEN = "_chosen_positions"
-# Beyond this share of positions there is little to leave out, and taking the others out and putting
-# them back is work too.
+# Beyond this share of positions there is little to skip, and gather and scatter cost time too.
 MOST_CHOSEN = 0.9
 
 
@@ -36,7 +34,7 @@ def worthwhile(positions: mx.array | None, tokens: int) -> bool:
 
 
 def parts_of(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Return (holder, name, part) of each part of a layer that can be left out at a position."""
+    """Return (holder, name, part) of each part of a layer that can be skipped at a position."""
     found = []
     for *path, name in PARTS:
         holder = layer
@@ -50,8 +48,9 @@ def parts_of(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 
 @contextmanager
 def only_at(layer: nn.Module, positions: mx.array | None) -> Iterator[None]:
-    """While it lasts, `layer` is right at `positions` (N) of its flattened (B, T), and anything
-    finite elsewhere; right everywhere if None. Parameters keep their names.
+    """Within, `layer` is right at `positions` (N) of its flattened (B, T).
+
+    It is anything finite elsewhere. It is right everywhere if `positions` is None. Parameters keep their names.
     """
     if positions is None:
         yield
@@ -78,7 +77,7 @@ def _at(part: nn.Module, positions: mx.array) -> nn.Module:
 
 @cache
 def _at_positions(original: Any) -> Any:
-    """Return a kind of module that does as the `original` kind at its chosen positions."""
+    """Return a subclass that computes like `original`, at its chosen positions alone."""
 
     def call(self: nn.Module, hidden: mx.array) -> mx.array:
         positions = vars(self)[CHOSEN]

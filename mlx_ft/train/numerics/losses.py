@@ -1,7 +1,7 @@
-"""The exact loss: a sum over trained tokens, divided once per optimizer step.
+"""Exact weighted cross-entropy: a sum over trained tokens, divided once per optimizer step.
 
 loss = sum of weighted cross-entropy / sum of weights, over the whole step (DESIGN of this package:
-batch 4 = batch 1 x accumulation 4). mlx-lm averages averages and counts one padding token a row.
+batch 4 = batch 1 x accumulation 4). mlx-lm averages averages and counts one padding token per row.
 """
 
 from __future__ import annotations
@@ -28,12 +28,17 @@ Result = TypeVar("Result", mx.array, tuple[mx.array, mx.array])
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that go through the model together: `ids` (B, T), a row each and padded, or (1, T), the
-    rows behind each other as their `packing` says.
+    """Rows that go through the model together, with N trained predictions.
 
-    Of the N trained predictions: the flat `positions` within (B x T) that predict them, their
-    `targets` and `weights` (None: each weighs 1, and `weight` is their number, else their sum).
-    `lengths` are those of the rows, unpadded.
+    ids: (B, T), one padded row each, or (1, T), packed rows.
+    packing: layout of packed rows (None: padded).
+    positions: flat positions (N) within (B x T) that predict a trained token.
+    targets: the trained tokens (N).
+    trained_tokens: N.
+    rows: indices of the rows in their split.
+    lengths: unpadded lengths of the rows (tokens).
+    weights: weights (N) of the predictions (None: each is 1).
+    weight: their sum.
     """
 
     ids: mx.array
@@ -48,7 +53,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, those that rows share counted for each."""
+        """Real tokens; shared tokens are counted for each row."""
         return sum(self.lengths)
 
     @property
@@ -60,8 +65,9 @@ class Batch:
 def make_batch(
     split: TokenizedSplit, rows: tuple[int, ...], shared_tokens: int | None = None
 ) -> Batch:
-    """Return the rows padded on the right to the longest of them; or with `shared_tokens` behind
-    each other, the first so many of them, which are the same in all rows, only once.
+    """Return the rows padded on the right to the longest of them; or packed, with `shared_tokens`.
+
+    shared_tokens: number of first tokens, equal in all rows, that a packed batch holds only once.
 
     The last token of a row predicts nothing, so it does not go through the model. Padding is never
     a target and, with causal attention, never seen by a real token.
@@ -106,10 +112,9 @@ def _weights_of(
 def cross_entropy_sum(
     forward: Forward, batch: Batch, prefix: mx.array, *, with_gradient: bool = True
 ) -> mx.array:
-    """Return the weighted sum (not mean) of cross-entropy over the batch's trained tokens, in
-    float32.
+    """Return the weighted sum (not mean) of cross-entropy over the trained tokens, in float32.
 
-    Only with `with_gradient` may it be differentiated.
+    It may be differentiated only with `with_gradient`.
     """
     hidden = forward.top(batch.ids, prefix, batch.packing, batch.positions)
     trained = take(hidden.reshape(-1, hidden.shape[-1]), batch.positions)
@@ -126,8 +131,9 @@ def cross_entropy_sum(
 def frozen_head_loss(
     forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None = None
 ) -> mx.array:
-    """Return the summed cross-entropy of hidden states (N, hidden) against `targets` (N), each
-    times its weight (N) if weights are given.
+    """Return the summed cross-entropy of hidden states (N, hidden) against `targets` (N).
+
+    weights: weight of each (N) (None: 1).
 
     For a head that is not trained: loss and gradient come from the same exponentials, a few
     positions at a time, so that the logits of all positions never exist together.
@@ -160,7 +166,7 @@ def frozen_head_loss(
 def frozen_head_loss_alone(
     forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None = None
 ) -> mx.array:
-    """Return what `frozen_head_loss` does, bit for bit, without what only a gradient needs."""
+    """Return the same bits as `frozen_head_loss`, without the work that only a gradient needs."""
     if hidden.shape[0] == 0:
         return mx.zeros(())
 
@@ -176,8 +182,9 @@ def frozen_head_loss_alone(
 def _one_after_another(
     forward: Forward, hidden: mx.array, of_part: Callable[[mx.array, slice], Result]
 ) -> list[Result]:
-    """Return what is made of each part of hidden states (N, hidden) and its rows, such that logits
-    of a part fit within the limit and none begins before the one before it has ended.
+    """Return `of_part` of each part of hidden states (N, hidden) and its rows, one after another.
+
+    The logits of a part fit within the limit.
     """
     results: list[Result] = []
     for ends in _ranges(hidden.shape[0], _positions_at_a_time(forward, hidden)):
@@ -211,8 +218,9 @@ def _exponentials(logits: mx.array, targets: mx.array) -> _Exponentials:
 
 
 def _few_rows(logits: mx.array) -> list[slice]:
-    """Return the rows of logits (N, vocabulary) in slices that are best computed one by one: on a
-    CPU all that is made of a few of them stays in its cache, and goes before the next are.
+    """Return the rows of logits (N, vocabulary) in slices that are best computed one by one.
+
+    On a CPU all intermediate values of a few rows stay in its cache.
     """
     count, vocabulary = logits.shape
     at_a_time = max(1, PART_ELEMENTS // vocabulary) if exp_is_slow() else count
@@ -220,8 +228,9 @@ def _few_rows(logits: mx.array) -> list[slice]:
 
 
 def _ranges(total: int, size: int) -> list[tuple[int, int]]:
-    """Return (first, end) of as few ranges as possible of at most `size`, as even as possible: a
-    product with a few rows takes nearly as long as one with many.
+    """Return (first, end) of as few ranges as possible of at most `size`, as even as possible.
+
+    A product with a few rows takes nearly as long as one with many.
     """
     parts = -(-total // size)
     return list(pairwise(total * part // parts for part in range(parts + 1)))
@@ -230,8 +239,10 @@ def _ranges(total: int, size: int) -> list[tuple[int, int]]:
 def _loss_and_gradient(
     forward: Forward, hidden: mx.array, targets: mx.array, weights: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Return the summed loss and its gradient for `hidden`; softmax minus one-hot, then the head's
-    own vector-Jacobian product, whatever the head is made of."""
+    """Return the summed loss and its gradient for `hidden`.
+
+    The gradient is softmax minus one-hot, then the head's own vector-Jacobian product.
+    """
 
     def head(hidden: mx.array) -> mx.array:
         return forward.head(hidden).astype(mx.float32)
@@ -249,7 +260,7 @@ def _loss_and_gradient(
 def _losses_and_slope(
     logits: mx.array, targets: mx.array, weights: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """Return the losses (N, 1) and what they change by with each of the logits (N, vocabulary)."""
+    """Return the losses (N, 1) and their derivatives for the logits (N, vocabulary)."""
     exponentials, column = _exponentials(logits, targets), targets[:, None]
     losses, softmax = exponentials.losses, exponentials.values / exponentials.total
     of_target = mx.take_along_axis(softmax, column, axis=-1)

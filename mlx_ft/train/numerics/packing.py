@@ -1,12 +1,12 @@
-"""Rows behind each other in one sequence, each seeing only itself, so that nothing is padded.
+"""Pack rows into one sequence, each attending only to itself, so that nothing is padded.
 
-Does: lay rows out behind what all of them begin with; while it lasts, have a model of mlx-lm count
-positions and attend within each row. Does not: say whether a model's author planned for this;
-whoever uses it proves it on real rows.
+Does: lay rows out behind their common first tokens; within a context, make a model of mlx-lm count
+positions and attend within each row. Does not: prove that a model allows it; the caller does, on
+real rows.
 
-All else in a transformer's layer treats each token by itself, so a packed sequence gives what its
-rows give one by one, in matrix products as large as all of them together (Krell et al., arXiv
-2107.02027, section 3, without their fixed lengths).
+All other parts of a transformer's layer treat each token by itself. A packed sequence then gives
+the same outputs as its rows one by one, in larger matrix products (Krell et al., arXiv 2107.02027,
+section 3, without their fixed lengths).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ATTENTION = "scaled_dot_product_attention"
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `first` to `end` of the sequence, the first of which has `position` in its row."""
+    """Tokens `first` to `end` of the sequence; `position` is that of the first one in its row."""
 
     first: int
     end: int
@@ -37,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Packing:
-    """`shared` first tokens of all rows, then the `own` tokens of each row."""
+    """Layout of packed rows: `shared` first tokens of all rows, then the `own` tokens of each."""
 
     shared: int
     own: tuple[int, ...]
@@ -54,7 +54,7 @@ class Packing:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Stretches without a break: the first row whole, then each row's own tokens."""
+        """Contiguous spans: the first row, then each other row's own tokens."""
         ends = (0, *accumulate(self.own[1:], initial=self.shared + self.own[0]))
         return tuple(
             Span(first, end, self.shared if index else 0)
@@ -65,8 +65,8 @@ class Packing:
 def packed_groups(
     lengths: Offsets, rows: Sequence[int], shared: int, limit_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Return the rows in groups whose packed tokens stay within the limit, by first-fit decreasing
-    (Johnson 1973).
+    """Return the rows in groups within a limit of packed tokens, by first-fit decreasing (Johnson
+    1973).
 
     Sums do not depend on how rows are grouped, so this bounds memory and changes no result beyond
     float32 round-off. A row that is longer than the limit is a group of its own.
@@ -87,7 +87,7 @@ def packed_groups(
 
 @contextmanager
 def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
-    """While it lasts, `model` takes a sequence of these rows as the rows one by one.
+    """Within, `model` treats a sequence of packed rows as the rows one by one.
 
     Attention is found by its name in the modules of the model's classes, positions by the one
     function of MLX that rotates; a model that has others is not changed by this.
@@ -149,8 +149,9 @@ def _attention_of_rows(
 
 
 def _split(array: mx.array, packing: Packing) -> list[mx.array]:
-    """Return the spans of an array (..., T, width): slices of it would each have a gradient of its
-    whole size.
+    """Return the spans of an array (..., T, width), by one split.
+
+    Slices would each have a gradient of the array's whole size.
     """
     return list(mx.split(array, [span.end for span in packing.spans[:-1]], axis=-2))
 
@@ -165,9 +166,7 @@ def _seen(array: mx.array, packing: Packing) -> list[mx.array]:
 
 
 def _mask_of(mask: mx.array | str | None, span: Span) -> mx.array | str | None:
-    """Return the part of a mask that a row has at a span's positions, whatever comes before it in
-    the sequence: a mask depends on positions alone.
-    """
+    """Return the part of a mask for a span's positions: a mask depends on positions alone."""
     if mask is None or isinstance(mask, str):
         return mask
     end = span.position + span.end - span.first

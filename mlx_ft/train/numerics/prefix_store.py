@@ -1,8 +1,8 @@
-"""Where outputs of the frozen layers are kept: in memory, or in a file that later runs find again.
+"""Storage of the frozen layers' outputs: in memory, or in a file that later runs find again.
 
-Does: hold one array (tokens, hidden) a row; write a file whole or not at all, under a key that
-names everything its content depends on; throw out the files that were used longest ago. Does not:
-compute the arrays, or decide what the key is made of.
+Does: hold one array (tokens, hidden) per row; write a file completely or not at all, under a key of
+everything its content depends on; remove the least recently used files. Does not: compute the
+arrays or the key.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STATES_FILE = "states.bin"
 KEPT_BYTES = 10 << 30
 # A file may take this share of what is free on its disk.
 FREE_SHARE = 0.25
-# A file in the making that nobody has written to for so long was left by a process that died.
+# An unfinished file that is this old was left by a process that died (seconds).
 ABANDONED_SECONDS = 3600.0
 
 
 class Store(Protocol):
-    """Arrays of rows, to be read."""
+    """Arrays of rows, for reading."""
 
     held_bytes: int
 
@@ -55,7 +55,7 @@ class MemoryStore:
         return row in self._rows
 
     def put(self, states: Mapping[int, mx.array]) -> bool:
-        """Take the states of some rows, or refuse them all; return which."""
+        """Keep the states of some rows, or none of them; return whether they are kept."""
         size = sum(array.nbytes for array in states.values())
         if self.held_bytes + size > self._limit_bytes:
             return False
@@ -81,9 +81,11 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How rows lie in a file: each is (tokens, hidden) of one type, one after the other.
+    """Layout of rows in a file: one after the other, each (tokens, hidden).
 
-    `starts` are byte offsets, [rows + 1].
+    starts: byte offsets, [rows + 1].
+    hidden: width of a state.
+    dtype: type of the numbers.
     """
 
     starts: npt.NDArray[np.int64]
@@ -98,12 +100,12 @@ class Layout:
 
     @property
     def size_bytes(self) -> int:
-        """The whole file."""
+        """Size of the whole file (bytes)."""
         return int(self.starts[-1])
 
 
 class DiskStore:
-    """Arrays in a whole, memory-mapped file: the system keeps in memory what fits."""
+    """Arrays in a complete, memory-mapped file; the system keeps as much in memory as fits."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._layout = layout
@@ -121,16 +123,16 @@ class DiskStore:
 
 
 def remove_damaged(place: Place) -> None:
-    """Remove an earlier run's file whose content is not what its manifest says; all of it is read.
+    """Remove an earlier run's file whose content differs from its manifest; the whole file is read.
 
-    Training on such a file would look like training.
+    Training on such a file would raise no error.
     """
     if read_manifest(place.path) is not None and verify_files(place.path):
         shutil.rmtree(place.path, ignore_errors=True)
 
 
 def find_on_disk(place: Place, tokens: npt.NDArray[np.int64]) -> DiskStore | None:
-    """Return the whole file of a run, or None; its time of use becomes now."""
+    """Return the complete file of a run, or None; set its time of use."""
     manifest = read_manifest(place.path)
     if manifest is None or manifest.inputs != place.key:
         return None
@@ -145,9 +147,9 @@ def find_on_disk(place: Place, tokens: npt.NDArray[np.int64]) -> DiskStore | Non
 
 
 class DiskWriter:
-    """A file in the making; `finish` makes it whole for this run and later ones.
+    """Writer of an unfinished file; `finish` completes it for this run and later ones.
 
-    OSError of a full or read-only disk is the caller's; `give_up` then removes what was written.
+    The caller handles the OSError of a full or read-only disk; `give_up` then removes the file.
     """
 
     def __init__(self, place: Place, layout: Layout) -> None:
@@ -165,11 +167,11 @@ class DiskWriter:
             self._stream.write(np.array(mx.view(array, mx.uint8)).tobytes())
 
     def finish(self) -> None:
-        """Flush, seal and rename; another process may have been faster, then its file stays."""
+        """Flush, seal and rename; the file of a faster process stays."""
         self._stream.close()
         info = {"hidden": self._layout.hidden, "dtype": str(self._layout.dtype).rsplit(".", 1)[-1]}
         seal(self._partial, "prefix", self._place.key, info)
-        if read_manifest(self._place.path) is None:  # what is torn is in the way of the rename
+        if read_manifest(self._place.path) is None:  # an incomplete folder blocks the rename
             shutil.rmtree(self._place.path, ignore_errors=True)
         try:
             self._partial.replace(self._place.path)
@@ -179,14 +181,14 @@ class DiskWriter:
         make_room(self._place.folder, KEPT_BYTES, self._place.key)
 
     def give_up(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         with contextlib.suppress(OSError):
             self._stream.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
 
 def fits_on_disk(folder: Path, needed_bytes: int) -> bool:
-    """Say whether a file of this size may be written there."""
+    """Return whether a file of this size may be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return needed_bytes <= FREE_SHARE * shutil.disk_usage(folder).free
@@ -195,8 +197,9 @@ def fits_on_disk(folder: Path, needed_bytes: int) -> bool:
 
 
 def make_room(folder: Path, limit_bytes: int, keep: str) -> None:
-    """Remove the files used longest ago until the rest is within the limit, never `keep`; and what
-    dead processes left half-written.
+    """Remove the least recently used files until the rest is within the limit, never `keep`.
+
+    Unfinished files of dead processes are removed too.
     """
     found = []
     for path in folder.iterdir():

@@ -1,7 +1,7 @@
-"""Activations that are computed a second time instead of kept for the backward pass.
+"""Activation checkpointing: compute activations twice instead of keeping them.
 
-Does: a stand-in for a layer that keeps nothing but its input; while it lasts, adapters that keep no
-input of their own that takes little to compute. Does not: decide where.
+Does: checkpoint a whole layer, or recompute only the adapters' cheap inputs. Does not: decide which
+layers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ RANDOM_STATE: Any = mx.random.state  # a list of one array, which its type does 
 
 @contextmanager
 def drawing_from(state: mx.array) -> Iterator[None]:
-    """While it lasts, random numbers are drawn from this state of MLX's generator; afterwards they
-    are what they would have been, unless the state was this one already.
+    """Within, draw random numbers from this state of MLX's generator; restore it afterwards.
+
+    When the state is the present one already, it is not restored.
     """
     before = RANDOM_STATE[0]
     if before is state:
@@ -46,9 +47,10 @@ def _set_random_state(state: mx.array) -> None:
 def checkpointed(
     layer: nn.Module, within: Callable[[nn.Module], AbstractContextManager[None]]
 ) -> nn.Module:
-    """Return a stand-in for a layer, with the same parameters, that keeps none of its activations
-    for the backward pass but computes them again (Chen et al., arXiv 1604.06174), `within` the same
-    context.
+    """Return a stand-in for a layer that computes its activations again in the backward pass.
+
+    It has the same parameters, and keeps only its input (Chen et al., arXiv 1604.06174).
+    within: context in which the layer runs, both times.
     """
     original = type(layer)
 
@@ -57,7 +59,7 @@ def checkpointed(
 
         def compute(parameters: Any, *arguments: Any) -> mx.array:
             layer.update(parameters)
-            # The second time nobody else is around it, and its dropout must draw the same masks.
+            # The second time no caller provides the context, and dropout must draw the same masks.
             with fast_math(layer), within(layer), drawing_from(drawn_from):
                 outputs: mx.array = layer(*arguments, **named)
             return outputs
@@ -73,7 +75,7 @@ def checkpointed(
 
 @dataclass(frozen=True)
 class _Source:
-    """What an array was made of. It is held itself, so that no other gets its identity."""
+    """Recipe of an array: `made` = function(first). Holding `made` keeps its identity unique."""
 
     made: mx.array
     first: mx.array
@@ -85,14 +87,15 @@ class _Source:
 
 
 @contextmanager
-def cheap_inputs_again(model: nn.Module) -> Iterator[None]:
-    """While it lasts, LoRA layers keep no input that a norm or a gate has made, and gates keep only
-    what they are made of: their gradients compute these again, in the same bits. Layers with
+def recompute_cheap_inputs(model: nn.Module) -> Iterator[None]:
+    """Within, LoRA layers keep no input that is the output of a norm or a gate.
+
+    Their gradients compute it again, in the same bits; gates keep only their inputs. Layers with
     dropout must not be among them.
 
-    In a layer like Llama's that is nearly half of what it keeps, and little of its work (selective
-    recomputation: Korthikanti et al., arXiv 2205.05198, section 5). Such inputs are recognised as
-    the very arrays that MLX's norm, or mlx-lm's gate, has returned; another is kept as ever.
+    In a layer like Llama's this saves nearly half of the kept activations for little work
+    (selective recomputation: Korthikanti et al., arXiv 2205.05198, section 5). Such an input is
+    recognised as the very array that MLX's norm, or mlx-lm's gate, returned; others are kept.
     """
     sources: dict[int, _Source] = {}
     place = vars(sys.modules[type(model).__module__])
@@ -111,7 +114,7 @@ def cheap_inputs_again(model: nn.Module) -> Iterator[None]:
 
 
 def _noting(function: Function, sources: dict[int, _Source]) -> Function:
-    """Return a function that notes what its outputs were made of: its first argument."""
+    """Return a function that notes the source of each output: its first argument."""
 
     def noted(first: mx.array, *others: Any, **named: Any) -> mx.array:
         output = function(first, *others, **named)
@@ -124,7 +127,7 @@ def _noting(function: Function, sources: dict[int, _Source]) -> Function:
 
 
 def _gate_again(gate: Function) -> Function:
-    """Return a gate whose gradient is made of its inputs alone."""
+    """Return a gate whose gradient needs its inputs alone."""
 
     def gradient(inputs: tuple[mx.array, ...], slope: mx.array) -> tuple[mx.array, ...]:
         first, *others = inputs
@@ -134,7 +137,7 @@ def _gate_again(gate: Function) -> Function:
 
 
 def _projecting(project: Function, sources: dict[int, _Source]) -> Function:
-    """Return the call of LoRA layers that compute an input again where they know how."""
+    """Return the call of LoRA layers that compute an input again where its source is known."""
 
     def call(self: nn.Module, hidden: mx.array) -> mx.array:
         source = sources.get(id(hidden))

@@ -1,6 +1,7 @@
-"""Stand-ins for key-value caches: one keeps what a row puts into it, the other goes on from there.
+"""Common first tokens of all rows, computed once.
 
-Does not: know what the row is, or compute it.
+Does: record the keys and values of the common start; continue every row from them; prove that this
+holds for a model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mlx_ft.train.numerics.packing import Packing
 
 
 class Recorder:
-    """Takes the place of a layer's key-value cache and keeps what one row puts into it."""
+    """Stand-in for a layer's key-value cache that keeps the keys and values of one row."""
 
     offset = 0
 
@@ -29,7 +30,7 @@ class Recorder:
 
 
 class Follower:
-    """A cache that holds one row's recorded keys and values for every row of a batch.
+    """Stand-in for a cache, with one row's recorded keys and values for every row of a batch.
 
     Unlike a cache for generation, gradients pass through it to the recorded row.
     """
@@ -41,7 +42,7 @@ class Follower:
     def make_mask(
         self, tokens: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """Return the mask of so many tokens that come after the recorded ones."""
+        """Return the mask of `tokens` tokens after the recorded ones."""
         mask: mx.array | str | None = create_attention_mask(
             tokens, self.offset, return_array, window_size
         )
@@ -86,10 +87,12 @@ def first_predicting(splits: Sequence[TokenizedSplit]) -> int:
 
 
 class SharedStart:
-    """States and keys of the common start: `states` is (tokens, hidden).
+    """States and keys of the common start.
 
-    `unpredicting_tokens` of them predict nothing that is trained, so that the trained layers too
-    can take them once a batch instead of once a row where rows are packed.
+    tokens: its length.
+    states: its prefix states (tokens, hidden).
+    unpredicting_tokens: first tokens of it that predict no trained token. Where rows are packed,
+        the trained layers too compute them once a batch instead of once a row.
     """
 
     def __init__(
@@ -116,9 +119,9 @@ def choose_start(
 ) -> SharedStart | None:
     """Return the shared start of some splits, or None when there is none, or it does not hold.
 
-    It holds when the model keeps plain keys and values and a row, continued from the start, has the
-    states that it has as a whole. Plain keys do not change with the length of what follows, so that
-    the row need not be a long one.
+    It holds when the model keeps plain keys and values, and a row continued from the start has the
+    same states as the whole row. Plain keys do not depend on the tokens that follow, so the row
+    need not be long.
     """
     if not isinstance(forward, SplitForward) or forward.frozen_layers == 0:
         return None
@@ -142,7 +145,7 @@ def choose_start(
 
 
 def _differences(forward: SplitForward, start: SharedStart, row: Sequence[int]) -> Iterator[float]:
-    """Yield how far a row's states, continued from the start, are from those of the whole row."""
+    """Yield differences between a row continued from the start and the whole row."""
     ids = mx.array([list(row)])
     yield relative_difference(start.rows(ids), forward.prefix(ids))
     if forward.packs:
@@ -150,9 +153,7 @@ def _differences(forward: SplitForward, start: SharedStart, row: Sequence[int]) 
 
 
 def _packed_difference(forward: SplitForward, row: Sequence[int], shared: int) -> float:
-    """Return how far a row's final states are, when it comes second behind a start that both rows
-    share, from those that it has alone.
-    """
+    """Return the difference of a row's final states, alone or packed behind a shared start."""
     own = len(row) - shared
     ids = mx.array([[*row, *row[shared:]]])
     alone = mx.array([list(row)])

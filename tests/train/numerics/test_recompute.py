@@ -12,7 +12,7 @@ from mlx_lm.tuner.lora import LoRALinear
 from mlx_ft.engine.adapters import make_trainable_layers
 from mlx_ft.recipe.schema import LoraParameters, TrainRecipe
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
-from mlx_ft.train.numerics.recompute import cheap_inputs_again
+from mlx_ft.train.numerics.recompute import recompute_cheap_inputs
 from tests.support.models import TINY_CONFIGS, random_model
 from tests.support.split_models import (
     MORE_CONFIGS,
@@ -34,7 +34,7 @@ def test_loss_and_gradient_are_those_of_kept_inputs(kind: str, packs: bool, tmp_
     rows = random_rows(5, seed=5)
     results = []
     for again in (False, True):
-        forward = choose_forward(model, 2, rows_of(40), inputs_again=again)
+        forward = choose_forward(model, 2, rows_of(40), recompute_inputs=again)
         assert isinstance(forward, SplitForward), forward.note
         assert ("norms and gates computed twice" in forward.note) == again
         shared = 0 if forward.packs and packs else None
@@ -44,9 +44,9 @@ def test_loss_and_gradient_are_those_of_kept_inputs(kind: str, packs: bool, tmp_
     assert gradient_difference(gradient, kept) <= 1e-5
 
 
-def peak_of_a_step(model: nn.Module, inputs_again: bool, grad_checkpoint: bool = False) -> int:
+def peak_of_a_step(model: nn.Module, recompute_inputs: bool, grad_checkpoint: bool = False) -> int:
     """Return the bytes at the peak of one gradient, beyond those of the model."""
-    forward = SplitForward(model, 0, grad_checkpoint, inputs_again=inputs_again)
+    forward = SplitForward(model, 0, grad_checkpoint, recompute_inputs=recompute_inputs)
     ids = mx.array(rows_of(TOKENS))
     prefix = mx.zeros((*ids.shape, 0))
     function = nn.value_and_grad(model, lambda: forward.top(ids, prefix).sum())
@@ -66,7 +66,7 @@ def test_less_is_kept() -> None:
     lora = {"rank": 8, "scale": 8.0, "dropout": 0.0}
     make_trainable_layers(model, {"num_layers": LAYERS, "lora_parameters": lora})
     model.train()
-    kept, again = (peak_of_a_step(model, inputs_again) for inputs_again in (False, True))
+    kept, again = (peak_of_a_step(model, recompute_inputs) for recompute_inputs in (False, True))
     assert again < 0.8 * kept
     assert peak_of_a_step(model, False, grad_checkpoint=True) < 0.5 * kept
 
@@ -78,7 +78,7 @@ def test_everything_is_as_it_was_afterwards(tmp_path: Path) -> None:
         return mx.fast.rms_norm, LoRALinear.__call__, vars(llama)["swiglu"]
 
     before, names = in_place(), [name for name, _ in tree_flatten(model.parameters())]
-    with pytest.raises(ZeroDivisionError), cheap_inputs_again(model):
+    with pytest.raises(ZeroDivisionError), recompute_cheap_inputs(model):
         assert all(one is not other for one, other in zip(before, in_place(), strict=True))
         raise ZeroDivisionError
     assert in_place() == before
