@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mlx_ft.cli.options import RUN, RUNS, command_line, runs_option, show_result
+from mlx_ft.cli.options import RUN, RUNS, command_line, console_for_people, runs_option, show_result
 from mlx_ft.report.compare.names import FORMATS, Format
 from mlx_ft.runs.names import STATES
 
@@ -146,7 +146,7 @@ def clean(
     listed = command_line("runs", (), runs_option(runs_root))
     asked = chosen and found and not yes and sys.stdin.isatty()
     if chosen and found and (yes or (asked and click.confirm("Remove this?", err=True))):
-        freed, errors = remove_all(found, lambda text: click.echo(text, err=True))
+        freed, errors = remove_all(found, console_for_people())
         click.echo(sum_line(freed))
         click.echo(f"next     {listed}")
         sys.exit(2 if errors else 0)

@@ -22,6 +22,7 @@ from mlx_ft.runs.lock import working
 from mlx_ft.runs.names import KEPT_STAGES
 from mlx_ft.runs.state import last_sign, state_of
 from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
 from mlx_ft.text.quantities import format_bytes
 from mlx_ft.text.safe import printable
@@ -244,7 +245,7 @@ def _delete(path: Path) -> None:
 
 
 def remove_all(
-    found: Sequence[Rubbish], say: Callable[[str], None]
+    found: Sequence[Rubbish], console: Console
 ) -> tuple[int, list[MlxFtError | OSError]]:
     """Remove everything that can be; return the bytes that this freed, and what went wrong."""
     freed, errors = 0, list[MlxFtError | OSError]()
@@ -253,7 +254,7 @@ def remove_all(
             remove(each)
         except (MlxFtError, OSError) as error:
             errors.append(error)
-            say(f"{each.path}: not removed ({error})")
+            console.say(f"{each.path}: not removed ({error})")
             continue
         freed += each.size_bytes
     return freed, errors

@@ -14,6 +14,7 @@ from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import read_manifest, seal, update_record, verify_files
 from mlx_ft.runs.lock import working
 from mlx_ft.system.cache import cache_home
+from mlx_ft.system.console import Console
 from mlx_ft.system.files import write_json
 from tests.support.run_folders import write_run
 
@@ -57,7 +58,7 @@ def test_the_best_and_the_pinned_checkpoint_stay_and_the_stage_stays_whole(run: 
     before = run_document(run)["train"]
     found = found_in(run, "checkpoints")
     assert names(found) == ["0000001", "0000004", "0000005"]
-    freed, errors = remove_all(found, print)
+    freed, errors = remove_all(found, Console())
     assert not errors and freed == sum(each.size_bytes for each in found) > 2000
     left = sorted(path.name for path in (run / "train" / "checkpoints").iterdir())
     assert left == ["0000002", "0000002.pinned", "0000003"]
