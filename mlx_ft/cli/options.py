@@ -1,6 +1,7 @@
-"""Options that several verbs of the command line have, declared once, and a command written out.
+"""Options shared by verbs; commands as a shell reads them; opening of recipes.
 
-Does not: do anything.
+In this order: options and arguments of click, commands for the line `next`, and what opens or
+runs a recipe for a verb.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from mlx_ft.recipe.names import COLUMNS, DEFAULT_COLUMN
 if TYPE_CHECKING:
     from mlx_ft.inputs import OpenRun
     from mlx_ft.job import Job
+    from mlx_ft.runs.names import StageName
     from mlx_ft.system.console import Console
 
 
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 SETS = click.option(
     "--set",
     "sets",
@@ -32,28 +35,6 @@ FIT = click.option(
     is_flag=True,
     help="Change training settings, the cheapest first, until it fits into this machine's memory.",
 )
-RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-
-
-def opened_recipe(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> OpenRun:
-    """Open a recipe, changed so that it fits into this machine's memory if that is wanted."""
-    if not fit:
-        return open_recipe(recipe, sets, runs_root)
-    from mlx_ft.pipeline import fitted
-
-    return fitted(lambda more: open_recipe(recipe, (*sets, *more), runs_root))
-
-
-def advanced(
-    recipe: Path, sets: tuple[str, ...], runs_root: Path, until: str, fit: bool = False
-) -> Job:
-    run = opened_recipe(recipe, sets, runs_root, fit)
-    from mlx_ft.pipeline import run_pipeline  # heavy; a recipe that is refused does not need it
-
-    run_pipeline(run, until)
-    return run.job
-
-
 DEFAULT_RUNS = Path("runs")
 RUNS = click.option(
     "--runs",
@@ -63,12 +44,20 @@ RUNS = click.option(
     show_default=True,
     help="Folder that holds the run folders.",
 )
+RUN = click.argument("run", type=click.Path(path_type=Path))
+COLUMN = click.option(
+    "--column",
+    type=click.Choice(COLUMNS),
+    default=DEFAULT_COLUMN,
+    show_default=True,
+    help="Which model of the run.",
+)
 
 
 def command_line(verb: str, operands: Sequence[object], options: Mapping[str, object]) -> str:
     """Return an mlx-ft command as a shell reads it.
 
-    Of `options` (`--name` -> value), True is a flag, a tuple is one option for each of its values,
+    options: `--name` -> value. True makes a flag, and a tuple repeats the option for each value.
     None and False are left out.
     """
     named: list[str] = []
@@ -85,37 +74,30 @@ def command_line(verb: str, operands: Sequence[object], options: Mapping[str, ob
 
 
 def runs_option(runs_root: Path) -> dict[str, object]:
-    """Return --runs for `command_line`, empty where it is the default."""
+    """Return --runs for `command_line`; empty for the default folder."""
     return {} if runs_root == DEFAULT_RUNS else {"--runs": runs_root}
 
 
 def recipe_command(
     verb: str, recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool = False
 ) -> str:
-    """Return the command that does `verb` with the same recipe, changed and kept as it is now."""
+    """Return the command that runs `verb` on the same recipe with the same options."""
     options = {"--set": sets, **runs_option(runs_root), "--fit": fit}
     return command_line(verb, [recipe], options)
 
 
-RUN = click.argument("run", type=click.Path(path_type=Path))
-COLUMN = click.option(
-    "--column",
-    type=click.Choice(COLUMNS),
-    default=DEFAULT_COLUMN,
-    show_default=True,
-    help="Which model of the run.",
-)
-
-
 def console_for_people() -> Console:
-    """Return the console that narration goes to."""
+    """Return the console for narration."""
     from mlx_ft.system.console import Console
 
     return Console()
 
 
 def open_recipe(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> OpenRun:
-    """Load a recipe (or the one inside a run folder) and find its run."""
+    """Load a recipe and find its inputs and its run folder.
+
+    A run folder stands for the recipe.yaml inside it, and for the runs folder that it lies in.
+    """
     from mlx_ft.recipe.load import load_recipe
 
     if recipe.is_dir() and (recipe / "recipe.yaml").exists():
@@ -127,6 +109,29 @@ def open_recipe(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> OpenRun
     for note in loaded.notes:
         console.say(note)
     return open_run(loaded, runs_root, console)
+
+
+def open_fitted(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> OpenRun:
+    """Open a recipe as `open_recipe` does.
+
+    fit: also set what its training needs to fit into this machine's memory (runs the data stage).
+    """
+    if not fit:
+        return open_recipe(recipe, sets, runs_root)
+    from mlx_ft.pipeline import fitted
+
+    return fitted(lambda more: open_recipe(recipe, (*sets, *more), runs_root))
+
+
+def run_until(
+    stage: StageName, recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool = False
+) -> Job:
+    """Open a recipe, run its pipeline up to and including `stage`, and return its job."""
+    run = open_fitted(recipe, sets, runs_root, fit)
+    from mlx_ft.pipeline import run_pipeline  # heavy; a recipe that is refused does not need it
+
+    run_pipeline(run, stage)
+    return run.job
 
 
 def show_result(run: Path) -> None:

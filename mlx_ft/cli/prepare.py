@@ -13,10 +13,10 @@ from mlx_ft.cli.options import (
     RECIPE,
     RUNS,
     SETS,
-    advanced,
     console_for_people,
     open_recipe,
     recipe_command,
+    run_until,
 )
 
 
@@ -27,7 +27,7 @@ from mlx_ft.cli.options import (
 @FIT
 def check(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None:
     """Check a recipe, its data, its model and this machine; nothing is trained."""
-    job = advanced(recipe, sets, runs_root, "preflight", fit)
+    job = run_until("preflight", recipe, sets, runs_root, fit)
     click.echo(f"{recipe}: nothing stops it")
     click.echo(f"next     {recipe_command('run', recipe, sets, runs_root, fit)}")
     click.echo(f"run      {job.run}")

@@ -13,11 +13,11 @@ from mlx_ft.cli.options import (
     RECIPE,
     RUNS,
     SETS,
-    advanced,
     console_for_people,
+    open_fitted,
     open_recipe,
-    opened_recipe,
     recipe_command,
+    run_until,
     show_result,
 )
 from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
@@ -36,7 +36,7 @@ def run(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None
 
     What is finished already is not done again; what was interrupted goes on.
     """
-    show_result(advanced(recipe, sets, runs_root, "eval", fit).run)
+    show_result(run_until("eval", recipe, sets, runs_root, fit).run)
 
 
 @click.command()
@@ -51,7 +51,7 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
     """
     from mlx_ft.deploy.mlx_lm_adapter import deliver_adapter, require_deliverable
 
-    opened = opened_recipe(recipe, sets, runs_root, fit)
+    opened = open_fitted(recipe, sets, runs_root, fit)
     job = opened.job
     target = job.loaded.adapter_path
     if target is not None:
@@ -73,7 +73,7 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
 @RUNS
 def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     """Go on as far as the exported models: fused 16-bit and quantized, both verified."""
-    job = advanced(recipe, sets, runs_root, "export")
+    job = run_until("export", recipe, sets, runs_root)
     click.echo(f"models   {job.run / 'export'}")
     click.echo(f"next     {recipe_command('eval', recipe, sets, runs_root)}")
 

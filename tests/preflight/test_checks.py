@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -22,6 +22,7 @@ from mlx_ft.preflight.forecast import (
     run_updates,
     trainable_parameters,
 )
+from mlx_ft.recipe.preflight import AcceptableCheck
 from mlx_ft.recipe.schema import ExportRecipe, TrainRecipe
 from tests.support.preflight_inputs import (
     MACHINE,
@@ -443,6 +444,17 @@ def test_a_failure_that_the_recipe_accepts_is_a_warning_with_its_reason() -> Non
     (finding,) = [f for f in run_checks(facts) if f.check == "family"]
     assert finding.level == "warn" and finding.fix == "accepted: the shapes are alike"
     raise_on_fail(run_checks(facts))
+
+
+def test_every_check_that_a_recipe_may_accept_is_a_check() -> None:
+    names = {finding.check for finding in run_checks(quickstart())}
+    names.add(base_health(1, [], {}).check)
+    assert set(get_args(AcceptableCheck)) <= names
+
+
+def test_a_check_is_called_as_its_finding() -> None:
+    facts = quickstart()
+    assert [check(facts).check for check in CHECKS] == [check.__name__ for check in CHECKS]
 
 
 @pytest.mark.parametrize(("bad", "level"), [(0, "ok"), (1, "warn"), (3, "warn"), (4, "fail")])

@@ -50,7 +50,8 @@ def parts_of(layer: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 def only_at(layer: nn.Module, positions: mx.array | None) -> Iterator[None]:
     """Within, `layer` is right at `positions` (N) of its flattened (B, T).
 
-    It is anything finite elsewhere. It is right everywhere if `positions` is None. Parameters keep their names.
+    It is anything finite elsewhere. It is right everywhere if `positions` is None.
+    Parameters keep their names.
     """
     if positions is None:
         yield
