@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from mlx_ft.export.card import export_section, thinking_lines
 from mlx_ft.model.resolve import HUB_ID
@@ -69,7 +69,30 @@ def front_matter(document: Mapping[str, Any], facts: CardFacts) -> ModelCardData
         library_name="mlx",
         pipeline_tag="text-generation",
         tags=["mlx", "mlx-ft", _fine_tune_type(document)],
+        model_name=facts.repo.partition("/")[2],
+        eval_results=eval_results(document, facts.column) or None,
     )
+
+
+def eval_results(document: Mapping[str, Any], column: str) -> list[EvalResult]:
+    """Return the mean score of each suite that the published model answered."""
+    scored = {
+        suite: columns[column]
+        for suite, columns in (document["eval"] or {}).items()
+        if q.is_number(columns.get(column, {}).get("mean"))
+    }
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=suite,
+            dataset_name=suite,
+            dataset_args={"prompts": result.get("n")},
+            metric_type="mean_score",
+            metric_name="mean score (0 to 1)",
+            metric_value=result["mean"],
+        )
+        for suite, result in scored.items()
+    ]
 
 
 def license_of(metadata: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from mlx_ft.runs.document import run_document
 from mlx_ft.runs.folder import update_record
 from mlx_ft.runs.models import exported_model
 from mlx_ft.system.files import read_json
+from mlx_ft.text.quantities import format_bytes
 
 REPO = "me/tiny-model"
 NOTHING = RemoteRepo(False, False, ())
@@ -221,7 +222,7 @@ def test_the_listing_has_every_file_with_its_size(finished_run: Path) -> None:
     upload = planned(finished_run)
     text = "\n".join(listing(upload))
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}
-    assert f"{sizes['model.safetensors'] / 1e3:.2f} kB" in text or "MB  model.safetensors" in text
+    assert f"{format_bytes(sizes['model.safetensors'])}  model.safetensors" in text
     assert all(name in text for name in (*sizes, "README.md"))
     assert f"in all, {len(sizes) + 1} files" in text
 

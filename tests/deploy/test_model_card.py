@@ -37,8 +37,27 @@ def metadata_of(card: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def test_the_hub_reads_the_scores_of_the_published_model(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    document["eval"] = {
+        "first": {"base": {"mean": 0.25, "n": 8}, "fused": {"mean": 0.75, "n": 8}},
+        "second": {"base": {"mean": 0.5, "n": 4}},
+    }
+    (model,) = metadata_of(card_of(document, APACHE, "fused"), tmp_path)["model-index"]
+    assert model["name"] == "tiny-model"
+    (result,) = model["results"]
+    assert result["dataset"]["name"] == "first" and result["dataset"]["args"] == {"prompts": 8}
+    (metric,) = result["metrics"]
+    assert (metric["type"], metric["value"]) == ("mean_score", 0.75)
+    assert "model-index" not in metadata_of(card_of(document, APACHE, "adapter"), tmp_path)
+    document["eval"] = None
+    assert "model-index" not in metadata_of(card_of(document, APACHE), tmp_path)
+
+
 def test_the_hub_reads_the_front_matter(document: dict[str, Any], tmp_path: Path) -> None:
     found = metadata_of(card_of(document, APACHE), tmp_path)
+    assert found.pop("model-index")
     assert found == {
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "base_model_relation": "finetune",
@@ -66,6 +85,7 @@ def test_every_text_of_the_base_is_in_the_front_matter_as_it_is(
     def hold(license: str, name: str | int | None, link: str) -> None:
         base = {"license": license, "license_name": name, "license_link": link}
         found = metadata_of(card_of(document, APACHE | base), tmp_path)
+        assert found.pop("model-index")
         texts = {key: text for key, text in base.items() if isinstance(text, str) and text.strip()}
         assert found == {
             "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",

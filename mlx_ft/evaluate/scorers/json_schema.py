@@ -30,6 +30,7 @@ from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 from referencing import Registry
 
+from mlx_ft.evaluate.scorers.json_formats import FORMATS, has_format
 from mlx_ft.text.timed_regex import TooSlow, pattern_fault, search
 
 MAX_DEPTH_OF_SCHEMA = 20
@@ -56,7 +57,17 @@ _SAYS_NOTHING = (
 )
 KEYWORDS = (
     *(*_ONE_SCHEMA, *_ONE_SCHEMA_IN_PLACE, *_LIST, *_NAMED, *_NUMBERS),
-    *("type", "enum", "const", "pattern", "required", "dependentRequired", "uniqueItems", "$ref"),
+    *(
+        "type",
+        "enum",
+        "const",
+        "pattern",
+        "required",
+        "dependentRequired",
+        "uniqueItems",
+        "$ref",
+        "format",
+    ),
     *("minLength", "maxLength", "minItems", "maxItems", "minContains", "maxContains"),
     *("minProperties", "maxProperties", *_AT_THE_TOP, *_SAYS_NOTHING),
 )
@@ -121,6 +132,8 @@ def _own_faults(schema: Any, *, at_the_top: bool) -> Iterator[tuple[Place, str]]
             yield (key,), "is known only at the top of a schema"
         elif (key in _NUMBERS and not _is_number(value)) or (key == "enum" and value == []):
             yield (key,), f"is {value!r:.60}"
+        elif key == "format" and str(value) not in FORMATS:
+            yield (key,), f"is none of {', '.join(FORMATS)}"
         patterns = {"pattern": [value], "patternProperties": value}.get(key, ())
         for pattern in patterns if isinstance(patterns, list | Mapping) else ():
             if isinstance(pattern, str) and (fault := pattern_fault(pattern)) is not None:
@@ -366,6 +379,13 @@ def _multiple_of(
         yield ValidationError(f"is no multiple of {step}")
 
 
+def _format(
+    validator: Any, name: str, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if isinstance(value, str) and not has_format(value, name):
+        yield ValidationError(f"is no {name}")
+
+
 def _unique_items(
     validator: Any, wanted: bool, value: Any, schema: Mapping[str, Any]
 ) -> Iterator[ValidationError]:
@@ -402,6 +422,7 @@ _Validator: Any = extend(  # type: ignore[no-untyped-call]  # its stub has no an
         "additionalProperties": _additional_properties,
         "required": _required,
         "multipleOf": _multiple_of,
+        "format": _format,
         "uniqueItems": _unique_items,
     },
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(

@@ -187,7 +187,7 @@ def test_keywords(schema: dict[str, Any], right: list[Any], wrong: list[Any]) ->
         ),
         ({"$ref": 5}, "schema.$ref is 5"),
         ({"$dynamicRef": "#a"}, "schema.$dynamicRef is not a keyword known here"),
-        ({"format": "date"}, "schema.format is not a keyword known here"),
+        ({"format": "hostname"}, "schema.format is none of date, time, date-time"),
         ({"properties": {"a": {"requierd": []}}}, "schema.properties.a.requierd is not a keyword"),
         ({"properties": {"a": {"$id": "b"}}}, "schema.properties.a.$id is known only at the top"),
         ({"items": {"$schema": "b"}}, "schema.items.$schema is known only at the top"),
