@@ -1,8 +1,9 @@
-"""One recipe, many settings: the members of a sweep, run one after the other, and their table.
+"""One recipe, many settings, one table.
 
-Does: read `--grid KEY=V1,V2`, make the settings of each member, run those that are not finished,
-and put results beside each other. What members have in common (token ids, outputs of frozen layers)
-is kept where every run looks for it. Does not: compare runs statistically.
+Does: read `--grid KEY=V1,V2`, make the settings of each member, run unfinished members, and put the
+results beside each other. Members share token ids and outputs of frozen layers through the usual
+caches.
+Does not: compare runs statistically.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Verbs that use a finished model: chat, serve, install, publish. No logic."""
+"""Verbs for a finished model: chat, serve, install, publish. No logic."""
 
 from __future__ import annotations
 

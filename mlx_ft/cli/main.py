@@ -1,4 +1,4 @@
-"""The command line: verbs, arguments, exit codes. No logic, and nothing heavy until a verb runs.
+"""The command line: group of verbs, exit codes, error printing. Nothing heavy before a verb runs.
 
 Results go to stdout, narration to stderr. Exit codes: 0 done, 1 a gate stopped a bad model, 2 the
 input is wrong, 130 interrupted.

@@ -1,8 +1,4 @@
-"""Options shared by verbs; commands as a shell reads them; opening of recipes.
-
-In this order: options and arguments of click, commands for the line `next`, and what opens or
-runs a recipe for a verb.
-"""
+"""Options shared by verbs, commands for the line `next`, and opening of recipes. In this order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that do work: run, train, export, eval, sweep. No logic: arguments in, lines out."""
+"""Verbs that do work: run, train, export, eval, sweep. No logic."""
 
 from __future__ import annotations
 

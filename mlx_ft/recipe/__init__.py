@@ -1,4 +1,4 @@
-"""All that a user can ask for, and the one home of every default.
+"""Everything a user can set, and the one home of every default.
 
 Read in this order: `schema.py` is the root; `data.py`, `preflight.py`, `train.py`, `optimizers.py`,
 `export.py`, `evaluation.py` and `gates.py` are its sections, of the types in `fields.py`;

@@ -1,7 +1,4 @@
-"""What a user can ask for about rows and their rendering: the recipe's `data` and `chat`.
-
-The other sections are in `schema.py`, which is where all of them are imported from.
-"""
+"""The `data` and `chat` sections of a recipe. Import them from `schema.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What a user can ask of the export and of the measurement at the end.
+"""The `eval` section of a recipe, and the checks between its keys.
 
-Does: declare the recipe's `export` and `eval` keys and the checks between them. Does not: read
-suites, export or evaluate.
+Does not: read suites or evaluate.
 """
 
 from __future__ import annotations

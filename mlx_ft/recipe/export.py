@@ -1,8 +1,4 @@
-"""What a user can ask of the export and of the measurement at the end.
-
-Does: declare the recipe's `export` and `eval` keys and the checks between them. Does not: read
-suites, export or evaluate.
-"""
+"""The `export` section of a recipe. Does not export."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Recipes that extend each other: `extends: parent.yaml` and a few changed values.
+"""`extends: parent.yaml`: recipes that change a few values of another one.
 
-Does: read the parents of a recipe, lay its values over theirs, and keep where each was written. A
-section is merged key by key, any other value replaces the parent's whole. Does not: judge values,
-or apply `--set` (`load.py`).
+Does: read the parents, lay the recipe's values over theirs, and keep where each was written. A
+section is merged key by key; any other value replaces the parent's whole.
+Does not: judge values, or apply `--set` (`load.py`).
 """
 
 from __future__ import annotations

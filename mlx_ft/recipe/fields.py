@@ -1,4 +1,4 @@
-"""What the values of a recipe are made of, whatever the key: numbers, texts, sections, conflicts.
+"""Field types of a recipe (numbers, texts, sections), and conflicts between fields.
 
 Does not: know any key.
 """

@@ -1,9 +1,9 @@
-"""What a gate is: one number of a measured suite and the limit it has to keep.
+"""Gates: SUITE.COLUMN.METRIC and a limit that a measured number must keep.
 
     eval: {gates: {code_mode.quantized.mean: ">= 0.9", keep_talking.drop: "<= 0.05"}}
 
-Does: read and check the two texts of a gate. Does not: know which suites there are, or judge
-(`mlx_ft/evaluate/gates.py` does, and nobody else).
+Does: read and check the two texts of a gate. Does not: know the suites, or judge
+(`mlx_ft/evaluate/gates.py` does).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""From a YAML file and `--set` options to a Recipe, with the origin of every value, and back.
+"""YAML file and `--set` options to a LoadedRecipe, with the origin of each value.
 
-Does: read a recipe or mlx-lm's flat form, apply `--set`, report all faults at once, and write a
-recipe out again (resolved, or upgraded from the flat form).
+Does: read a recipe or mlx-lm's flat form, apply `--set`, and report all faults at once.
 Does not: look at the data, the model or the machine; import mlx.
 """
 

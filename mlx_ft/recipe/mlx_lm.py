@@ -1,8 +1,8 @@
-"""mlx-lm's flat LoRA configuration, read as a recipe.
+"""Read mlx-lm's flat LoRA configuration as a recipe.
 
-Does: say how each key was read, give keys that are left out mlx-lm's own defaults, and refuse what
-cannot be honoured, all at once.
-Does not: read files, judge values that the recipe's own rules judge, or import mlx-lm.
+Does: note how each key was read, apply mlx-lm's own defaults to missing keys, and refuse
+unsupported settings, all at once.
+Does not: read files, repeat the recipe's own checks of values, or import mlx-lm.
 """
 
 from __future__ import annotations

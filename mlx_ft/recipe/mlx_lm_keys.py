@@ -1,4 +1,4 @@
-"""The keys of mlx-lm's flat LoRA configuration: what they mean, and which are refused.
+"""The keys of mlx-lm's flat LoRA configuration: their meaning, and which are refused.
 
 Taken from mlx-lm 0.32 (`mlx_lm/lora.py`, CONFIG_DEFAULTS). Does not: read values.
 """

@@ -1,6 +1,6 @@
 """Names of the evaluation columns: the models that a run measures. Imports no pydantic.
 
-The command line, the run folder, the evaluation and the reports import them from here.
+The only home of these names, light enough for `mlx-ft --help`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What options of the optimizers may be (`train.optimizer_config`).
+"""Options that each optimizer accepts (`train.optimizer_config`), and their ranges.
 
-Does not: make an optimizer; MLX's own, which these are options of, are not imported here.
+Does not: make an optimizer or import MLX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user can say of the checks before training: the recipe's `preflight`."""
+"""The `preflight` section of a recipe."""
 
 from __future__ import annotations
 

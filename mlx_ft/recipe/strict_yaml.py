@@ -1,9 +1,9 @@
-"""YAML text in, plain values out, with the line of each and every fault that is in the text.
+"""YAML with line numbers, no surprises, bounded size.
 
-Stricter than YAML 1.1 where that surprises people: 1e-5 is a number, 2025-01-01 and 12:30 stay
-text, a key given twice is a fault, and so are tags, merge keys and anything far too big. Nothing
-here changes PyYAML's own loaders.
-Does not: know what the values mean.
+Stricter than YAML 1.1: 1e-5 is a number; 2025-01-01 and 12:30 stay text. Repeated keys, tags, merge
+keys and oversized files are faults. All faults of a text are reported together, each with its line.
+PyYAML's own loaders stay unchanged.
+Does not: know the meaning of values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a user can ask of training: the adapter, the length of the run, the rates.
+"""The `train` section of a recipe: adapter, length, learning rate, selection.
 
-Does: declare the recipe's `train` keys and the checks between them. Does not: train, or check them
-against data, a model or the machine.
+Does: declare the keys and the checks between them. Does not: train, or check them against data, a
+model or the machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From plain values to a Recipe, or to everything that is wrong with them, each with its place.
+"""Pydantic errors to messages with file and line: plain values to a Recipe, or to all faults.
 
-Does not: read files, or know where the values come from beyond the sources it is given.
+Does not: read files.
 """
 
 from __future__ import annotations

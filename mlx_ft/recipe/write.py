@@ -1,8 +1,5 @@
-"""From a YAML file and `--set` options to a Recipe, with the origin of every value, and back.
-
-Does: read a recipe or mlx-lm's flat form, apply `--set`, report all faults at once, and write a
-recipe out again (resolved, or upgraded from the flat form).
-Does not: look at the data, the model or the machine; import mlx.
+"""LoadedRecipe back to YAML: resolved (every value with its origin), or upgraded from mlx-lm's
+form.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What should be done before and after every training, and whether it was.
+"""Before/after checklist: recommended steps of a training, and whether this run did them.
 
-Does: answer each question from what the run recorded, with the evidence. Does not: check anything
-itself; what was not recorded is not done.
+Does: answer each question from the run's records, with the evidence.
+Does not: check anything itself; a step without a record counts as not done.
 """
 
 from __future__ import annotations

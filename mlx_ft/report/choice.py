@@ -1,7 +1,4 @@
-"""How a run came to its weights: the checkpoint that was chosen, and the seeds it was chosen from.
-
-Does: put the training stage's hand-over into words and a table. Does not: choose.
-"""
+"""Which checkpoint and seed were chosen, and why, in words and as a table. Does not choose."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The report's charts as inline SVG: loss and other curves of training, scores and row lengths.
+"""Charts as inline SVG: training curves, scores, survival, row lengths.
 
-Does: draw with matplotlib's SVG backend (no pyplot, no state left behind), then take out what an
+Does: draw with matplotlib's SVG backend (no pyplot, no global state). Remove everything that an
 inline, themable, reproducible picture must not have: prolog, ids, fonts, fixed colours.
-Does not: extrapolate, or show a smoothed curve without the raw one; a long training curve is
+Does not: extrapolate, or show a smoothed curve without the raw one. A long training curve is
 averaged over reports, and says so.
 """
 

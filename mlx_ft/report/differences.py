@@ -1,7 +1,6 @@
-"""Where one output differs from another, word by word.
+"""Word-level diff of two outputs.
 
-Does: cut a text into what is in the other one too and what is not. Does not: escape, or mark two
-outputs that have little in common: then everything would be marked.
+Does not: escape, or mark outputs that have little in common (everything would be marked).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What the scores prove: who was asked, columns against each other, signs of degeneration, gates.
+"""Columns compared, gates and degeneration: the evidence of the evaluation as tables and lines.
 
-Does: put what the evaluation judged into tables for the page and lines for the terminal. Does not:
-judge, or compute statistics. Documents of older runs have none of it.
+Does not: judge or compute statistics. Documents of older runs have none of it.
 """
 
 from __future__ import annotations

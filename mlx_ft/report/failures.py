@@ -1,6 +1,6 @@
-"""What went wrong, sorted: kinds of wrong outputs before and after, and what the lint found.
+"""Kinds of failure before and after training, and findings of the lint, as tables.
 
-Does: count and put into tables. Does not: judge an output or a row.
+Does not: judge an output or a row.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Write `report.html`: one self-contained file that a run folder can be read by.
+"""report.html: one self-contained file about a run.
 
-Does: bring document, samples, tables and charts into the template; every text passes through
-`text.clean` and the template engine's escaping. Does not: read anything but the run folder, load
-anything from anywhere, or use a script.
+Does: fill the template with document, samples, tables and charts. Every text passes through
+`text.safe.clean` and the template engine's escaping.
+Does not: read anything outside the run folder, load anything from a network, or use a script.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a run looks like while it goes on: the lines of `mlx-ft watch`.
+"""Lines of `mlx-ft watch`: curves, figures and last answers on a terminal; one line per measurement
+in a log.
 
-Does: put curves, figures and the last answers into lines for a terminal, and each new measurement
-into a line of a log. Does not: read files, draw on the terminal, or wait.
+Does not: read files, draw on the terminal, or wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The list of runs as text and JSON. Does not: find runs, or read their folders."""
+"""`mlx-ft runs`: the list of runs as text and JSON. Does not find runs or read their folders."""
 
 from __future__ import annotations
 

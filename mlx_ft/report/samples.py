@@ -1,7 +1,8 @@
-"""The evaluation's outputs, sample by sample, with what the columns said put side by side.
+"""Outputs of the evaluation side by side, sample by sample.
 
-Does: join `eval/<suite>/<column>.jsonl` by sample id, merge columns that said the same, and choose
-what a reader should see first. Does not: score.
+Does: join `eval/<suite>/<column>.jsonl` by sample id, merge columns with the same output, and put
+the most telling samples first.
+Does not: score.
 """
 
 from __future__ import annotations

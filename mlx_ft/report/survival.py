@@ -1,7 +1,6 @@
-"""What the survival audit says, as tables and lines: survival.json in, rows of text out.
+"""Survival tables and curves: survival.json as rows of text.
 
-Does: name the ways in which a model was, or could be, stored, and put their numbers side by side.
-Does not: compute or judge any of it, escape, or read files.
+Does not: compute, judge, escape or read files.
 """
 
 from __future__ import annotations

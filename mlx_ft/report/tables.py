@@ -1,7 +1,6 @@
-"""The tables of the HTML report: document in, rows of text out.
+"""Tables of the report: the run's document as rows of text with units.
 
-Does: choose rows and columns and put numbers into words and units. Does not: escape (the template
-does) or read files.
+Does not: escape (the template does) or read files.
 """
 
 from __future__ import annotations

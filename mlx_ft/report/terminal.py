@@ -1,7 +1,6 @@
-"""The lines at the end of a run, and what `mlx-ft show RUN` prints: plain text, no colour.
+"""The summary at the end of a run, also printed by `mlx-ft show RUN`: plain text, no colour.
 
-Does: put the run's document into tables of at most about 90 columns. Does not: print or read
-files.
+Does: lay the run's document out in at most about 90 columns. Does not: print or read files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One sentence about a run: how it ended and the evidence for it, and what to do next.
+"""One sentence on how a run ended, with its evidence, and the next step.
 
-Both the HTML report and the terminal open with it. It quotes recorded numbers and judges nothing.
+The HTML report and the terminal both open with it. It quotes recorded numbers and judges nothing.
 """
 
 from __future__ import annotations

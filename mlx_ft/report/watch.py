@@ -1,7 +1,7 @@
-"""A run of another process, as it goes on, until it ends.
+"""`mlx-ft watch`: follow a run of another process until it ends.
 
-Does: read what the run writes down anyway, draw it on a terminal or print each new line elsewhere.
-Does not: touch the run: Ctrl-C ends only the watching.
+Does: read the files that the run writes, draw them on a terminal or print each new line elsewhere.
+Does not: touch the run. Ctrl-C ends only the watching.
 """
 
 from __future__ import annotations

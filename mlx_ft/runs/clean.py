@@ -1,9 +1,9 @@
-"""What runs leave on the disk and nobody needs any more: found, told, and removed when asked.
+"""Find, list and, on request, delete files that runs no longer need.
 
-Does: find checkpoints that no run goes on from, fused models, left-overs of dead processes, old
-outputs of frozen layers, failed runs; remove them so that what is left stays whole at every
-instant. Does not: touch a run that is worked on, its best or a pinned checkpoint, an adapter, a
-quantized model, or anything that is not named by the kinds asked for.
+Does: find old checkpoints, fused models, remains of dead processes, outdated outputs of frozen
+layers, and failed runs. A crash while deleting leaves every run whole.
+Does not: touch a run in progress, its best or a pinned checkpoint, an adapter, a quantized model,
+or a kind that was not asked for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The whole result of a run as one JSON document: what `mlx-ft show RUN --json` prints.
+"""The run as one JSON document (`mlx-ft show RUN --json`).
 
 Does: collect the artifacts of a run folder under fixed, documented keys (`SCHEMA_KEYS`).
-Does not: compute anything that a stage did not write, apart from adding up times and findings.
+Does not: compute, apart from adding up times and findings.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The run folder: stages that are complete or do not exist, and a record of what happened.
+"""Stage folders that are complete or absent; manifests; run.json.
 
-Does: name run folders, tell them from other folders, write a stage into `<stage>.tmp`, flush it,
-write its manifest last and rename; find out whether a stage is complete for given inputs; keep
-`run.json`.
-Does not: know what is inside a stage.
+Does: name run folders and tell them from other folders. Write a stage into `<stage>.tmp`, flush it,
+write its manifest last, rename. Tell whether a stage is complete for given inputs.
+Does not: know the content of a stage.
 """
 
 from __future__ import annotations

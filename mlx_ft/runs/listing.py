@@ -1,7 +1,6 @@
-"""The runs in a folder, and what each is doing now: running, dead, interrupted, finished, failed.
+"""All runs of a folder, with state, scores and disk use of each.
 
-Does: find run folders, tell a running one from one whose process is gone, add up scores and disk.
-Does not: change anything, or judge how good a run is.
+Does not: change anything, or judge a run.
 """
 
 from __future__ import annotations

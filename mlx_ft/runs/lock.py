@@ -1,7 +1,8 @@
-"""Whether somebody works on a run folder right now: a lock that ends with the process.
+"""Who is working on a run folder: a lock that ends with its process.
 
-Does: hold the lock while stages run, and find out from another process whether it is held. Does
-not: say how a run ended (`run.json`), or whether a training process is stuck (its supervisor does).
+Does: hold the lock while stages run, and tell other processes whether it is held.
+Does not: say how a run ended (`run.json`), or whether a training process hangs (its supervisor
+does).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Read the artifacts of a run folder, whatever its state, and collect what cannot be read.
+"""metrics.jsonl of a run that may still be going, and its last answers.
 
-Does: tell a missing file (normal: an unfinished run) from a broken one (a fault), and a complete
-stage from a changed or unfinished one. Does not: interpret, and does not write.
+Does: find the folder that the training, or the current one of several seeds, measures into.
+Does not: interpret or write.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The models that a run has made, for what takes them elsewhere: install, serve, publish.
+"""The models a run produced, verified and ready to leave: for install, serve and publish.
 
-Does: say which folders a column stands for, whether a run is finished and may leave, and whether
-its files are still those that were verified. Reads the run folder alone: the rows and suites may
-be gone. Does not: load a model, or change anything.
+Does: find the folders of a column; check that the run is finished, passed its gates, and that its
+files are unchanged. Needs the run folder alone, not its rows or suites.
+Does not: load a model, or change anything.
 """
 
 from __future__ import annotations

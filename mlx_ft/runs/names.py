@@ -1,6 +1,6 @@
-"""Names of a run's states and of the stages in its folder. Imports nothing.
+"""Names of a run's states and of its stages. Imports nothing.
 
-The command line, the pipeline, the readers of a run folder and the reports import them from here.
+The only home of these names, light enough for `mlx-ft --help`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Read the artifacts of a run folder, whatever its state, and collect what cannot be read.
+"""Read any run folder, whole or broken, and collect all faults.
 
-Does: tell a missing file (normal: an unfinished run) from a broken one (a fault), and a complete
-stage from a changed or unfinished one. Does not: interpret, and does not write.
+Does: tell a missing file (normal in an unfinished run) from a broken one (a fault), and a complete
+stage from a changed or unfinished one.
+Does not: interpret or write.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tell whether a run is running, dead, interrupted, finished or failed."""
+"""State of a run: running, dead, interrupted, stopped, finished, failed or stopped by a gate."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Give MLX's CPU build a fast BLAS on Linux.
+"""Load a fast BLAS before MLX on Linux.
 
-Does: find the OpenBLAS of the `ngsolve-openblas` wheel (or the system's), and load it into the
-global symbol scope before MLX is imported, so that `cblas_sgemm` is OpenBLAS's and not the
-reference one.
-Does not: import MLX, change anything on macOS (Accelerate and Metal need no help), or fail: without
+Does: find the OpenBLAS of the `ngsolve-openblas` wheel (or of the system). Load it into the global
+symbol scope before MLX is imported, so that `cblas_sgemm` is OpenBLAS's and not the reference one.
+Does not: import MLX, change anything on macOS (Accelerate and Metal need no help), or fail. Without
 OpenBLAS everything works, about eighty times slower, and `BlasStatus.detail` says why.
 """
 

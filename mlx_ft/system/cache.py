@@ -1,4 +1,4 @@
-"""Where things that are fetched or converted once per user live. Does not create anything."""
+"""The folder of the per-user cache: fetched and converted files. Does not create it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a person sees while something runs: narration on stderr, with time left on what takes long.
+"""Narration and progress bars on stderr.
 
-Does: plain lines, a live bar on a terminal, and in a log file a line now and then instead; strips
-control characters from text that a model wrote; goes on when nobody reads any more. Does not: print
-results (those go to stdout).
+Does: print lines; show a live bar on a terminal and occasional lines in a log file; replace control
+characters in text from a model; continue when the reader closes the stream.
+Does not: print results (those go to stdout).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, source commit. Never secrets, never variables."""
+"""Versions, machine and source commit recorded with a run. Never secrets or environment variables."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The run folder: stages that are complete or do not exist, and a record of what happened.
+"""Hashing, JSON, atomic replacement, flushing to disk, and disk errors as messages.
 
-Does: name run folders, write a stage into `<stage>.tmp`, flush it, write its manifest last and
-rename; find out whether a stage is complete for given inputs; keep `run.json`.
-Does not: know what is inside a stage, or what the stages are.
+Does not: know the layout of a run folder (`runs/folder.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Which language is this text in? By script, and by small words where the script is Latin.
+"""Guess the language of a text, or say that it is unknown.
 
-Does: tell about twenty languages apart in texts of a sentence or more, or say that it does not
-know. Does not: guess; code, names, numbers and mixtures have no language here.
+By script, and by small words where the script is Latin. Tells about twenty languages apart, in
+texts of a sentence or more.
+
+Does not: guess. Code, names, numbers and mixtures have no language here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Markdown that stays what it is, whoever wrote the words in it, and names no place here.
-
-Does: tables, cells, paths cut to their last name. Does not: know what a card says.
-"""
+"""Markdown tables and cells that untrusted text cannot break. Paths are cut to their last name."""
 
 from __future__ import annotations
 

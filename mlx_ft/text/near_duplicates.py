@@ -1,7 +1,7 @@
-"""Which rows are nearly the same: sketches of their word runs, compared.
+"""MinHash near-duplicate search over texts.
 
-Does: find, for each row, the first earlier one that shares most of its runs of five words. Does
-not: say what to do about it.
+Does: find, for each text, the first earlier one that shares most of its runs of five words.
+Does not: decide about duplicates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Python that a model or a row wrote, read without being run.
+"""Parse untrusted Python without running it, and measure how deep its brackets are.
 
-Does: parse it, and say how deep its brackets are. Does not: decide how much of it is too much, or
-look for calls.
+Does not: set a limit, or look for calls.
 """
 
 from __future__ import annotations

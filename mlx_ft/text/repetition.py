@@ -1,6 +1,6 @@
-"""Does this text loop, or say nothing? Cheap rules on token ids and on characters.
+"""Is this output degenerate (loops, filler, empty)? Cheap rules on token ids and characters.
 
-Does: name the reason why an output is degenerate, or say that none was found.
+Does: name the reason, or say that none was found.
 Does not: judge whether an answer is right, or import anything heavy. Every threshold errs towards
 silence: lists, JSON, tables and code repeat themselves for good reasons.
 """

@@ -1,9 +1,4 @@
-"""What a person sees while something runs: narration on stderr, with time left on what takes long.
-
-Does: plain lines, a live bar on a terminal, and in a log file a line now and then instead; strips
-control characters from text that a model wrote; goes on when nobody reads any more. Does not: print
-results (those go to stdout).
-"""
+"""Bars for the terminal: counts and curves on one line."""
 
 from __future__ import annotations
 

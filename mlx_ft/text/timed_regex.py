@@ -1,7 +1,8 @@
-"""Search with a pattern that somebody wrote, in a text that a model wrote, and come back in time.
+"""Regex search that gives up after a second.
 
-A pattern such as `(a+)+$` takes Python's `re` longer than the universe on thirty letters, and a
-model finds these texts by accident. The `regex` package knows the same language and gives up.
+Pattern and text are both untrusted. A pattern such as `(a+)+$` takes Python's `re` longer than the
+age of the universe on thirty letters, and models produce such texts by accident. The `regex`
+package reads the same language and has a time limit.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
-"""`mlx-ft compare`: `document.py` holds the runs against each other, `tables.py` and `formats.py`
-write the result in the formats that `names.py` names.
+"""`mlx-ft compare`: runs side by side.
+
+Read in this order: `document.py` compares the runs; `tables.py` lays the comparison out;
+`formats.py` writes it in the formats of `names.py`.
 """

@@ -1,9 +1,9 @@
-"""Several runs in one document: what was asked differently, and what came of it.
+"""`mlx-ft compare`: the document. Differences of several runs, in settings and in results.
 
-Does: read the run folders as `mlx-ft show` does, find the values that differ, set losses and scores
+Does: read the run folders as `mlx-ft show` does, find settings that differ, set losses and scores
 against those of the first run, pair answers to the same prompts. Unfinished, failed and unmeasured
-runs are in it with what they have, and `notes` say what they lack. Does not: print
-(`tables.py`), or decide which run to use.
+runs take part; `notes` say what they lack.
+Does not: print (`tables.py`), or decide which run to use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A comparison of runs as text for a terminal, Markdown, CSV, JSON, or an HTML page.
+"""`mlx-ft compare`: text, Markdown, CSV, JSON and HTML.
 
-Does: write the same tables in each form, every text safe for it. Does not: choose what is in them
-(`tables.py`).
+Does: write the same tables in each form, every text safe for it.
+Does not: choose their content (`tables.py`).
 """
 
 from __future__ import annotations

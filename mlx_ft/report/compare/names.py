@@ -1,4 +1,4 @@
-"""Names of the formats of a comparison. Imports nothing."""
+"""`mlx-ft compare`: names of its formats. Imports nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The tables of several runs side by side: comparison document in, rows of text out.
+"""`mlx-ft compare`: its tables, laid out once for every format.
 
-Does: choose what stands where and put it into words and units, once for every format. Does not:
-read files, or compute what the document does not hold.
+Does not: read files, or compute anything beyond the document.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Metrics for wandb, trackio, tensorboard, mlflow and swanlab, each in a process of its own.
+"""Experiment trackers (wandb, trackio, tensorboard, mlflow, swanlab), each in its own process.
 
-Read in this order: `processes.py` starts and stops them; `follow.py` is the process;
-`adapters.py` speaks to each service.
+Read in this order: `processes.py` starts and stops them; `follow.py` is the process; `adapters.py`
+speaks to each service.
 """

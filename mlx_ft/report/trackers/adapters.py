@@ -1,9 +1,8 @@
-"""Experiment trackers: one small adapter each, to metrics, a configuration and final scores.
+"""wandb, trackio, tensorboard, mlflow and swanlab: one small adapter each.
 
-Does: say which packages a tracker needs, open its run (again, when there was one), hand numbers
-over under the names that trackers' users know. Works without a network: what can be sent later is
-kept under the runs folder. Does not: follow a training (`follow.py`), or run in the process that
-trains.
+Does: name the packages that a tracker needs; open or reopen its run; pass numbers on under the
+names usual for trackers. Works without a network: data to send later is kept under the runs folder.
+Does not: follow a training (`follow.py`), or run in the training process.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The process that tells a tracker of a run: it follows the run folder until its parent is done.
+"""The process that follows a run folder for one tracker, until its parent ends.
 
-`python -m mlx_ft.report.trackers.follow TRACKER RUN STORE PROJECT`; the end of its stdin is the
-parent's end, be it by plan or by a kill. Does: send each measurement once, however often training
-processes begin anew; in a later session of the same run go on with the tracker's own. Does not:
-print (whatever a tracker prints is dropped), or fail loudly: `<run>/trackers/<name>.json` says what
-went wrong.
+`python -m mlx_ft.report.trackers.follow TRACKER RUN STORE PROJECT`. The end of its stdin is the end
+of the parent, planned or by a kill.
+Does: send each measurement once, however often training processes restart. A later session of the
+same run continues the tracker's own run.
+Does not: print (a tracker's output is dropped), or fail loudly: `<run>/trackers/<name>.json` has
+the error.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The trackers of a run that is going on: a process each, that can do the run no harm.
+"""Run each tracker in its own process, so that a failing tracker cannot affect the run.
 
-Does: start them, warn once when one fails or does not come to an end, and give them a moment at the
-end. Does not: know any tracker, or pass anything on: they follow the run folder themselves, so that
-training processes may die and begin anew without their noticing.
+Does: start them, warn once when one fails or hangs, and give them time to finish at the end.
+Does not: know any tracker, or pass data on. They follow the run folder themselves, so they do not
+notice restarts of the training process.
 """
 
 from __future__ import annotations
