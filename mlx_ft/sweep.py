@@ -41,7 +41,7 @@ class Member:
 
 
 def split_values(text: str) -> list[str]:
-    """Return the values between commas; a comma inside brackets or quotes belongs to a value."""
+    """Return the values between commas. Commas inside brackets or quotes do not split."""
     values, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
@@ -98,7 +98,7 @@ def grid_settings(
 def open_members(
     settings: Sequence[tuple[str, ...]], open_with: Callable[[tuple[str, ...]], OpenRun]
 ) -> list[Member]:
-    """Open every member before the first one is trained; raises one error with all their faults."""
+    """Open every member before any is trained. Raises one error with all their faults."""
     members, faults = [], []
     for each in settings:
         try:
@@ -115,7 +115,7 @@ def _of_member(settings: Sequence[str], error: MlxFtError) -> list[Fault]:
 
 
 def _check_members(members: Sequence[Member], console: Console) -> None:
-    """Check all members that are not done; raises one error with the faults of all of them."""
+    """Check all unfinished members. Raises one error with the faults of all of them."""
     faults = []
     for number, member in enumerate(members, start=1):
         if is_done(member.run.job):
@@ -133,8 +133,9 @@ def _check_members(members: Sequence[Member], console: Console) -> None:
 
 
 def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]:
-    """Check all members, then run each to its end; return why those that did not get there were
-    stopped. Raises one error with the faults of all members that do not pass their checks.
+    """Check all members, then run each to its end. Return the errors of stopped members.
+
+    Raises one error with the faults of all members that fail their checks.
     """
     _check_members(members, console)
     stopped: list[MlxFtError] = []
@@ -150,7 +151,7 @@ def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]
 
 
 def table_lines(members: Sequence[Member]) -> str:
-    """Return the result of every member as a table for a terminal, ending with a newline."""
+    """Return the results of all members as a table for a terminal, ending with a newline."""
     documents = [run_document(member.run.job.run) for member in members]
     suites = list(dict.fromkeys(name for d in documents for name in d["eval"] or {}))
     keys = [setting.partition("=")[0] for setting in members[0].settings]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class _Verbs(click.Group):
-    """The group of all verbs; one whose results nobody reads to the end (`| head`) has done well.
+    """The group of all verbs. A reader that closes the pipe early (`| head`) is no error.
 
-    click itself would call that exit code 1.
+    click itself would exit with code 1.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -57,7 +57,7 @@ def _print_error(error: MlxFtError) -> None:
 
 
 def main() -> None:
-    """Run the command line; a person's faults are messages, ours are tracebacks."""
+    """Run the command line. Users' errors become messages, our bugs tracebacks."""
     from mlx_ft.errors import MlxFtError
 
     try:

@@ -159,7 +159,7 @@ def clean(
 def _clean_command(
     runs: tuple[Path, ...], runs_root: Path, kinds: Sequence[str], older_than: float
 ) -> str:
-    """Return the command that removes, without asking, what these arguments have shown."""
+    """Return the command that deletes, without asking, everything these arguments have listed."""
     age = {} if older_than == DEFAULT_DAYS else {"--older-than": older_than}
     flags = {f"--{kind}": True for kind in kinds}
     return command_line("clean", runs, {**runs_option(runs_root), **flags, **age, "--yes": True})

@@ -179,7 +179,7 @@ class DataRecipe(Section):
         return self.order != "shuffled" or self.order_field is not None
 
     def conflicts(self) -> list[Conflict]:
-        """Return what weights and order cannot mean, and rows of the Hub that are nowhere."""
+        """Return conflicts of weights and order, and rows of the Hub without a source."""
         found = []
         if self.order_field is not None and self.order != "shuffled":
             keys = ("data.order_field", "data.order")

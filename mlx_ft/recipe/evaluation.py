@@ -46,7 +46,7 @@ class EvalRecipe(Section):
     )
 
     def parsed_gates(self) -> list[Gate]:
-        """Return the gates; those of a recipe that was loaded can all be read."""
+        """Return the gates. Those of a loaded recipe can all be read."""
         return [parse_gate(name, limit) for name, limit in self.gates.items()]
 
     def conflicts(self) -> list[Conflict]:

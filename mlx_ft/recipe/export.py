@@ -71,7 +71,7 @@ class ExportRecipe(Section):
 
 
 def fused_copy_needed_by(export: ExportRecipe, evaluation: EvalRecipe) -> tuple[str, ...]:
-    """Return what needs the 16-bit model as files; without anything it is never written."""
+    """Return the uses of the 16-bit model as files. Without any, it is never written."""
     needs = {
         "export.keep_fused": export.keep_fused,
         FOR_GGUF: export.gguf is not None,

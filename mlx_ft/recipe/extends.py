@@ -33,8 +33,12 @@ ONE_OF: tuple[tuple[KeyPath, KeyPath], ...] = (
 
 @dataclass(frozen=True)
 class Inherited:
-    """A recipe's values with those of its parents below them, where each was written, what is wrong
-    with the parents, and their files, the nearest first.
+    """A recipe's values laid over those of its parents.
+
+    values: the merged values.
+    sources: where each was written.
+    faults: problems of the parents.
+    parents: their files, the nearest first.
     """
 
     values: dict[str, Any]
@@ -49,9 +53,9 @@ def inherited(
     path: Path,
     children: tuple[Path, ...] = (),
 ) -> Inherited:
-    """Return the values of the recipe in `path` together with those that it extends.
+    """Return the values of the recipe in `path`, laid over those of its parents.
 
-    `children` are the recipes that led here. Values without `extends` come back as they are.
+    children: the recipes that extend this one. Values without `extends` are returned unchanged.
     """
     if EXTENDS not in values:
         return Inherited(values, sources)
@@ -81,7 +85,7 @@ def inherited(
 
 
 def _parent(value: Any, source: Source, path: Path, children: tuple[Path, ...]) -> Path | Fault:
-    """Return the file that a recipe extends, or what is wrong with that."""
+    """Return the file that a recipe extends, or the fault."""
     if not isinstance(value, str) or not value:
         return Fault(str(source), f"{shown(value)} is not a path", "name one YAML file")
     parent = path.parent / value

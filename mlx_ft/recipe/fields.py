@@ -25,7 +25,7 @@ NUMBER_TEXT = re.compile(r"[-+]?((0|[1-9][0-9]*(_[0-9]+)*)(\.[0-9]*)?|\.[0-9]+)(
 
 
 def number_from_text(value: Any) -> Any:
-    """Return the number that a text such as `1e-5` spells; anything else comes back unchanged."""
+    """Return the number in a text such as `1e-5`. Other values are returned unchanged."""
     if not isinstance(value, str) or not NUMBER_TEXT.fullmatch(value):
         return value
     try:
@@ -40,7 +40,7 @@ def is_number(value: Any) -> bool:
 
 
 def whole_from_text(value: Any) -> Any:
-    """Return 1000 for `1e3`, as text or as a float; other values come back unchanged."""
+    """Return 1000 for `1e3`, as text or float. Other values are returned unchanged."""
     value = number_from_text(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -74,16 +74,16 @@ class Conflict:
 
 
 class Section(BaseModel):
-    """Shared rules: nothing unknown, nothing converted by guess, nothing changed afterwards.
+    """Rules of every section: no unknown keys, no guessed conversions, immutable.
 
-    Conflicts between keys raise ValueError, or are appended to the list under "conflicts" of the
-    validation context, so that whoever reads a file can report them beside every other fault.
+    Conflicts between keys raise ValueError. If the validation context has a list under "conflicts",
+    they are appended to it instead, so that a reader of files can report them beside other faults.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def conflicts(self) -> list[Conflict]:
-        """Return what is wrong between this section's values."""
+        """Return the conflicts between this section's values."""
         return []
 
     @model_validator(mode="after")
@@ -97,5 +97,5 @@ class Section(BaseModel):
 
 
 def optimizer_updates(iters: int, grad_accumulation_steps: int) -> int:
-    """Return how many optimizer updates `iters` mini-batches make; a last partial one counts."""
+    """Return the number of optimizer updates in `iters` mini-batches. A partial one counts."""
     return -(-iters // grad_accumulation_steps)

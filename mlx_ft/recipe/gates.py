@@ -37,8 +37,13 @@ _LIMIT = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?
 
 @dataclass(frozen=True)
 class Gate:
-    """`suite`, `column` (None: the last of base, adapter, fused and quantized that is measured) and
-    `metric`, and its limit.
+    """A measured number and its limit.
+
+    suite: name of the suite.
+    column: a column, or None for the last measured one of base, adapter, fused and quantized.
+    metric: a key of METRICS.
+    operator: one of >=, <=, > and <.
+    limit: the limit (of a score or rate).
     """
 
     suite: str
@@ -52,7 +57,7 @@ class Gate:
 
     @property
     def name(self) -> str:
-        """What is measured, as a recipe names it."""
+        """The measured number, as a recipe names it."""
         return ".".join(part for part in (self.suite, self.column, self.metric) if part)
 
     @property
@@ -60,7 +65,7 @@ class Gate:
         return self.metric in AGAINST_BASE
 
     def holds(self, value: float) -> bool:
-        """Return whether a number keeps the limit; a billionth is forgiven."""
+        """Return whether a number keeps the limit, with a tolerance of 1e-9."""
         if math.isnan(value):
             return False
         near = abs(value - self.limit) <= 1e-9
@@ -78,9 +83,9 @@ class GateRefused(ValueError):
 
 
 def parse_gate(name: str, limit: str) -> Gate:
-    """Return the gate that a recipe's key and value spell; raises GateRefused.
+    """Return the gate for a recipe's key and value. Raises GateRefused.
 
-    The name is SUITE.COLUMN.METRIC or SUITE.METRIC; a suite's own name may have dots.
+    The name is SUITE.COLUMN.METRIC or SUITE.METRIC. A suite's own name may have dots.
     """
     *front, metric = name.split(".")
     column = front.pop() if len(front) > 1 and front[-1] in COLUMNS else None

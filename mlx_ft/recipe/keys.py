@@ -171,7 +171,7 @@ def meant_keys(unknown: KeyPath) -> list[str]:
 
 
 def flattened(values: Mapping[str, Any], origins: Mapping[str, Any], at: str = "") -> list[str]:
-    """Return the dotted keys of a recipe; a mapping that has an origin of its own is one key."""
+    """Return the dotted keys of a recipe. A mapping with an origin of its own is one key."""
     keys = []
     for name, value in values.items():
         key = f"{at}{name}"

@@ -49,13 +49,13 @@ NESTED_FLAT_KEYS = ("lora_parameters", "lr_schedule", "optimizer_config")
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and where it comes from.
+    """A recipe and the origins of its values.
 
-    `origins` has an entry for every value ("train.batch_size"): "FILE:LINE", "--set", "default",
-    "derived" or "mlx-lm default"; a value of a recipe that is extended has that file's line.
-    `notes` say how the keys of mlx-lm's flat form were read, or what a recipe extends and changes;
-    `adapter_path` is where a flat file wants its adapter (None for a recipe). `header` is the
-    comment at the top of the file.
+    origins: dotted key ("train.batch_size") -> "FILE:LINE", "--set", "default", "derived" or
+    "mlx-lm default". Values of an extended recipe have that file's line.
+    notes: how the keys of mlx-lm's flat form were read, and what a recipe extends and changes.
+    adapter_path: folder for the adapter of a flat file (None for a recipe).
+    header: the comment at the top of the file.
     """
 
     recipe: Recipe
@@ -75,9 +75,9 @@ class _Draft:
     sources: dict[KeyPath, Source]
 
     def set(self, key: KeyPath, value: Any, sources: Mapping[KeyPath, Source]) -> None:
-        """Put a value at a key path, making the sections on the way, and forget what was there.
+        """Put a value at a key path, make the sections on the way, and drop earlier values there.
 
-        A text or list where a section should be is left for the checks to report.
+        A text or list in place of a section is left for the checks to report.
         """
         node = self.values
         for part in key[:-1]:
@@ -102,7 +102,7 @@ class _Setting:
 
 
 def _read_set(text: str) -> _Setting | list[Fault]:
-    """Read one KEY=VALUE; the value is YAML."""
+    """Read one KEY=VALUE. The value is YAML."""
     name, equals, value_text = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     label = f"{SET} {name.strip()}" if name.isprintable() else f"{SET} {name!r}"
@@ -128,7 +128,7 @@ def _read_sets(sets: Sequence[str]) -> tuple[list[_Setting], list[Fault]]:
 
 
 def _is_flat_key(key: KeyPath) -> bool:
-    """Return whether a `--set` key is one of mlx-lm's; `train.x` and `data.x` are a recipe's."""
+    """Return whether a `--set` key is mlx-lm's, and not a recipe's (such as `train.x`)."""
     return key[0] in FLAT_KEYS if len(key) == 1 else key[0] in NESTED_FLAT_KEYS
 
 
@@ -148,7 +148,7 @@ def _unknown_key(key: KeyPath) -> Fault | None:
 
 
 def _apply(draft: _Draft, settings: Iterable[_Setting]) -> list[Fault]:
-    """Put the settings into the draft; one of a pair takes the place of the other's default."""
+    """Put the settings into the draft. One of a pair replaces the other's default."""
     faults = []
     for setting in settings:
         fault = _unknown_key(setting.key)
@@ -177,9 +177,9 @@ def _origin(draft: _Draft, key: KeyPath) -> str:
 
 
 def _in_file_order(faults: list[Fault], label: str) -> list[Fault]:
-    """Return the faults by line; those without a line (`--set`, missing keys) come last.
+    """Return the faults by line. Faults without a line (`--set`, missing keys) come last.
 
-    A file with very many is not written for this program; the rest is only counted.
+    A file with very many faults is not a recipe, so the rest is only counted.
     """
     line_of = re.compile(re.escape(label) + r":([0-9]+)")
 
@@ -202,7 +202,7 @@ def _near_files(path: Path) -> str:
 
 
 def _with_parents(draft: _Draft, path: Path, faults: list[Fault]) -> tuple[_Draft, tuple[str, ...]]:
-    """Return the draft laid over what it extends, and a note of that; adds to the faults."""
+    """Return the draft laid over its parents, and a note about them. Adds to the faults."""
     found = inherited(draft.values, draft.sources, path)
     faults += found.faults
     notes: tuple[str, ...] = ()

@@ -40,7 +40,14 @@ __all__ = ["Translation", "from_mlx_lm", "is_mlx_lm_form"]
 
 @dataclass(frozen=True)
 class Translation:
-    """A flat file as a recipe: nested `values`, the `sources` of each, and what to tell people."""
+    """A flat file as a recipe.
+
+    values: nested values of the recipe.
+    sources: where each was written.
+    notes: how keys were read.
+    faults: refused settings.
+    adapter_path: folder for the adapter.
+    """
 
     values: dict[str, Any]
     sources: Mapping[KeyPath, Source]
@@ -56,7 +63,7 @@ def _say(value: Any) -> str:
 
 @dataclass
 class _Reader:
-    """Goes through a flat mapping once; every method notes, translates or refuses."""
+    """Goes through a flat mapping once. Each method notes, translates or refuses keys."""
 
     flat: Mapping[str, Any]
     places: Mapping[KeyPath, Source]
@@ -91,7 +98,7 @@ class _Reader:
         self.faults.append(Fault(where, found, fix))
 
     def given(self, name: str) -> Any:
-        """Return a flat key's value; null counts as left out, as in mlx-lm."""
+        """Return a flat key's value. As in mlx-lm, null counts as left out."""
         return self.flat.get(name)
 
     def simple(self, name: str) -> None:
@@ -150,7 +157,7 @@ class _Reader:
             self.refuse(("train",), f"{shown(value)} is not true or false", "write true or false")
 
     def data(self) -> None:
-        """Refuse a missing data folder; mlx-lm would fetch a data set from the Hub."""
+        """Refuse a missing data folder. mlx-lm would fetch a data set from the Hub."""
         if self.given("data") is None and self.given("hf_dataset") is None:
             fix = "name a folder with train.jsonl and valid.jsonl"
             found = "is missing; mlx-lm's default is a data set on the Hub, which is not offered"
@@ -159,7 +166,7 @@ class _Reader:
             self.put("data.path", "missing", Source(MLX_LM_DEFAULT, "data"))
 
     def feature(self, name: str, *inside: str) -> None:
-        """Take over the name of a part of the rows; one that has its usual name needs nothing."""
+        """Take over the name of a part of the rows. The usual name needs nothing."""
         value = self.flat[name] if not inside else self.flat[inside[0]][name]
         part = FEATURES[name]
         if value is not None and value != part:
@@ -226,7 +233,7 @@ class _Reader:
             self.refuse(("adapter_path",), f"{shown(value)} is not a folder", "write a folder name")
 
     def section(self, name: str, known: tuple[str, ...]) -> dict[str, Any] | None:
-        """Return a nested mapping of the flat form, refusing what it cannot hold."""
+        """Return a nested mapping of the flat form, and refuse unknown keys."""
         value = self.given(name)
         if value is None:
             return None
@@ -241,7 +248,7 @@ class _Reader:
         return {key: value[key] for key in known if value.get(key) is not None}
 
     def lora(self) -> None:
-        """Take over rank, strength, dropout and keys; mlx-lm's scale stays a scale."""
+        """Take over rank, strength, dropout and keys. mlx-lm's scale stays a scale."""
         given = self.section("lora_parameters", LORA_KEYS) or {}
         defaults = {k: v for k, v in LORA_DEFAULTS.items() if k != "scale" or "alpha" not in given}
         for key, value in {**defaults, **given}.items():
@@ -286,7 +293,7 @@ class _Reader:
         self.notes.append(f"report_to: {_say(value)}, read as train.report_to")
 
     def schedule(self) -> None:
-        """Read mlx-lm's warm-up and decay; its arguments replace learning_rate, as in mlx-lm."""
+        """Read mlx-lm's warm-up and decay. As in mlx-lm, its arguments replace learning_rate."""
         given = self.section("lr_schedule", ("name", "warmup", "warmup_init", "arguments"))
         if given is None:
             return
@@ -341,8 +348,9 @@ def from_mlx_lm(
 ) -> Translation:
     """Return a flat configuration as recipe values with their sources, notes and faults.
 
-    `places` says where each flat key path was written, `label` names the file. Only what the
-    recipe's own rules cannot see is judged here.
+    places: flat key path -> where it was written.
+    label: name of the file.
+    Judges only what the recipe's own rules cannot see.
     """
     reader = _Reader(flat, places, label)
     steps: dict[str, Callable[[], None]] = {

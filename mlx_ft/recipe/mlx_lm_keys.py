@@ -96,7 +96,7 @@ def is_mlx_lm_form(values: Mapping[str, Any]) -> bool:
 
 
 def near_flat_keys(name: str) -> list[str]:
-    """Return the flat keys that somebody who wrote `name` may have meant."""
+    """Return flat keys that `name` may stand for."""
     wanted = squeezed(name)
     by_squeezed = {squeezed(key): key for key in FLAT_KEYS}
     if wanted in by_squeezed:

@@ -16,7 +16,7 @@ NUMBER, WHOLE, PAIR, SWITCH = "a number", "a whole number", "two numbers", "true
 
 @dataclass(frozen=True)
 class _Range:
-    """What an option's values must be, in words and as a test."""
+    """Allowed values of an option, in words and as a test."""
 
     words: str
     holds: Callable[[float], bool]
@@ -69,7 +69,7 @@ def plain_options(value: Any) -> Any:
 
 
 def optimizer_option_faults(optimizer: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (what was found, what to do) for every option that the optimizer cannot take."""
+    """Return (found, fix) for every option that the optimizer does not accept."""
     known = OPTIMIZER_OPTIONS[optimizer]
     faults = []
     for name, value in options.items():

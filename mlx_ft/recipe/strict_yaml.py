@@ -41,10 +41,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a YAML text says.
+    """Content of a YAML text.
 
-    `sources` has an entry for every key path in `value` (list items count as keys "0", "1", ...).
-    When `faults` is not empty, `value` is what could be read.
+    value: the value, or the readable part of it if there are faults.
+    sources: key path -> where it was written. List items count as keys "0", "1", ...
+    faults: all problems of the text.
     """
 
     value: Any
@@ -104,8 +105,9 @@ SCALARS: Mapping[str, Callable[[str], Any]] = {
 
 
 def key_path(location: Sequence[int | str]) -> KeyPath:
-    """Return the key path of what pydantic found wrong, as it was written; where a mapping's key is
-    itself wrong, pydantic adds a `[key]` of its own.
+    """Return the key path of a pydantic error, as it was written.
+
+    For a wrong key of a mapping, pydantic adds a `[key]` of its own, which is left out.
     """
     return tuple(str(part) for part in location if part != "[key]")
 
@@ -215,9 +217,10 @@ def _syntax_fault(error: yaml.YAMLError, text: str, label: str) -> Fault:
 
 
 def read_yaml(text: str, label: str, *, multiline: bool = False) -> Reading:
-    """Return what a YAML text says; `label` names the text in sources and faults.
+    """Return the content of a YAML text.
 
-    Line breaks and tabs in a value are a fault unless `multiline`: names and paths have none.
+    label: name of the text in sources and faults.
+    multiline: allow line breaks and tabs in values. Names and paths have none.
     """
     walk = _Walk(label, "\n\t" if multiline else "")
     loader = None
@@ -238,9 +241,7 @@ def read_yaml(text: str, label: str, *, multiline: bool = False) -> Reading:
 
 
 def read_mapping(text: str, label: str, *, multiline: bool = False) -> Reading:
-    """Return what a YAML text says, as `read_yaml`, with a fault unless its top level is a
-    mapping.
-    """
+    """Return the content of a YAML text, as `read_yaml`, with a fault unless it is a mapping."""
     reading = read_yaml(text, label, multiline=multiline)
     if isinstance(reading.value, dict):
         return reading
@@ -264,7 +265,7 @@ def header_of(text: str) -> str:
 
 
 def label_of(path: Path) -> str:
-    """Return a path as messages name it: on one line, whatever it is called."""
+    """Return a path on one line, for messages."""
     return as_label(str(path))
 
 

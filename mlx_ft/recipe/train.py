@@ -29,7 +29,7 @@ LOGITS_PART_BYTES = 16 << 20
 
 
 def _off_as_text(value: Any) -> Any:
-    """Return `off` for false, which is what YAML reads in it; other values as they are."""
+    """Return `off` for false, as YAML reads it. Other values are returned unchanged."""
     return "off" if value is False else value
 
 
@@ -113,7 +113,7 @@ class LrSchedule(Section):
         return math.ceil((self.warmup_ratio or 0.0) * updates)
 
     def conflicts(self) -> list[Conflict]:
-        """Return what this shape of the learning rate cannot mean."""
+        """Return conflicts within this learning-rate schedule."""
         prefix = "train.lr_schedule."
         found = []
         if self.warmup_steps is not None and self.warmup_ratio is not None:
@@ -187,7 +187,7 @@ class SelectRecipe(Section):
 
     @property
     def by(self) -> str | None:
-        """What chooses the weights, or None when the last ones are taken."""
+        """The metric that chooses the weights, or None for the last weights."""
         return self.metric or (None if self.suite is None else "mean")
 
     @property
@@ -196,7 +196,7 @@ class SelectRecipe(Section):
         return self.by in ("mean", "passed")
 
     def conflicts(self) -> list[Conflict]:
-        """Return what a selection lacks, and what is said about none."""
+        """Return missing and needless settings of a selection."""
         keys = ("train.select.metric", "train.select.suite")
         if self.asks and self.suite is None:
             return [Conflict(keys, f"{self.metric} needs a suite to be asked", "give suite")]
@@ -318,7 +318,7 @@ class TrainRecipe(Section):
         return self.low_memory and plain_lora and not self.grad_checkpoint
 
     def conflicts(self) -> list[Conflict]:
-        """Return what is wrong between the length of the run, its optimizer and its schedule."""
+        """Return conflicts between the length of the run, its optimizer and its schedule."""
         found = []
         if self.epochs is not None and self.iters is not None:
             found.append(

@@ -170,11 +170,10 @@ def _field_key(location: tuple[int | str, ...]) -> KeyPath:
 def check(
     values: Mapping[str, Any], sources: Mapping[KeyPath, Source], label: str
 ) -> tuple[Recipe | None, list[Fault]]:
-    """Return the Recipe that the values spell, or None and every fault, in the order of the lines.
+    """Return the Recipe of these values, or None and every fault, in the order of the lines.
 
-    When single values are wrong they are taken out and the rest is checked again, so that conflicts
-    between the others are found in the same go; conflicts that involve a wrong value are not
-    reported.
+    Wrong values are taken out and the rest is checked again, so that conflicts between the others
+    are found in the same pass. Conflicts that involve a wrong value are not reported.
     """
     places = Places(sources, label)
     values = without_empty_sections(values)

@@ -72,16 +72,16 @@ def _written(recipe: Recipe, comments: Mapping[KeyPath, str]) -> str:
 
 
 def dump_resolved(loaded: LoadedRecipe) -> str:
-    """Return recipe.yaml: every value with its origin; loading it gives an equal recipe."""
+    """Return recipe.yaml: every value with its origin. Loading it gives an equal recipe."""
     title = "# Resolved recipe: every value, and where it came from.\n"
     comments = {key: loaded.origins[dotted(key)] for key in value_keys()}
     return title + _written(loaded.recipe, comments)
 
 
 def upgrade_text(loaded: LoadedRecipe) -> str:
-    """Return a recipe with the values that were given or that differ from a recipe's defaults.
+    """Return a recipe with all values that were given or that differ from a recipe's defaults.
 
-    Loading it gives an equal recipe, whatever form it was loaded from.
+    Loading it gives an equal recipe, for every form of the file that it was loaded from.
     """
     recipe = loaded.recipe
     plain = Recipe(name=recipe.name, model=recipe.model, data=DataRecipe(path=recipe.data.path))

@@ -112,7 +112,7 @@ def _evaluated(document: Mapping[str, Any]) -> Answer:
 
 
 def _forgetting(document: Mapping[str, Any]) -> Answer:
-    """Compare what the base model does well with what the final model makes of it."""
+    """Compare the final model with the base where the base does well."""
     kept, fell = [], False
     for suite, columns in (document["eval"] or {}).items():
         base, final = columns.get("base") or {}, columns.get("quantized") or {}

@@ -11,7 +11,7 @@ from mlx_ft.text.safe import one_line
 
 
 def selected_by(document: Mapping[str, Any]) -> str | None:
-    """Return what chose the weights: mean, passed, validation_loss, or None for the last ones."""
+    """Return the metric that chose the weights, or None for the last weights."""
     recipe = ((document["recipe"] or {}).get("values") or {}).get("train") or {}
     select = recipe.get("select")
     if not isinstance(select, dict):
@@ -21,7 +21,7 @@ def selected_by(document: Mapping[str, Any]) -> str | None:
 
 
 def chosen_words(info: Mapping[str, Any], by: str) -> str:
-    """Return which iteration was chosen and by what, on one line."""
+    """Return the chosen iteration and the metric that chose it, on one line."""
     score = info.get("chosen_score")
     reason = f"{by} {q.score(score)}, " if q.is_number(score) else ""
     early = "; nothing got better any more" if info.get("ended_early") else ""
@@ -57,7 +57,7 @@ def reached_words(reached: Mapping[str, Any]) -> str:
 
 
 def seed_table(seeds: Mapping[str, Any]) -> Table:
-    """Return what each seed came to."""
+    """Return the result of each seed."""
     rows: list[list[str | Cell]] = []
     for entry in seeds.get("trained") or []:
         stopped = entry.get("stopped")

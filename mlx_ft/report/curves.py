@@ -107,8 +107,9 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the exponential moving average of a curve, corrected for its start; nothing for a
-    short one.
+    """Return the exponential moving average of a curve, corrected for its start.
+
+    A short curve gives nothing.
     """
     if len(values) < SMOOTHED_FROM:
         return []
@@ -123,9 +124,11 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def plain_curve(
     metrics: Sequence[Mapping[str, Any]], key: str, words: str, unit: str = "", scale: float = 1.0
 ) -> str | None:
-    """Return a quantity of the training reports over iterations, or None when there is no point.
+    """Return a quantity of the training reports over iterations, or None without points.
 
-    `words` is what it is called, `unit` stands at its axis, `scale` divides it.
+    words: its name.
+    unit: the label of its axis.
+    scale: divides the values.
     """
     points, grouped = averaged(_points(metrics, key, is_report))
     if not points:
@@ -143,8 +146,9 @@ def plain_curve(
 
 
 def selection_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the score of the choosing prompts over iterations, its 95 % interval, and the chosen
-    weights marked; None when nobody was asked.
+    """Return the score of the choosing prompts over iterations, or None without prompts.
+
+    Shows the 95 % interval and marks the chosen weights.
     """
     lines = [line for line in metrics if line.get("kind") == "selection"]
     points = _points(lines, "score", bool)
@@ -184,9 +188,10 @@ def learning_rate_curve(metrics: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def score_bars(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return a suite's mean scores with 95 % intervals, all samples first, then by category.
+    """Return a suite's mean scores with 95 % intervals: all samples first, then by category.
 
-    `name` keeps the chart's ids apart from others'; `columns` is `eval.<suite>` of the document.
+    name: prefix of the chart's ids.
+    columns: `eval.<suite>` of the document.
     """
     names = ordered_columns(columns)
     categories = list(dict.fromkeys(c for n in names for c in columns[n].get("by_category") or {}))
@@ -217,8 +222,9 @@ def score_bars(name: str, columns: Mapping[str, Mapping[str, Any]]) -> str | Non
 
 
 def survival_curve(ways: Mapping[str, Sequence[tuple[int, float]]]) -> str | None:
-    """Return each way's survival over the layers, those below zero drawn just under it; None when
-    there is no point.
+    """Return each way's survival over the layers, or None without points.
+
+    Values below zero are drawn just under it.
     """
     if not ways:
         return None

@@ -14,9 +14,10 @@ LEAST_ALIKE = 0.4
 
 
 def marked(before: str, text: str) -> list[tuple[str, bool]]:
-    """Return `text` in pieces, each with whether it differs from `before`; joined they are `text`.
+    """Return `text` in pieces, each with whether it differs from `before`.
 
-    One unmarked piece when the two are alike or have little in common.
+    Joined, the pieces are `text`. If the two are alike or have little in common, it is one unmarked
+    piece.
     """
     old, new = WORD.findall(before), WORD.findall(text)
     matcher = SequenceMatcher(None, old, new, autojunk=False)

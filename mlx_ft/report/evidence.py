@@ -35,7 +35,7 @@ Columns = Mapping[str, Mapping[str, Any]]
 
 
 def _comparisons(columns: Columns) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (column, what it is against, comparison), the base first."""
+    """Yield (column, reference column, comparison), the base first."""
     for name in ordered_columns(columns):
         against = columns[name].get("against") or {}
         for other in ordered_columns(against):
@@ -44,7 +44,7 @@ def _comparisons(columns: Columns) -> Iterator[tuple[str, str, Mapping[str, Any]
 
 
 def said(found: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the verdict of a comparison, and what it would take where there is none."""
+    """Return the verdict of a comparison. Without one, return how many more prompts would tell."""
     verdict, more = str(found.get("verdict")), found.get("more_prompts")
     if verdict != "cannot tell":
         return verdict, ""
@@ -118,7 +118,7 @@ def degenerate_table(suite: str, columns: Columns) -> Table | None:
 
 
 def gate_table(gates: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return what each gate measured and whether it holds, or None when there are none."""
+    """Return the measured number of each gate and whether it holds, or None without gates."""
     rows: list[Row] = []
     for gate in gates:
         holds = "holds" if gate["passed"] else "fails"

@@ -20,8 +20,10 @@ SHOWN_LINES = 8
 
 
 def confusion_table(samples: SuiteSamples) -> Table | None:
-    """Return how many samples went from which outcome (rows, the first column's) to which (columns,
-    the last column's), or None when fewer than two columns were measured.
+    """Return how many samples moved from each outcome to each other one.
+
+    Rows: outcomes of the first column. Columns: outcomes of the last column. None if fewer than two
+    columns were measured.
     """
     if len(samples.columns) < 2:
         return None
@@ -68,7 +70,7 @@ def _name(answer: Answer) -> str:
 
 
 def lint_table(data: Mapping[str, Any]) -> Table | None:
-    """Return what looked wrong in the rows: rule, how many rows, the first lines; None for none."""
+    """Return the findings of the lint: rule, number of rows, first lines. None without findings."""
     found = [entry for entry in data.get("lint") or [] if isinstance(entry, dict)]
     if not found:
         return None

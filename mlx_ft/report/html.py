@@ -53,7 +53,7 @@ def write_report(run: Path) -> Path:
 
 
 def report_html(run: Path) -> str:
-    """Return the report's HTML text; raises RunError as `run_document` does."""
+    """Return the report's HTML text. Raises RunError as `run_document` does."""
     reader = ArtifactReader(run)
     document = read_document(reader)
     samples = read_suite_samples(reader)
@@ -104,19 +104,19 @@ def environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Clean every text on its way into the page; markup is ours (the charts)."""
+    """Clean every text on its way into the page, except our own markup (the charts)."""
     if isinstance(value, Markup):
         return value
     return clean(value) if isinstance(value, str) else value
 
 
 def _picture(svg: str | None) -> Markup | None:
-    """Mark a chart as HTML: `curves` escapes its texts, and `clean` keeps what is no markup."""
+    """Mark a chart as HTML. `curves` has escaped its texts, and `clean` keeps markup."""
     return None if svg is None else Markup(clean(svg))
 
 
 def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the few facts under the title, as (term, value); those not recorded are left out."""
+    """Return the facts under the title, as (term, value), if recorded."""
     model = document["model"] or {}
     split = ((document["data"] or {}).get("splits") or {}).get("train") or {}
     quantized = (document["export"] or {}).get("quantized") or {}
@@ -134,7 +134,7 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _suites(document: Mapping[str, Any], samples: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each suite with its tables, bars and samples; any of them may be missing."""
+    """Return each suite with its tables, bars and samples. Any of them may be missing."""
     results = document["eval"] or {}
     suites = []
     for number, name in enumerate(dict.fromkeys((*results, *samples)), start=1):

@@ -80,7 +80,7 @@ def _progress(last: Mapping[str, Any], width: int) -> str:
 
 
 def answer_lines(answer: Mapping[str, Any]) -> list[str]:
-    """Return one answer as two lines: the last question, and what the model said to it."""
+    """Return the last question and the model's answer, as two lines."""
     messages = answer.get("messages")
     asked = messages[-1].get("content") if isinstance(messages, list) and messages else ""
     score = f" ({q.score(answer['score'])})" if q.is_number(answer.get("score")) else ""

@@ -25,7 +25,7 @@ def runs_json(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def runs_text(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the list as a table, ending with a newline; a line says so when there is no run."""
+    """Return the list as a table, ending with a newline."""
     if not entries:
         return "no such run\n"
     rows = []
@@ -68,7 +68,7 @@ def _change(each: Mapping[str, Any]) -> str:
 
 
 def next_line(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the line that says what one would do next with these runs."""
+    """Return the line with the next step for these runs."""
     running = [entry for entry in entries if entry["state"] == "running"]
     if running:
         return f"next     mlx-ft watch {shlex.quote(running[0]['folder'])}"

@@ -21,7 +21,11 @@ PASSED = 1.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One output, and the `columns` that gave exactly this output with this score."""
+    """One output of a sample.
+
+    columns: all columns with this output and this score.
+    The other fields are those of the sample log.
+    """
 
     columns: tuple[str, ...]
     text: str
@@ -148,7 +152,7 @@ def most_telling_first(samples: Sequence[Sample], columns: Sequence[str]) -> lis
 
 
 def conversation(messages: Any) -> tuple[tuple[str, str], ...]:
-    """Return (role, text) of each message; anything unexpected is shown as it is written."""
+    """Return (role, text) of each message. Anything unexpected is shown unchanged."""
     if not isinstance(messages, list):
         return (("", written(messages)),)
     return tuple(

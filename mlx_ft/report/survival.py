@@ -25,7 +25,7 @@ from mlx_ft.text.quantities import written
 
 
 def way_table(survival: Mapping[str, Any]) -> Table:
-    """Return what each way of storing the model keeps of what training changed."""
+    """Return the survival of each way of storing the model."""
     limit = survival.get("min_survival")
     rows: list[Row] = []
     for name, way in forms_of(survival).items():

@@ -34,7 +34,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A captioned table; the first cell of a row heads it, `numeric` columns are right-aligned."""
+    """A captioned table. The first cell of a row is its heading.
+
+    numeric: numbers of the right-aligned columns.
+    """
 
     caption: str
     head: tuple[Cell, ...]
@@ -100,7 +103,7 @@ def failure_table(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> Table
 
 
 def recipe_tables(recipe: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Return what was asked for (with the place), and the defaults and derived values."""
+    """Return the given values (with their places), and the default and derived ones."""
     values, origins = recipe["values"], recipe["origins"]
     asked: list[tuple[str, ...]] = []
     assumed: list[tuple[str, ...]] = []
@@ -201,7 +204,7 @@ def data_tables(data: Mapping[str, Any]) -> list[Table]:
 
 
 def finding_table(preflight: Mapping[str, Any]) -> Table:
-    """Return what was looked at before training, the worst first."""
+    """Return the findings of the preflight, the worst first."""
     order = {"fail": 0, "warn": 1}
     findings = sorted(preflight["findings"], key=lambda f: order.get(str(f.get("level")), 2))
     rows: list[Row] = [
@@ -220,7 +223,7 @@ def finding_table(preflight: Mapping[str, Any]) -> Table:
 
 
 def check_table(export: Mapping[str, Any]) -> Table:
-    """Return what was verified while the model was exported."""
+    """Return the verifications of the export."""
     rows: list[Row] = [
         [
             written(check.get("check")),
@@ -238,7 +241,8 @@ def check_table(export: Mapping[str, Any]) -> Table:
 
 
 def both_ways_table(export: Mapping[str, Any]) -> Table | None:
-    """Return how far fusing into the original and into the trained base lead from what was trained;
+    """Return the distances from the trained model: fused into the original and into the base.
+
     None without an original.
     """
     ways = (export.get("original") or {}).get("from_trained")
@@ -289,7 +293,7 @@ def model_table(export: Mapping[str, Any]) -> Table:
 
 
 def training_facts(train: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the training stage's facts as (term, value); those not recorded are left out."""
+    """Return the training stage's recorded facts as (term, value)."""
     info = train["info"] or {}
     reports = [line for line in train["metrics"] if is_report(line)]
     last = reports[-1] if reports else {}

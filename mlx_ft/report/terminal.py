@@ -29,8 +29,7 @@ NAMES = {"gguf": "GGUF"}
 def result_lines(document: Mapping[str, Any], folder: Path | None = None) -> str:
     """Return the result of a run as text for a terminal, ending with a newline.
 
-    `folder` is the run folder, for the path of the report and the next command; without it they
-    name `runs/<run>`.
+    folder: the run folder, for the path of the report and the next command (None: `runs/<run>`).
     """
     where = shlex.quote(str(folder) if folder is not None else f"runs/{document['run']}")
     judged = verdict(document)
@@ -77,7 +76,7 @@ def _suite_lines(suite: str, columns: Mapping[str, Mapping[str, Any]]) -> list[s
 
 
 def _survival_lines(survival: Mapping[str, Any]) -> list[str]:
-    """Return the table of what each way of storing the model keeps of what was learned."""
+    """Return the table of survival by way of storing the model."""
     rows = [[one_line(cell, 30) for cell in row] for row in survival_rows(survival)]
     text = tabulate(
         rows,

@@ -58,7 +58,7 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
 
 
 def expectations(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what the recipe was to find out and what was expected, as far as it says so."""
+    """Return the recipe's hypothesis and expectation, if given."""
     values = (document["recipe"] or {}).get("values") or {}
     return [(key, str(values[key])) for key in ("hypothesis", "expected") if values.get(key)]
 

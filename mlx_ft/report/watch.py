@@ -29,9 +29,9 @@ SUCCESS = ("finished", "stopped")
 
 
 def watch(run: Path, stream: TextIO, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Show a run on `stream` until it ends; return 0 when it ended well, else 1.
+    """Show a run on `stream` until it ends. Return 0 if it ended well, else 1.
 
-    Raises RunError when `run` holds no run, KeyboardInterrupt when the watcher is stopped.
+    Raises RunError if `run` holds no run, KeyboardInterrupt if the watcher is stopped.
     """
     ArtifactReader(run)
     console = RichConsole(file=stream, highlight=False, emoji=False, markup=False)
@@ -54,7 +54,7 @@ def _draw(run: Path, console: RichConsole, sleep: Callable[[float], None]) -> Ru
 
 
 def _log(run: Path, stream: TextIO, sleep: Callable[[float], None]) -> RunState:
-    """Print every new measurement as a line, and now and then what the run is at."""
+    """Print every new measurement as a line, and at times the state of the run."""
     metrics = Metrics(run)
     printed: set[tuple[Any, ...]] = set()
     said, said_at = "", float("-inf")
@@ -77,8 +77,9 @@ def _log(run: Path, stream: TextIO, sleep: Callable[[float], None]) -> RunState:
 
 
 def _fresh(metrics: Metrics, printed: set[tuple[Any, ...]]) -> list[Mapping[str, Any]]:
-    """Return lines that were not printed; what a resumed run measures again is not new, nor is what
-    the best of several seeds leaves as the run's.
+    """Return lines that were not printed yet.
+
+    Measurements that a resumed run repeats are not new, nor are those of the best of several seeds.
     """
     found: list[Mapping[str, Any]] = []
     lines = metrics.refresh()
@@ -98,7 +99,7 @@ def _print(stream: TextIO, text: str) -> None:
 
 
 def next_line(run: Path) -> str:
-    """Return the line that says what one would do after watching."""
+    """Return the line with the next step after watching."""
     state = state_of(run)
     verb = "watch" if state.name == "running" else "show"
     return f"next     mlx-ft {verb} {shlex.quote(str(run))}"

@@ -38,9 +38,13 @@ PINNED = ".pinned"
 
 @dataclass(frozen=True)
 class Rubbish:
-    """Something that can go: its `kind`, where it is, its size, and `why` nobody needs it.
+    """A file or folder that can be deleted.
 
-    `run` is the run folder that it is in, if it is in one; it is held while the thing is removed.
+    kind: a key of KINDS.
+    path: where it is.
+    size_bytes: its size.
+    why: the reason, in words.
+    run: its run folder, locked while it is deleted (None outside of runs).
     """
 
     kind: str
@@ -53,10 +57,12 @@ class Rubbish:
 def find_rubbish(
     root: Path, runs: Sequence[Path], kinds: Sequence[str], older_than_days: float
 ) -> list[Rubbish]:
-    """Return what of these kinds could go, in `runs` or, when none is named, in all of `root` and
-    in the cache; `older_than_days` is how long failed runs and the cache must have been left alone.
+    """Return everything of these kinds that can be deleted.
 
-    Raises RunError for what is named and is no run, and without a folder `root` to look in.
+    root: folder of runs to search, if `runs` is empty. Then the cache is searched too.
+    runs: run folders to search.
+    older_than_days: minimum age of failed runs and cache entries since their last change.
+    Raises RunError for a named folder that is no run, and for a missing `root`.
     """
     wanted = [kind for kind in KINDS if kind in kinds]
     before = time.time() - older_than_days * DAY_SECONDS
@@ -83,8 +89,9 @@ def find_rubbish(
 
 
 def _checkpoints(run: Path, before: float) -> Iterator[Rubbish]:
-    """Yield checkpoints that nothing goes on from: all but the best and the pinned ones, and in an
-    unfinished training the newest.
+    """Yield all checkpoints except the best, the pinned and the resumable ones.
+
+    Resumable: the newest checkpoint of an unfinished training.
     """
     for stage in ("train", "train.tmp"):
         folder = run / stage / "checkpoints"
@@ -99,8 +106,10 @@ def _checkpoints(run: Path, before: float) -> Iterator[Rubbish]:
 
 
 def kept_checkpoints(stage: Path, names: Sequence[str]) -> set[str]:
-    """Return which checkpoints of a training stay: pinned ones, the best by the hand-over or by the
-    newest checkpoint, and the newest when the training may go on or no best one is known.
+    """Return the checkpoints of a training to keep.
+
+    These are pinned ones and the best one, by the stage's manifest or by the newest checkpoint. The
+    newest one is kept too if the training may continue or no best one is known.
     """
     folder = stage / "checkpoints"
     manifest = read_manifest(stage)
@@ -138,7 +147,7 @@ def _fused(run: Path, before: float) -> Iterator[Rubbish]:
 
 
 def _stale(run: Path, before: float) -> Iterator[Rubbish]:
-    """Yield what dead processes left: unfinished stages that begin anew, half-written files."""
+    """Yield remains of dead processes: unfinished stages that restart anew, half-written files."""
     for stage in KEPT_STAGES:
         partial = run / f"{stage}.tmp"
         over = (run / stage / MANIFEST).exists() or stage not in CONTINUED
@@ -191,7 +200,12 @@ def _piece(kind: str, path: Path, why: str, run: Path | None) -> Rubbish:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of what can go: what it is in words, and how it is found in a run."""
+    """One kind of rubbish.
+
+    words: its description.
+    of_run: finds it in a run. Arguments: run folder, time (seconds since 1970) that old files
+    precede.
+    """
 
     words: str
     of_run: Callable[[Path, float], Iterator[Rubbish]]
@@ -207,10 +221,10 @@ KINDS: Mapping[str, Kind] = {
 
 
 def remove(rubbish: Rubbish) -> None:
-    """Remove one thing; RunError when its run is worked on by now.
+    """Delete one thing. Raises RunError if a process is working on its run.
 
-    A stage's manifest forgets files before they go, and a run loses its name first: whatever is
-    found after a crash is whole or gone.
+    Files leave the stage's manifest before they are deleted, and a run is renamed first. So after a
+    crash everything is whole or gone.
     """
     if rubbish.run is None or not rubbish.run.is_dir():
         _delete(rubbish.path)
@@ -247,7 +261,7 @@ def _delete(path: Path) -> None:
 def remove_all(
     found: Sequence[Rubbish], console: Console
 ) -> tuple[int, list[MlxFtError | OSError]]:
-    """Remove everything that can be; return the bytes that this freed, and what went wrong."""
+    """Delete everything possible. Return the freed bytes and the errors."""
     freed, errors = 0, list[MlxFtError | OSError]()
     for each in found:
         try:
@@ -261,7 +275,7 @@ def remove_all(
 
 
 def listing(found: Sequence[Rubbish]) -> list[str]:
-    """Return what could go as lines: for each kind its size in all, and every piece of it."""
+    """Return lines for each kind, with its total size and every piece of it."""
     lines = []
     for name, kind in KINDS.items():
         pieces = [each for each in found if each.kind == name]

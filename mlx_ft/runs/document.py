@@ -136,10 +136,10 @@ SCHEMA_KEYS: dict[str, str] = {
 
 
 def run_document(run: Path) -> dict[str, Any]:
-    """Return the result of the run in folder `run`, as JSON values under the keys of SCHEMA_KEYS.
+    """Return the result of a run, as JSON values under the keys of SCHEMA_KEYS.
 
-    Works for unfinished and failed runs: what is not there is null. Raises RunError, naming every
-    file that cannot be read, when an artifact is broken, and when `run` is no run folder.
+    Works for unfinished and failed runs: missing artifacts are null. Raises RunError if `run` is no
+    run folder, and for broken artifacts, naming every unreadable file.
     """
     reader = ArtifactReader(run)
     document = read_document(reader)
@@ -148,7 +148,7 @@ def run_document(run: Path) -> dict[str, Any]:
 
 
 def read_document(reader: ArtifactReader) -> dict[str, Any]:
-    """Return the document of `run_document`; faults stay with the reader."""
+    """Return the document of `run_document`. Faults stay with the reader."""
     record = reader.json("run.json") or {}
     results, recipe = _results(reader), _recipe(reader)
     document = {

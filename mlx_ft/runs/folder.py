@@ -28,10 +28,12 @@ OWN_FILES = ("run.json", "recipe.json", "preflight.json")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete stage folder says about itself.
+    """Manifest of a complete stage folder.
 
-    `inputs` is the hash of all that the stage depends on; `files` maps relative paths to
-    {"sha256", "bytes"}; `info` is the stage's own hand-over (plain JSON).
+    stage: name of the stage.
+    inputs: hash of everything the stage depends on.
+    files: relative path -> {"sha256", "bytes"}.
+    info: results that the stage hands on (plain JSON).
     """
 
     stage: str
@@ -41,9 +43,9 @@ class Manifest:
 
 
 def seal(folder: Path, stage: str, inputs: str, info: Mapping[str, Any]) -> Manifest:
-    """Flush every file of `folder` and write its manifest last; from then on it is complete.
+    """Flush every file of `folder` and write its manifest last, which makes it complete.
 
-    What killed processes were about to replace a file by (see `replacing`) goes first.
+    Temporary files of killed processes (see `replacing`) are deleted first.
     """
     for left in [path for path in folder.rglob(".*.tmp") if path.is_file()]:
         left.unlink()
@@ -82,9 +84,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def forget_files(folder: Path, under: str) -> None:
-    """Take the files at or below the relative path `under` out of a stage's manifest, and what its
-    info says of them, so that they may go and the stage stays complete. A folder without a valid
-    manifest is left alone.
+    """Remove files, and the entries of info about them, from a stage's manifest.
+
+    Then they can be deleted and the stage stays complete. A folder without a valid manifest stays
+    unchanged.
+    under: relative path of a file, or of a folder with all its files.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -104,7 +108,7 @@ def forget_files(folder: Path, under: str) -> None:
 
 
 def verify_files(folder: Path) -> list[Fault]:
-    """Return a fault for every file of a stage whose content is not what its manifest says."""
+    """Return a fault for every file of a stage whose content differs from its manifest."""
     manifest = read_manifest(folder)
     if manifest is None:
         return [Fault(str(folder), "no valid manifest", "delete the folder and run again")]
@@ -125,11 +129,10 @@ def complete_stage(run: Path, stage: str, inputs: str) -> Manifest | None:
 
 @contextlib.contextmanager
 def writing_stage(run: Path, stage: str, *, keep_partial: bool = False) -> Iterator[Path]:
-    """Yield `<run>/<stage>.tmp` to write into; the caller seals it, then it takes its final name.
+    """Yield `<run>/<stage>.tmp` to write into. The caller seals it; then it takes its final name.
 
-    Left-overs of an earlier attempt are removed first, unless `keep_partial` (a stage that can
-    continue them). On an error the partial folder stays for whoever looks into it, without a
-    manifest and so without meaning.
+    keep_partial: keep the remains of an earlier attempt, for a stage that can continue them.
+    On an error the partial folder stays, for inspection. Without a manifest it does not count.
     """
     partial = run / f"{stage}.tmp"
     if partial.exists() and not keep_partial:
@@ -145,8 +148,9 @@ def writing_stage(run: Path, stage: str, *, keep_partial: bool = False) -> Itera
 
 
 def taken_over(run: Path, stage: str, inputs: str) -> Path | None:
-    """Copy a stage from a run beside this one that made it whole from the same inputs; return that
-    run, or None when there is none.
+    """Copy a stage from a neighbouring run that completed it from the same inputs.
+
+    Return that run, or None if there is none.
     """
     for other in sorted(run.parent.iterdir()):
         if other == run or complete_stage(other, stage, inputs) is None:
@@ -206,7 +210,7 @@ def no_run(folder: Path) -> Fault:
 
 
 def update_record(run: Path, **changes: Any) -> dict[str, Any]:
-    """Merge `changes` into `run.json` and return it; `stages` is merged one level deeper."""
+    """Merge `changes` into `run.json` and return it. `stages` is merged one level deeper."""
     path = run / "run.json"
     try:
         record = read_json(path)

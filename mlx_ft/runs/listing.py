@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Return the run folders in `root`, the newest first; RunError when there is no such folder."""
+    """Return the run folders in `root`, the newest first. Raises RunError if `root` is missing."""
     if not root.is_dir():
         raise RunError(Fault(str(root), "no such folder", "name the folder with --runs FOLDER"))
     found = [path for path in root.iterdir() if path.is_dir() and is_run(path)]
@@ -34,8 +34,9 @@ def _created(run: Path) -> float:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return the bytes of all files of a folder; links count for nothing, and what goes while it is
-    counted is left out.
+    """Return the bytes of all files in a folder.
+
+    Links count as 0. Files that are deleted meanwhile are left out.
     """
     total = 0
     for root, _, files in os.walk(folder):
@@ -49,7 +50,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def run_entry(run: Path) -> dict[str, Any]:
-    """Return what a list says of a run, as plain JSON; what cannot be read is null."""
+    """Return the entry of a run in the list, as plain JSON. Unreadable values are null."""
     document = read_document(ArtifactReader(run))
     state = state_of(run)
     timings = document["timings"]
@@ -81,8 +82,11 @@ def run_entry(run: Path) -> dict[str, Any]:
 def list_runs(
     root: Path, states: Sequence[str] = (), names: Sequence[str] = (), newest: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the runs in `root`, the newest first: those in one of `states` whose name has one of
-    the patterns `names` (as a shell has them, or a part of the name); all, when none is given.
+    """Return the runs in `root`, the newest first.
+
+    states: only runs in one of these states. Empty: all.
+    names: only runs whose name has one of these patterns or parts. Empty: all.
+    newest: at most this many (None: all).
     """
     found = []
     for run in run_folders(root):

@@ -26,9 +26,9 @@ PATIENCE_SECONDS = 2.0
 
 @contextmanager
 def working(run: Path) -> Iterator[None]:
-    """Hold a run folder for this process; it is free again however the process ends.
+    """Hold the lock of a run folder. It is released however the process ends.
 
-    Raises RunError when another one works on it. On a file system without locks nothing is held.
+    Raises RunError if another process holds it. On a file system without locks nothing is held.
     """
     with disk_errors_explained(run):
         opened = (run / LOCK_FILE).open("a+", encoding="ascii")
@@ -61,7 +61,7 @@ def _take(stream: TextIO, run: Path) -> None:
 
 
 def worked_on(run: Path) -> bool | None:
-    """Return whether a process works on this run folder; None when that cannot be known."""
+    """Return whether a process is working on this run folder, or None if unknown."""
     try:
         with (run / LOCK_FILE).open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)

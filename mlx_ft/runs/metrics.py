@@ -19,10 +19,13 @@ OF_A_SEED = re.compile(r"seed-(?P<seed>\d+)(?P<unfinished>\.tmp)?")
 
 @dataclass(frozen=True)
 class MetricsPlace:
-    """The `folder` in a run, relative to it, that its training measures into.
+    """Where a training writes metrics.jsonl.
 
-    With several seeds of which none is chosen yet it is that of one `seed`, the unfinished one or
-    else the last that was `finished`; `complete` counts those that are.
+    folder: relative to the run folder.
+    seed: with several seeds and none chosen yet, the unfinished one, else the last finished one.
+    None: the training has one seed, or one was chosen.
+    finished: that seed is finished.
+    complete: number of finished seeds.
     """
 
     folder: str
@@ -32,8 +35,9 @@ class MetricsPlace:
 
 
 def metrics_place(run: Path, names: Sequence[str] = ("train", "train.tmp")) -> MetricsPlace | None:
-    """Return where a run's training measures into, None when it has not begun; of two folders the
-    one that `names` has first.
+    """Return where a run's training measures into, or None before its start.
+
+    names: folders of the stage; the first existing one counts.
     """
     folders = [name for name in names if (run / name).is_dir()]
     if not folders:
@@ -49,7 +53,7 @@ def metrics_place(run: Path, names: Sequence[str] = ("train", "train.tmp")) -> M
 
 @dataclass(frozen=True)
 class _Seed:
-    """The folder of one seed: its `name`, and when it `measured` last, in seconds since 1970."""
+    """The folder of one seed. measured: time of its last measurement (seconds since 1970)."""
 
     name: str
     seed: int
@@ -72,10 +76,11 @@ def _seeds(folder: Path) -> list[_Seed]:
 
 
 class Metrics:
-    """metrics.jsonl of a run, read again when it has changed.
+    """metrics.jsonl of a run, read again after each change.
 
-    A resumed run begins it anew with the lines up to its checkpoint. With several seeds it is that
-    of the one which is trained, `seed`; None where there is one training, or the best is chosen.
+    A resumed run rewrites it from the lines up to its checkpoint.
+    lines: the lines as last read.
+    seed: the seed in training. None: the training has one seed, or the best one is chosen.
     """
 
     def __init__(self, run: Path) -> None:

@@ -41,7 +41,7 @@ class RunModels:
         return str(self.recipe["chat"]["date"])
 
     def manifest(self, stage: str) -> Manifest:
-        """Return a stage's manifest; RunError when the stage is not whole."""
+        """Return a stage's manifest. Raises RunError if the stage is not whole."""
         manifest = read_manifest(self.folder / stage)
         if manifest is None:
             raise RunError(Fault(str(self.folder / stage), "not there, or not whole", FINISH))
@@ -83,7 +83,7 @@ def read_run(run: Path) -> RunModels:
 
 
 def column_folders(made: RunModels, column: str) -> tuple[Path, Path | None]:
-    """Return (model folder, adapter folder or None) of a column; RunError when it is not there."""
+    """Return (model folder, adapter folder or None) of a column. Raises RunError if missing."""
     if column in ("base", "adapter"):
         base = Path(made.record["model"]["path"])
         if not (base / "config.json").exists():
@@ -153,9 +153,9 @@ def exported_model(run: Path, column: str) -> ExportedModel:
 
 
 def require_unchanged(model: ExportedModel, folder: Path | None = None) -> None:
-    """Raise RunError for every file whose content is not what was verified.
+    """Raise RunError for every file that differs from the verified one.
 
-    Looks into `folder` (a copy) instead of the run, if one is given.
+    folder: a copy to check instead of the run.
     """
     place = model.folder if folder is None else folder
     faults = [

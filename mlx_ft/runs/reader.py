@@ -23,9 +23,10 @@ def _not_finite(_: str) -> None:
 
 
 class ArtifactReader:
-    """Reads one run folder; `faults` fills up, and `raise_faults` reports all of them at once.
+    """Reads one run folder and collects faults. Raises RunError if `run` is no run folder.
 
-    Raises RunError when `run` is no run folder.
+    run: the folder.
+    faults: all problems so far; `raise_faults` reports them together.
     """
 
     def __init__(self, run: Path):
@@ -55,9 +56,9 @@ class ArtifactReader:
         return value
 
     def json_lines(self, relative: str) -> list[dict[str, Any]]:
-        """Return the objects of a JSONL file; a torn last line (a crash) is left out.
+        """Return the objects of a JSONL file. A torn last line (a crash) is left out.
 
-        Lines end with a newline character and nothing else: a text may hold U+2028.
+        Only a newline character ends a line: a text may hold U+2028.
         """
         content = self._content(relative)
         if content is None:
@@ -107,7 +108,7 @@ class ArtifactReader:
         return info if isinstance(info, dict) else None
 
     def broken(self, relative: str, found: str) -> None:
-        """Add a fault: what was `found` in the file `relative`, with the fix for its place."""
+        """Add a fault about the file `relative`, with the fix for its place."""
         top = relative.split("/")[0].split(":")[0]
         fix = (
             f"delete {self.run / top} and run the recipe again"

@@ -39,8 +39,11 @@ SIGNS_OF_LIFE = (
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run is doing: the state's `name`, `words` with the reason or what it is at, and the
-    `seconds_left` of a training.
+    """State of a run.
+
+    name: the state.
+    words: with the reason, or with the current stage.
+    seconds_left: of a training (None: unknown).
     """
 
     name: State
@@ -57,7 +60,7 @@ def record_of(run: Path) -> Mapping[str, Any]:
 
 
 def state_of(run: Path, now: float | None = None) -> RunState:
-    """Return what a run is doing at `now` (seconds since 1970; the present when left out)."""
+    """Return the state of a run. now: seconds since 1970 (None: the present)."""
     record = record_of(run)
     status, reason = str(record.get("status")), record.get("exit_reason")
     if status != "running":
@@ -76,7 +79,7 @@ def state_of(run: Path, now: float | None = None) -> RunState:
 
 
 def last_sign(run: Path) -> float:
-    """Return when something of a run was last written, in seconds since 1970; 0 for never."""
+    """Return the time of the last write to a run (seconds since 1970), or 0."""
     times = [0.0]
     for name in SIGNS_OF_LIFE:
         path = run / name
@@ -88,7 +91,7 @@ def last_sign(run: Path) -> float:
 
 
 def _running(run: Path, now: float) -> RunState:
-    """Return what a running run is at; a training knows its pace."""
+    """Return the state of a running run, with the time left of a training."""
     stage = unfinished_stage(run)
     place = metrics_place(run, ("train.tmp",)) if stage == "train" else None
     if place is None or place.finished:

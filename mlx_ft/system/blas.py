@@ -47,11 +47,11 @@ def _link(folder: Path, name: str, target: Path) -> None:
 
 
 def _wheel_library() -> Path | None:
-    """Return a loadable path of the wheel's OpenBLAS, or None when it is not installed.
+    """Return a loadable path of the wheel's OpenBLAS, or None if it is not installed.
 
-    The wheel's library looks for `libgfortran.so.5` beside itself and does not bring it; a bare
+    The wheel's library looks for `libgfortran.so.5` beside itself and does not bring it. A bare
     Linux has none either, but the MLX wheel carries one under another file name. A cache folder of
-    symbolic links puts the two side by side without touching what pip installed.
+    symbolic links puts the two side by side without touching installed packages.
     """
     openblas_folder = _package_folder("ngsolve_openblas")
     mlx_folder = _package_folder("mlx")
@@ -73,7 +73,7 @@ def _wheel_library() -> Path | None:
 
 
 def preload_openblas() -> BlasStatus:
-    """Load OpenBLAS globally if this is Linux and MLX is not imported yet; never raises."""
+    """Load OpenBLAS globally on Linux, unless MLX is already imported. Never raises."""
     if sys.platform != "linux":
         return BlasStatus("platform", True, "Accelerate and Metal")
     if "mlx.core" in sys.modules:

@@ -34,9 +34,9 @@ def colored(stream: TextIO) -> bool:
 
 
 class _Lasting:
-    """A stream that work is told on: who reads it may go, the work goes on and is told to nobody.
+    """A text stream that keeps accepting writes after its reader has gone.
 
-    It is what rich and `ProgressLine` use of a text stream, and no more.
+    Has only the methods that rich and `ProgressLine` use.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -82,7 +82,7 @@ class Progress(Protocol):
 
 
 class ProgressLine:
-    """Progress of one piece of work; `update` with how much of `total` is done and a short text."""
+    """Progress of one piece of work, as a bar or as occasional lines."""
 
     def __init__(self, title: str, total: float, stream: TextIO, bar: RichProgress | None) -> None:
         self._title = title
@@ -96,10 +96,11 @@ class ProgressLine:
         self._last_done = 0.0
 
     def seconds_left(self, done: float) -> float | None:
-        """Return the estimated time left from the pace since the first update; None at first.
+        """Return the estimated time left from the pace since the first update, or None at the
+        first.
 
-        `done` at the first update is the starting point, so a resumed run estimates right; so it is
-        where `done` falls back, because then another piece of work begins.
+        `done` at the first update is the starting point, so that a resumed run estimates right. If
+        `done` falls back, another piece of work has begun, and this is the new starting point.
         """
         if self._first_done is None or done <= self._first_done:
             return None
@@ -135,15 +136,15 @@ class Console:
         )
 
     def fileno(self) -> int:
-        """Return the stream's file descriptor; io.UnsupportedOperation when it has none."""
+        """Return the stream's file descriptor. Raises io.UnsupportedOperation if it has none."""
         return self._stream.fileno()
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Print one line (or several); control characters are replaced."""
+        """Print text as one line or several. Control characters are replaced."""
         self._rich.print(printable(text), style=style)
 
     def heading(self, text: str) -> None:
-        """Print the name of what begins now."""
+        """Print the name of the next stage."""
         self.say(text, style="bold")
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Versions, machine and source commit recorded with a run. Never secrets or environment variables."""
+"""Versions, machine and source commit recorded with a run. No secrets, no variables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and machine as plain JSON; `dirty` tells of uncommitted changes."""
+    """Return versions and machine as plain JSON. dirty: the source has uncommitted changes."""
     facts = machine()
     changes = _git("status", "--porcelain")
     return {

@@ -60,10 +60,11 @@ def flush_to_disk(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a file to write; it is flushed and becomes `path`, unless something is
-    raised, then it goes. A reader of `path` sees the old or the new file whole.
+    """Yield the name of a file to write, which replaces `path` when the block ends.
 
-    `partial` is that name where the next attempt should write over what a killed one left.
+    A reader of `path` sees the old or the new file whole. If the block raises, the new file is
+    deleted.
+    partial: the name to write to, if the next attempt should overwrite the remains of a killed one.
     """
     fresh = partial or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -82,12 +83,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`; OSError and ValueError are the caller's."""
+    """Return the JSON value in `path`. OSError and ValueError are the caller's to handle."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSONL file; a torn last line (a crash) is left out."""
+    """Return the complete lines of a JSONL file. A torn last line (a crash) is left out."""
     if not path.exists():
         return []
     rows = []
@@ -119,7 +120,7 @@ def require_free_bytes(folder: Path, needed_bytes: int, purpose: str) -> None:
 
 @contextlib.contextmanager
 def disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a message; every other error passes."""
+    """Turn a full, read-only or forbidden disk into a message. Other errors pass."""
     try:
         yield
     except OSError as error:

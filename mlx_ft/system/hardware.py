@@ -19,9 +19,11 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine: `system` is Linux or Darwin, `cores` what this process may use.
+    """Facts of one machine.
 
-    `memory_bytes` is the physical memory, or less where a container is given less.
+    system: Linux or Darwin.
+    cores: CPU cores that this process may use.
+    memory_bytes: physical memory, or the limit of the container.
     """
 
     system: str
@@ -32,7 +34,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """Return the facts of this machine; never raises, an unknown processor is its architecture."""
+    """Return the facts of this machine. Never raises; an unknown processor is its architecture."""
     return Machine(
         system=platform.system(),
         processor=_processor(),

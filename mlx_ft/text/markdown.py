@@ -18,7 +18,7 @@ def public_path(text: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return text that stays one cell of a table, whoever wrote it."""
+    """Return text that stays within one cell of a table, whatever its characters."""
     text = one_line(str(value)).replace("\\", "\\\\")
     for mark in "|`*_[]":
         text = text.replace(mark, f"\\{mark}")

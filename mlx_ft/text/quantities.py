@@ -83,7 +83,7 @@ def score(value: Any) -> str:
 
 
 def interval(low: Any, high: Any) -> str:
-    """Format an interval of scores: "0.81-0.99", with an en dash; empty when there is none."""
+    """Format an interval of scores: "0.81-0.99", with an en dash. Empty for None."""
     return f"{low:.2f}\N{EN DASH}{high:.2f}" if is_number(low) and is_number(high) else ""
 
 
@@ -93,7 +93,7 @@ def difference(value: Any) -> str:
 
 
 def signed_interval(low: Any, high: Any) -> str:
-    """Format an interval that may go below 0: "-0.02 to 0.16"; empty when there is none."""
+    """Format an interval that may go below 0: "-0.02 to 0.16". Empty for None."""
     return f"{low:.2f} to {high:.2f}" if is_number(low) and is_number(high) else ""
 
 

@@ -46,9 +46,10 @@ _STRUCTURE_MARKS = frozenset('[]{}<>|"=/\\_#`')
 def degenerate_reason(text: str, ids: Sequence[int] | None) -> str | None:
     """Return why an output is degenerate, in words, or None.
 
-    `text` is the output without control tokens; `ids` are its token ids without the stop token, or
-    None where they are not known. Rules: empty; a loop at the end of the ids; one character, word
-    or phrase repeated; prose that compresses like a loop.
+    text: the output without control tokens.
+    ids: its token ids without the stop token, or None if unknown.
+    Rules: empty; a loop at the end of the ids; one character, word or phrase repeated; prose that
+    compresses like a loop.
     """
     if not text.strip():
         return "empty"

@@ -10,14 +10,15 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def sparkline(counts: Sequence[int]) -> str:
-    """Return counts as a row of bars, the highest as high as a line; only 0 has no bar."""
+    """Return counts as a row of bars of one line's height. Only 0 has no bar."""
     highest = max(counts, default=0) or 1
     return "".join(BARS[-(-count * (len(BARS) - 1) // highest)] for count in counts)
 
 
 def trend(values: Sequence[float], width: int) -> str:
-    """Return numbers as a row of at most `width` bars, the lowest as the smallest bar; neighbours
-    are averaged where there are more. What is not finite is left out.
+    """Return numbers as a row of at most `width` bars, the lowest as the smallest bar.
+
+    Neighbours are averaged if there are more numbers than bars. Infinity and NaN are left out.
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite or width < 1:

@@ -31,7 +31,7 @@ def pattern_fault(pattern: str) -> str | None:
 
 
 def search(pattern: str, text: str, *, ignore_case: bool = False, dot_all: bool = True) -> Any:
-    """Return the first match, or None; raises TooSlow."""
+    """Return the first match, or None. Raises TooSlow."""
     flags = regex.VERSION0 | (regex.IGNORECASE if ignore_case else 0)
     flags |= regex.DOTALL if dot_all else 0
     try:

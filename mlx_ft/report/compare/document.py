@@ -32,9 +32,9 @@ ENDINGS: Mapping[str, Format] = {".md": "markdown", ".csv": "csv", ".json": "jso
 
 
 def compare(runs: Sequence[Path]) -> dict[str, Any]:
-    """Return the comparison of `runs` as one JSON document; the first one is the baseline.
+    """Return the comparison of `runs` as one JSON document. The first one is the baseline.
 
-    Raises RunError, naming all of them, for folders that hold no run or are given twice.
+    Raises one RunError that names all folders without a run, and all given twice.
     """
     twice = [run for number, run in enumerate(runs) if run.resolve() in _resolved(runs[:number])]
     faults = [Fault(str(run), "is given twice", "name each run once") for run in twice]
@@ -92,8 +92,10 @@ def changes(documents: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _differs(
     key: str, recipes: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Return whether a key's value is not alike in all recipes. A recipe of an earlier version may
-    lack it: then that is a difference only if somebody gave it a value in another.
+    """Return whether a key's value differs between recipes.
+
+    A recipe of an earlier version may lack the key. This is a difference only if another recipe
+    sets it.
     """
     having = [number for number, values in enumerate(settings) if key in values]
     values = [settings[number][key] for number in having]
@@ -105,7 +107,7 @@ def _differs(
 
 
 def _entry(reader: ArtifactReader, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what one run has, alone."""
+    """Return the entry of one run, without comparisons."""
     state = state_of(reader.run)
     notes = [*(str(fault) for fault in reader.faults), *document["warnings"]]
     if state.name != "finished":
@@ -207,8 +209,9 @@ def _set_against_first(entries: Sequence[dict[str, Any]]) -> None:
 def _pair(
     entry: dict[str, Any], first: Mapping[str, Any], reader: ArtifactReader, base: ArtifactReader
 ) -> None:
-    """Judge each column of a run against the same column of the first run, prompt by prompt; p is
-    corrected over the suites.
+    """Judge each column of a run against the same column of the first run, prompt by prompt.
+
+    p is corrected over the suites.
     """
     if reader is base:
         return
@@ -281,7 +284,7 @@ def _base_notes(documents: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def form_of(form: Format | None, output: Path | None) -> Callable[[Mapping[str, Any]], str]:
-    """Return what writes a comparison in a format, or in that of the output's ending."""
+    """Return the writer of a format, or of the format that the output's ending names."""
     ending: Format = ENDINGS.get(output.suffix.lower(), "text") if output is not None else "text"
     return WRITERS[form or ending]
 

@@ -62,7 +62,7 @@ def _clipped(note: str) -> str:
 
 
 def as_markdown(comparison: Mapping[str, Any]) -> str:
-    """Return the comparison as Markdown tables, what is best in bold."""
+    """Return the comparison as Markdown tables, the best values in bold."""
     parts = [
         f"**{_marked(made.caption)}**\n\n{_markdown_table(made)}"
         for made in comparison_tables(comparison)
@@ -91,7 +91,7 @@ def _marked(text: str) -> str:
 
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
-    """Return one line a run, numbers as they are; for spreadsheets and data frames."""
+    """Return one line per run with plain numbers, for spreadsheets and data frames."""
     rows = [_csv_row(comparison, number) for number in range(len(comparison["runs"]))]
     names = list(dict.fromkeys(name for row in rows for name in row))
     stream = io.StringIO()

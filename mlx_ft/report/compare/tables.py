@@ -34,10 +34,10 @@ BASELINE = "baseline"
 
 
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of a comparison, in reading order; those with nothing to say are left out.
+    """Return the non-empty tables of a comparison, in reading order.
 
-    Summary (as one would write it down: what changed, the loss, its distance from the baseline),
-    losses, scores, costs, every changed value with where it came from.
+    Summary (changed settings, the loss, its distance from the baseline), losses, scores, costs, and
+    every changed value with its origin.
     """
     runs = comparison["runs"]
     tables = [
@@ -52,7 +52,7 @@ def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
 
 
 def notes(comparison: Mapping[str, Any]) -> list[str]:
-    """Return what a reader must know before believing the tables, a sentence each."""
+    """Return warnings about the tables, a sentence each."""
     own = [f"{run['run']}: {note}" for run in comparison["runs"] for note in run["notes"]]
     return [one_line(note, 300) for note in (*comparison["notes"], *own)]
 
@@ -176,7 +176,7 @@ def _score(result: Mapping[str, Any] | None) -> Cell:
 
 
 def survival_table(runs: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Return what of the training survived in each stored model, and the least that was asked."""
+    """Return the survival of the training in each stored model, and the required minimum."""
     told = [(run, run["survival"]) for run in runs if run["survival"]]
     rows = [
         [

@@ -36,9 +36,13 @@ NAMES: Mapping[str, Mapping[str, tuple[str, float]]] = {
 
 @dataclass(frozen=True)
 class Session:
-    """What a tracker's run is opened with: its `name` is the run folder's, `store` the folder for
-    what stays on this machine, `config` the resolved recipe with dotted keys. `memory` is kept
-    between sessions of the same run: empty the first time.
+    """Everything that opens a tracker's run.
+
+    project: name of the project.
+    name: name of the run folder.
+    store: folder for data that stays on this machine.
+    config: the resolved recipe with dotted keys.
+    memory: kept between sessions of the same run; empty the first time.
     """
 
     project: str
@@ -205,8 +209,12 @@ class _MLflow:
 
 @dataclass(frozen=True)
 class Kind:
-    """One tracker: the `package` to install with the `module` it brings, how its run is opened, and
-    how one `look`s at what it has got ({store}, {project}).
+    """One tracker.
+
+    package: to install.
+    module: that the package brings.
+    open: opens a run.
+    look: command that shows its data ({store}, {project}).
     """
 
     package: str
@@ -242,7 +250,7 @@ def missing_packages(names: Sequence[str]) -> list[Fault]:
 
 
 def values_of(metric: Mapping[str, Any], finite: Callable[[Any], bool]) -> dict[str, float]:
-    """Return what trackers are told of a line of metrics.jsonl; nothing for other kinds."""
+    """Return the values of a line of metrics.jsonl for trackers; empty for other kinds of line."""
     names = NAMES.get(str(metric.get("kind")), {})
     return {
         name: metric[key] * factor

@@ -32,12 +32,12 @@ FOLDER = "trackers"
 
 
 def memory_file(run: Path, name: str) -> Path:
-    """Return the file that says what a tracker has been told of a run, and its `error`, if any."""
+    """Return the file of a tracker's progress in a run, and of its `error`, if any."""
     return run / FOLDER / f"{name}.json"
 
 
 def read_memory(run: Path, name: str) -> dict[str, Any]:
-    """Return what is remembered of a tracker's sessions; nothing when there was none."""
+    """Return the recorded progress of a tracker's sessions; empty at first."""
     try:
         value = read_json(memory_file(run, name))
     except (OSError, ValueError, RecursionError):
@@ -46,7 +46,7 @@ def read_memory(run: Path, name: str) -> dict[str, Any]:
 
 
 def follow(name: str, run: Path, store: Path, project: str, over: threading.Event) -> None:
-    """Tell a tracker of everything that a run measures, until `over`; then of its scores."""
+    """Send every measurement of a run to a tracker until `over`, then the scores."""
     store.mkdir(parents=True, exist_ok=True)
     memory = {**read_memory(run, name), "error": None}
     document = read_document(ArtifactReader(run))
@@ -64,8 +64,10 @@ def follow(name: str, run: Path, store: Path, project: str, over: threading.Even
 
 
 def _send(tracker: Tracker, lines: list[dict[str, Any]], memory: dict[str, Any]) -> int:
-    """Send what was not sent before, and return how much that was; of each kind of line, what a
-    resumed training measures again has an iteration that was sent already.
+    """Send new lines and return their number.
+
+    Per kind of line, measurements that a resumed training repeats have an iteration that was sent
+    already.
     """
     sent: dict[str, int] = memory.setdefault("sent", {})
     count = 0
@@ -81,7 +83,7 @@ def _send(tracker: Tracker, lines: list[dict[str, Any]], memory: dict[str, Any])
 
 
 def config_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the resolved recipe with dotted keys, and what it ran on; nothing secret is in it."""
+    """Return the resolved recipe with dotted keys, and the environment. Without secrets."""
     recipe = document["recipe"] or {"values": {}, "origins": {}}
     keys = flattened(recipe["values"], recipe["origins"])
     config = {key: setting(recipe["values"], key) for key in keys}
@@ -108,7 +110,7 @@ def scores_of(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main(name: str, run: Path, store: Path, project: str) -> int:
-    """Follow a run; on any failure leave its reason where the parent finds it."""
+    """Follow a run. On any failure, write its reason for the parent."""
     over = threading.Event()
 
     def wait_for_the_parent() -> None:

@@ -28,7 +28,7 @@ STORES = "trackers"  # beside the run folders: one store for all runs
 
 
 def store_of(run: Path, name: str) -> Path:
-    """Return the folder in which a tracker keeps what stays on this machine, of all runs."""
+    """Return a tracker's folder for data that stays on this machine, for all runs."""
     return (run.parent / STORES / name).resolve()
 
 
@@ -40,7 +40,7 @@ def tracked(
     console: Console,
     patience_seconds: float = FINISH_SECONDS,
 ) -> Iterator[None]:
-    """Have the trackers `names` follow a run within; nothing that they do is raised."""
+    """Have the trackers `names` follow a run inside the block. Their failures raise nothing."""
     processes = {name: _start(run, name, project or DEFAULT_PROJECT, console) for name in names}
     over = threading.Event()
     started = {name: process for name, process in processes.items() if process is not None}
@@ -103,7 +103,7 @@ def _reason(process: subprocess.Popen[bytes], run: Path, name: str) -> str:
 def _finish(
     processes: dict[str, subprocess.Popen[bytes]], run: Path, console: Console, patience: float
 ) -> None:
-    """Let trackers end, for `patience` seconds in all; then end them."""
+    """Let trackers finish, for `patience` seconds in all; then stop them."""
     until = time.monotonic() + patience
     running = {name: process for name, process in processes.items() if process.poll() is None}
     for process in processes.values():
