@@ -75,6 +75,7 @@ check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documen
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/generate.py
 	$(BIN)/python -m pytest tests/test_architecture.py
 	$(BIN)/python docs/generate.py README.md --check
 

@@ -16,6 +16,7 @@ import pytest
 
 from mlx_ft.data import prepare, sources
 from mlx_ft.data import stage as data_stage
+from mlx_ft.data.contamination import contaminated_prompts
 from mlx_ft.data.replay import replay_prompts
 from mlx_ft.data.tokens import read_split
 from mlx_ft.engine import generate, load
@@ -171,13 +172,12 @@ def test_rows_are_compared_with_the_prompts_once_with_fit_too(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
-    plain = preflight_stage.contaminated_prompts
 
     def counted(rows: Any, prompts: Any) -> Any:
         compared.append(len(rows))
-        return plain(rows, prompts)
+        return contaminated_prompts(rows, prompts)
 
-    monkeypatch.setattr(preflight_stage, "contaminated_prompts", counted)
+    monkeypatch.setattr("mlx_ft.preflight.stage.contaminated_prompts", counted)
     opened = fitted(lambda more: open_run_of(place, *more))
     assert compared == []
     run_pipeline(opened, "preflight")
@@ -203,8 +203,13 @@ def test_a_rehearsal_makes_two_updates_and_keeps_the_rest(
 def test_the_rows_of_a_run_are_read_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[DataRecipe] = []
     plain = sources.read_splits
+
+    def counted(data: DataRecipe) -> Any:
+        read.append(data)
+        return plain(data)
+
     for room in (data_stage, prepare):
-        monkeypatch.setattr(room, "read_splits", lambda data: read.append(data) or plain(data))
+        monkeypatch.setattr(room, "read_splits", counted)
     run_pipeline(open_run_of(place), "preflight")
     assert len(read) == 1
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_ft import sweep
 from mlx_ft.errors import Fault, GateFailed, RecipeError
 from mlx_ft.inputs import OpenRun
-from mlx_ft.pipeline import LAST
+from mlx_ft.pipeline import LAST, run_pipeline
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.recipe.write import yaml_text
 from mlx_ft.runs.document import run_document
@@ -108,10 +108,9 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     monkeypatch.setenv("MLX_FT_HOME", str(tmp_path / "cache"))
     ran: list[int] = []
     job_fault = Fault("look before you merge", "it loops", "less")
-    plain = sweep.run_pipeline
 
     def until_checked(run: OpenRun, until: str = LAST) -> None:
-        plain(run, "data")
+        run_pipeline(run, "data")
         if until != LAST:
             return
         seed = run.job.recipe.train.seed
@@ -119,7 +118,7 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
         if seed == 1:
             raise GateFailed(job_fault)
 
-    monkeypatch.setattr(sweep, "run_pipeline", until_checked)
+    monkeypatch.setattr("mlx_ft.sweep.run_pipeline", until_checked)
     settings = sweep.grid_settings(["train.seed=0,1,2"])
     members = sweep.open_members(settings, lambda more: open_run_of(place, *SMALL, *more))
     stopped = sweep.run_members(members, Console())
@@ -158,14 +157,13 @@ def test_a_member_that_is_done_or_worked_on_is_not_checked(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[Path] = []
-    plain = sweep.run_pipeline
 
     def counted(run: OpenRun, until: str = LAST) -> None:
         if until != LAST:
             checked.append(run.job.run)
-            plain(run, until)
+            run_pipeline(run, until)
 
-    monkeypatch.setattr(sweep, "run_pipeline", counted)
+    monkeypatch.setattr("mlx_ft.sweep.run_pipeline", counted)
     settings = sweep.grid_settings(["train.seed=0,1"])
     done, other = sweep.open_members(settings, lambda more: open_run_of(finished, *more))
     with working(other.run.job.run):

@@ -28,7 +28,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
         except (SyntaxError, UnicodeDecodeError):
             continue
         for node in ast.walk(tree):
-            text = ast.get_docstring(node) if isinstance(node, Documented) else None
+            if not isinstance(node, Documented):
+                continue
+            text = ast.get_docstring(node)
             if text and SHORTEST <= len(text) <= LONGEST:
                 kind = "class" if isinstance(node, ast.ClassDef) else "function"
                 yield f"the {kind} {module}.{node.name}", text

@@ -142,8 +142,8 @@ def report(results: dict[str, dict[int, dict[str, Any]]]) -> str:
         for seed, entry in seeds.items():
             for rule in RULES:
                 chosen = entry[rule]
-                cells = (weighting, seed, rule, chosen["iteration"], f"{chosen['unseen']:.3f}")
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+                figures = f"{chosen['iteration']} | {chosen['unseen']:.3f}"
+                lines.append(f"| {weighting} | {seed} | {rule} | {figures} |")
     lines += ["", "| loss | rule | unseen: mean, ends | best seed's | reached the gate |"]
     lines += ["|---|---|---|---|---|"]
     for weighting, seeds in results.items():

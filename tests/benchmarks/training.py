@@ -168,7 +168,7 @@ def evaluate(work: Path, adapters: list[str]) -> list[float]:
     import mlx.core as mx
     import mlx.nn as nn
 
-    from mlx_ft.engine.load import load_model, release
+    from mlx_ft.engine.load import load_model, release, scalar
     from mlx_ft.model.chat import ChatFormat
 
     losses = []
@@ -180,7 +180,7 @@ def evaluate(work: Path, adapters: list[str]) -> list[float]:
             ids, trained = mx.array([row.ids]), mx.array(row.trained[1:])
             each = nn.losses.cross_entropy(loaded.model(ids[:, :-1])[0], ids[0, 1:])
             total += float((each * trained).sum().item())
-            tokens += int(trained.sum().item())
+            tokens += int(scalar(trained.sum()))
         losses.append(total / tokens)
         del loaded
         release()
@@ -238,7 +238,7 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 def padding_share(run: Run) -> float:
     """Return the largest share of padding that a run of mlx-ft reported."""
-    return max(m["padding_share"] for m in metrics_of(run) if m["kind"] == "train")
+    return max(float(m["padding_share"]) for m in metrics_of(run) if m["kind"] == "train")
 
 
 def step_gflops(work: Path, run: Run, layers: int) -> float:

@@ -191,7 +191,7 @@ def test_the_quickstarts_rows_call_what_its_suite_knows(tmp_path: Path) -> None:
     wrapper = {"name": suite["scorer"]["wrapper"], "arguments": {"code": "string"}}
     (tmp_path / "api.json").write_text(json.dumps([*functions, wrapper]))
     rows = read_rows(QUICKSTART / "train.jsonl").rows
-    known = read_api(tmp_path / "api.json")
+    known = dict(read_api(tmp_path / "api.json"))
     assert check_rows(rows, known) == []
     calls = sum(bool(python_code(str(row.messages[-1]["content"]))) for row in rows if row.messages)
     assert calls > 300, "the check saw them"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from mlx_ft.deploy import mlx_lm_adapter
 from mlx_ft.deploy.mlx_lm_adapter import ADAPTER_FILES, deliver_adapter, require_deliverable
 from mlx_ft.errors import RunError
 
@@ -79,7 +78,7 @@ def test_a_place_that_cannot_be_written_is_refused(
         asked.append((place, mode))
         return False
 
-    monkeypatch.setattr(mlx_lm_adapter.os, "access", refuse)
+    monkeypatch.setattr("mlx_ft.deploy.mlx_lm_adapter.os.access", refuse)
     with pytest.raises(RunError, match="cannot be written"):
         require_deliverable(tmp_path / "not" / "yet" / "there")
     assert asked == [(tmp_path, os.W_OK)]
@@ -132,6 +131,6 @@ def test_the_config_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert target.name == WEIGHTS and not (target.parent / CONFIG).exists()
         raise OSError("disk full")
 
-    monkeypatch.setattr(mlx_lm_adapter.Path, "replace", refuse)
+    monkeypatch.setattr("mlx_ft.deploy.mlx_lm_adapter.Path.replace", refuse)
     with pytest.raises(OSError, match="disk full"):
         deliver_adapter(adapter, tmp_path / "target")

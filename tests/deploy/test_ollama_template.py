@@ -66,7 +66,8 @@ ACTIONS = {
 
 def run_go(template: str, messages: Sequence[Message]) -> str:
     """Return what a template in Go says, by way of Jinja; KeyError for an action not known here."""
-    out, opened, rest = "", [], template
+    opened: list[str] = []
+    out, rest = "", template
     while "{{" in rest:
         text, _, rest = rest.partition("{{")
         action, _, rest = rest.partition("}}")

@@ -15,7 +15,7 @@ from mlx_ft.engine import decoding
 from mlx_ft.engine.decoding import Decoded, Reader, answer_prompts
 from mlx_ft.engine.generate import generate
 from mlx_ft.engine.likelihood import likelihoods
-from mlx_ft.engine.load import LoadedModel, load_model
+from mlx_ft.engine.load import LoadedModel, load_model, scalar
 from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from tests.support.models import write_tiny_model
 
@@ -43,7 +43,7 @@ def plainly(model: nn.Module, prompt: Sequence[int], count: int) -> tuple[int, .
     """Return what a model says by its own forward pass, without a cache, a token at a time."""
     ids = list(prompt)
     for _ in range(count):
-        ids.append(int(mx.argmax(model(mx.array([ids]))[0, -1]).item()))
+        ids.append(int(scalar(mx.argmax(model(mx.array([ids]))[0, -1]))))
     return tuple(ids[len(prompt) :])
 
 
@@ -91,7 +91,8 @@ def test_what_prompts_share_is_read_once_and_changes_nothing(
     def counting(self: Any, ids: mx.array, *rest: Any, **named: Any) -> mx.array:
         nonlocal read_tokens
         read_tokens += ids.size
-        return call(self, ids, *rest, **named)
+        logits: mx.array = call(self, ids, *rest, **named)
+        return logits
 
     reader = Reader(loaded.model, PROMPTS)
     order = reader.order()
@@ -170,7 +171,7 @@ def test_prompts_are_read_in_parts_of_bounded_size(
         assert found[index][0] == plainly(tiny.model, prompt, 3)
 
 
-class Saying(nn.Module):  # type: ignore[misc]  # mlx has no types for it
+class Saying(nn.Module):
     """Says a given sequence of tokens, whatever it is asked, as a model with one layer would."""
 
     def __init__(self, said: Sequence[int]) -> None:
@@ -178,11 +179,11 @@ class Saying(nn.Module):  # type: ignore[misc]  # mlx has no types for it
         self.said = said
         self.layers = [nn.Identity()]
 
-    def __call__(self, ids: mx.array, cache: list[object]) -> mx.array:
+    def __call__(self, ids: mx.array, cache: list[Any]) -> mx.array:
         (layer,) = cache
         states = mx.zeros((ids.shape[0], 1, ids.shape[1], 1))
-        layer.update_and_fetch(states, states)  # type: ignore[attr-defined]  # a cache of mlx-lm
-        position = int(layer.offset[0].item()) - 2  # type: ignore[attr-defined]  # as above
+        layer.update_and_fetch(states, states)
+        position = int(layer.offset[0].item()) - 2
         token = self.said[min(max(position, 0), len(self.said) - 1)]
         return mx.zeros((*ids.shape, 50)).at[..., token].add(1.0)
 

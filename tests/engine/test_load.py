@@ -15,7 +15,7 @@ from mlx_ft.engine.generate import generate
 from mlx_ft.engine.load import LoadedModel, load_model, load_weights
 from mlx_ft.errors import ModelError
 from mlx_ft.model.chat import ChatFormat
-from tests.support.models import write_tiny_model
+from tests.support.models import stored_arrays, write_tiny_model
 
 QUESTIONS = ("hello", "what is the capital of France?", "talk about files, tests and tools", "x")
 
@@ -82,11 +82,10 @@ def test_a_cpu_holds_float32_with_the_numbers_of_the_file(folder: Path) -> None:
     assert "float32" in compute
     dtypes = {array.dtype for _, array in tree_flatten(model.parameters())}
     assert dtypes == {mx.float32}
-    stored = mx.load(str(folder / "model.safetensors"))
+    stored = stored_arrays(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj"
-    expected = mx.dequantize(
-        *(stored[f"{name}.{part}"] for part in ("weight", "scales", "biases")), 32, 4
-    )
+    weight, scales, biases = (stored[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+    expected = mx.dequantize(weight, scales, biases, 32, 4)
     assert mx.array_equal(model.model.layers[0].mlp.up_proj.weight, expected.astype(mx.float32))
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,10 +234,15 @@ def test_answers_are_kept_only_while_nothing_that_made_them_changes(
         )
 
 
+def always(said: str) -> Callable[[str], str]:
+    """Return a rule that gives the same answer to every question."""
+    return lambda _: said
+
+
 def test_a_stop_text_ends_the_answer_before_it(loaded: LoadedModel, tmp_path: Path) -> None:
     suite = make_suite(stop=("END", "<|endoftext|>"))
     for name, said in {"text": "fine END fine", "token": "fine <|endoftext|>fine"}.items():
-        result = ask(suite, loaded, tmp_path, Scripted(lambda _, said=said: said), column=name)
+        result = ask(suite, loaded, tmp_path, Scripted(always(said)), column=name)
         assert {row["text"] for row in result.records} == {"fine "}
         assert {row["finish_reason"] for row in result.records} == {"stop_text"}
         assert result.summary["mean"] == 1.0
@@ -300,7 +305,7 @@ def test_a_sample_that_the_template_refuses_is_named(tmp_path: Path) -> None:
 
 def test_a_bare_string_is_not_a_prompt(loaded: LoadedModel, tmp_path: Path) -> None:
     suite = make_suite()
-    bare = replace(suite.samples[0], messages="hello")
+    bare = replace(suite.samples[0], messages="hello")  # type: ignore[arg-type]  # what is refused
     with pytest.raises(TypeError):
         ask(replace(suite, samples=(bare,)), loaded, tmp_path, Scripted(fine))
 

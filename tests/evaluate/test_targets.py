@@ -8,14 +8,14 @@ import pytest
 
 from mlx_ft.errors import InputError
 from mlx_ft.evaluate.targets import Target, read_targets
+from mlx_ft.model.chat import ChatFormat
+from mlx_ft.system.console import Console
 from tests.support.models import write_tiny_model
 from tests.support.run_folders import write_run
 
 
 def read(text: str) -> Target:
-    (target,) = read_targets(
-        [text], enable_thinking=None, default_thinking=False, date="2025-01-01", say=print
-    )
+    (target,) = read_targets([text], enable_thinking=None, default=ChatFormat(), console=Console())
     return target
 
 

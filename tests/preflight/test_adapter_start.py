@@ -89,5 +89,5 @@ def test_of_an_unknown_architecture_rank_and_layers_are_compared() -> None:
     others: tuple[dict[str, Any], ...] = ({"lora_parameters": {"rank": 16}}, {"num_layers": 2})
     for train in others:
         assert found_with(facts, made_by(known, **train)).level == "fail"
-    plain = {"model.layers.29.mlp.up_proj.weight": (1536, 576)}
+    plain: Shapes = {"model.layers.29.mlp.up_proj.weight": (1536, 576)}
     assert "it is no adapter" in found_with(facts, plain).measured

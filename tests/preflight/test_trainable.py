@@ -82,7 +82,7 @@ def test_what_mlx_lm_cannot_compute_is_refused_and_nothing_else(
     config = dict(EXPERTS if model == "experts" else TINY_CONFIGS[model])
     if quantization is not None:
         config["quantization"] = quantization
-    finding = found(config, **({"keys": keys} if keys else {}))
+    finding = found(config, keys=keys) if keys else found(config)
     assert finding.level == ("ok" if can_be_trained(config, keys) else "fail"), finding
     assert found(config, "lora").level == "ok"
     assert bool(finding.fix) == (finding.level == "fail")

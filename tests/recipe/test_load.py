@@ -301,7 +301,21 @@ def test_any_text_gives_a_recipe_or_a_recipe_error(folder: Path, text: str, sett
         load_recipe(path, [setting])
 
 
-def options_of(optimizer: str) -> st.SearchStrategy[dict[str, Any]]:
+Sections = st.SearchStrategy[dict[str, Any]]
+
+
+def section(
+    needed: dict[str, st.SearchStrategy[Any]],
+    optional: dict[str, st.SearchStrategy[Any]] | None = None,
+) -> Sections:
+    return st.fixed_dictionaries(needed, optional=optional or {})
+
+
+def both(one: Sections, other: Sections) -> Sections:
+    return st.tuples(one, other).map(lambda parts: {**parts[0], **parts[1]})
+
+
+def options_of(optimizer: str) -> Sections:
     kinds: dict[str, st.SearchStrategy[Any]] = {
         "a number": st.floats(0, 1, exclude_max=True),
         "a whole number": st.integers(1, 9),
@@ -309,15 +323,19 @@ def options_of(optimizer: str) -> st.SearchStrategy[dict[str, Any]]:
         "true or false": st.booleans(),
     }
     known = OPTIMIZER_OPTIONS[optimizer]
-    options = st.fixed_dictionaries({}, optional={name: kinds[known[name]] for name in known})
+    options = section({}, optional={name: kinds[known[name]] for name in known})
     return options.filter(lambda values: not optimizer_option_faults(optimizer, values))
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)
 WHOLE = st.integers(1, 10**6)
-STRENGTHS = st.sampled_from([{}, {"alpha": 3.5}, {"scale": 1e-9}, {"alpha": 16, "scale": None}])
-LENGTHS = st.sampled_from([{}, {"epochs": 3}, {"iters": 10**6}, {"epochs": None, "iters": 1}])
-SHAPES = st.sampled_from(
+STRENGTHS: Sections = st.sampled_from(
+    [{}, {"alpha": 3.5}, {"scale": 1e-9}, {"alpha": 16, "scale": None}]
+)
+LENGTHS: Sections = st.sampled_from(
+    [{}, {"epochs": 3}, {"iters": 10**6}, {"epochs": None, "iters": 1}]
+)
+SHAPES: Sections = st.sampled_from(
     [
         {},
         {"name": "linear", "warmup_ratio": 0.1, "end": 1e-12},
@@ -325,25 +343,25 @@ SHAPES = st.sampled_from(
         {"name": "cosine", "decay_steps": 10**9, "allow_unfinished": True},
     ]
 )
-RECIPES = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
-    lambda optimizer: st.fixed_dictionaries(
+RECIPES: Sections = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
+    lambda optimizer: section(
         {
             "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
             "model": TEXT,
-            "data": st.fixed_dictionaries(
+            "data": section(
                 {"path": TEXT}, optional={"max_seq_length": WHOLE.map(lambda count: count + 8)}
             ),
-            "train": st.tuples(
+            "train": both(
                 LENGTHS,
-                st.fixed_dictionaries(
+                section(
                     {
                         "optimizer": st.just(optimizer),
                         "learning_rate": st.floats(1e-12, 10),
                         "lr_schedule": SHAPES,
                         "optimizer_config": options_of(optimizer),
-                        "lora_parameters": st.tuples(
+                        "lora_parameters": both(
                             STRENGTHS,
-                            st.fixed_dictionaries(
+                            section(
                                 {},
                                 optional={
                                     "rank": WHOLE,
@@ -351,12 +369,12 @@ RECIPES = st.sampled_from(sorted(OPTIMIZER_OPTIONS)).flatmap(
                                     "keys": st.none() | st.lists(TEXT, min_size=1, max_size=3),
                                 },
                             ),
-                        ).map(lambda parts: {**parts[0], **parts[1]}),
+                        ),
                     },
                     optional={"batch_size": WHOLE, "resume_adapter_file": st.none() | TEXT},
                 ),
-            ).map(lambda parts: {**parts[0], **parts[1]}),
-            "eval": st.fixed_dictionaries(
+            ),
+            "eval": section(
                 {
                     "suites": st.lists(TEXT, unique=True, max_size=3),
                     "columns": st.lists(st.sampled_from(COLUMNS), unique=True, min_size=1),

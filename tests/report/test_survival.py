@@ -9,6 +9,7 @@ import pytest
 
 from mlx_ft.report import curves, survival
 from mlx_ft.report.html import report_html
+from mlx_ft.report.tables import Table
 from mlx_ft.report.terminal import result_lines
 from mlx_ft.runs.document import run_document
 from mlx_ft.system.files import read_json, write_json
@@ -17,7 +18,7 @@ from tests.support.run_folders import survival as audit
 MakeRun = Callable[..., Path]
 
 
-def texts(table: survival.Table) -> list[list[str]]:
+def texts(table: Table) -> list[list[str]]:
     return [[cell.text for cell in row] for row in table.rows]
 
 

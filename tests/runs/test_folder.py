@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def change_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a file deleted": lambda f: (f / "rows.txt").unlink(),
     "a deep file deleted": lambda f: (f / "deep" / "numbers.bin").unlink(),
     "a file cut": lambda f: (f / "rows.txt").write_text("row"),
@@ -156,7 +157,9 @@ def test_leftovers_are_removed_unless_they_are_to_be_continued(tmp_path: Path) -
         seal(folder, "data", "in", {})
     (tmp_path / "data").rename(tmp_path / "data.tmp")
     write_stage(tmp_path)
-    assert set(read_manifest(tmp_path / "data").files) == {"rows.txt", "deep/numbers.bin"}
+    manifest = read_manifest(tmp_path / "data")
+    assert manifest is not None
+    assert set(manifest.files) == {"rows.txt", "deep/numbers.bin"}
 
 
 def test_what_a_killed_write_left_is_not_part_of_a_sealed_stage(tmp_path: Path) -> None:

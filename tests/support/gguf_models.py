@@ -31,7 +31,7 @@ def patch_tokenizer(folder: Path, steps: list[str], ignore_merges: bool) -> dict
     expressions for numbers tell apart, and three tokens of several digits, which show it.
     """
     path = folder / "tokenizer.json"
-    described = json.loads(path.read_text(encoding="utf-8"))
+    described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     first: list[dict[str, Any]] = []
     for step in steps:

@@ -112,6 +112,15 @@ def random_model(config: dict[str, Any], seed: int = 0) -> "nn.Module":
     return model
 
 
+def stored_arrays(file: Path) -> "dict[str, mx.array]":
+    """Return the tensors of a safetensors file, as MLX reads them."""
+    import mlx.core as mx
+
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)
+    return arrays
+
+
 def write_model_files(folder: Path, config: dict[str, Any], weights: dict[str, "mx.array"]) -> Path:
     """Write config.json and model.safetensors into `folder`; return it."""
     import mlx.core as mx

@@ -361,9 +361,9 @@ def write_eval(run: Path, said: str | None) -> None:
             suites[suite][column] = _result(rows)
             answers.setdefault(suite, {})[column] = [{**row, "weight": 1.0} for row in rows]
     for suite, compared in compare_columns(answers).items():
-        for column, rows in answers[suite].items():
-            suites[suite][column]["against"] = compared.get(column, {})
-            suites[suite][column]["degenerate"] = summarise(rows)["degenerate"]
+        for name, rows in answers[suite].items():
+            suites[suite][name]["against"] = compared.get(name, {})
+            suites[suite][name]["degenerate"] = summarise(rows)["degenerate"]
     gate = Gate("code_mode", "quantized", "mean", ">=", 0.97)
     gates = judgements_json(judge([gate], {"keep_talking": 0.1}, suites, answers))
     suite_info = {

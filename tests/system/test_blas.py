@@ -49,7 +49,7 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def load(*arguments: object, **options: object) -> None:
         pytest.fail("a library was loaded")
 
-    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.setattr("mlx_ft.system.blas.ctypes.CDLL", load)
     monkeypatch.setattr(blas, "_wheel_library", load)
     assert preload_openblas() == BlasStatus("platform", True, "Accelerate and Metal")
     assert list(tmp_path.iterdir()) == []
@@ -145,7 +145,7 @@ def test_whatever_goes_wrong_has_a_sentence_and_no_exception(
         raise OSError("libopenblas.so.0: cannot open shared object file")
 
     monkeypatch.setattr(blas, "cache_home", nowhere)
-    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.setattr("mlx_ft.system.blas.ctypes.CDLL", load)
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     found = preload_openblas()
     assert (found.name, found.fast) == ("reference BLAS", False)
@@ -163,7 +163,7 @@ def test_without_any_openblas_it_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(blas, "_package_folder", lambda name: None)
-    monkeypatch.setattr(blas.ctypes, "CDLL", load)
+    monkeypatch.setattr("mlx_ft.system.blas.ctypes.CDLL", load)
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     assert not preload_openblas().fast
     assert loaded == ["libopenblas.so.0"]

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_ft.system import console
-from mlx_ft.system.console import Console, ProgressLine
+from mlx_ft.system.console import LOG_EVERY_SECONDS, Console, ProgressLine
 from mlx_ft.text.safe import printable
 from mlx_ft.text.sparklines import BARS, sparkline
 
 ESCAPE = "\x1b"
+MONOTONIC = "mlx_ft.system.console.time.monotonic"
 # The escape sequences that set a colour; bold and cursor movement are not colours.
 COLOUR = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3\d|4\d|9\d|10\d)(?:;[\d;]*)?m")
 
@@ -38,7 +38,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(console.time, "monotonic", clock)
+    monkeypatch.setattr(MONOTONIC, clock)
     return clock
 
 
@@ -90,8 +90,8 @@ def test_the_estimate_is_right_however_much_was_done_before(
 ) -> None:
     """At a constant pace (seconds a unit), the time left is what is left times the pace."""
     clock = Clock()
-    original, console.time.monotonic = console.time.monotonic, clock
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MONOTONIC, clock)
         line = ProgressLine("training", 120.0, io.StringIO(), None)
         clock.now += 500.0  # loading, before the first update
         done = start
@@ -103,8 +103,6 @@ def test_the_estimate_is_right_however_much_was_done_before(
             line.update(done)
             expected = (120.0 - done) * pace
             assert line.seconds_left(done) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    finally:
-        console.time.monotonic = original
 
 
 def test_work_that_begins_anew_is_estimated_anew(clock: Clock) -> None:
@@ -128,7 +126,7 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock: Clock) -> None
             clock.now += 1.0
     lines = stream.getvalue().splitlines()
     assert lines[0] == "training 15 % iteration 15, 1 min 25 s left"
-    assert len(lines) == 100 // int(console.LOG_EVERY_SECONDS)
+    assert len(lines) == 100 // int(LOG_EVERY_SECONDS)
     shares = [int(line.split()[1]) for line in lines]
     assert all(later - earlier == 15 for earlier, later in pairwise(shares))
     assert ESCAPE not in stream.getvalue()

@@ -45,10 +45,13 @@ def make_inputs(model_folder: Path, tmp_path: Path) -> MakeInputs:
             "steps_per_eval": 6,
             "save_every": 4,
         }
-        train = TrainRecipe(
-            num_layers=num_layers,
-            lora_parameters=LoraParameters(rank=4, alpha=8.0, dropout=dropout),
-            **(values | changes),
+        train = TrainRecipe.model_validate(
+            {
+                "num_layers": num_layers,
+                "lora_parameters": LoraParameters(rank=4, alpha=8.0, dropout=dropout),
+                **values,
+                **changes,
+            }
         )
         recipe = Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
         model, _, _ = load_weights(model_folder, train.low_memory)

@@ -24,7 +24,7 @@ from mlx_ft.train.accumulation import (
     padded_groups,
 )
 from mlx_ft.train.contract import TrainingInputs
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import random_rows
 from tests.train.conftest import MakeInputs
@@ -69,7 +69,7 @@ def window_of(
     max_norm: float | None = None,
     optimizer: optimizers.Optimizer | None = None,
 ) -> GradientWindow:
-    def loss(batch, prefix):  # type: ignore[no-untyped-def]  # as the loop's own
+    def loss(batch: Batch, prefix: mx.array) -> mx.array:
         return cross_entropy_sum(inputs.forward, batch, prefix)
 
     optimizer = optimizer or optimizers.SGD(learning_rate=1.0)

@@ -39,7 +39,7 @@ def test_batches_drawn_at_random_pad_little() -> None:
     more."""
     lengths = np.random.default_rng(0).lognormal(4.5, 0.8, 600).astype(int) + 2
     batches = plan_epoch(len(lengths), 4, 0, 0)
-    groups = [group for batch in batches for group in padded_groups(lengths, batch, 1024)]
+    groups = [group for batch in batches for group in padded_groups(lengths, batch.tolist(), 1024)]
     padded = sum(max(int(lengths[row]) for row in group) * len(group) for group in groups)
     assert 1 - lengths.sum() / padded < 0.03
 

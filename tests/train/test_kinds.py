@@ -21,7 +21,7 @@ from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
 from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
-from tests.support.models import write_tiny_model
+from tests.support.models import stored_arrays, write_tiny_model
 from tests.support.trainings import random_rows
 
 ROWS = random_rows(6, seed=3)
@@ -30,12 +30,9 @@ LAYERS = 2
 
 
 def recipe_of(kind: str, **changes: Any) -> Recipe:
-    train = TrainRecipe(
-        fine_tune_type=kind,  # type: ignore[arg-type]  # one of the three
-        num_layers=LAYERS,
-        lora_parameters=LoraParameters(rank=4, alpha=8.0),
-        **changes,
-    )
+    values = {"fine_tune_type": kind, "num_layers": LAYERS}
+    lora = LoraParameters(rank=4, alpha=8.0)
+    train = TrainRecipe.model_validate({**values, "lora_parameters": lora, **changes})
     return Recipe(name="tiny", model="tiny", data=DataRecipe(path="."), train=train)
 
 
@@ -129,7 +126,7 @@ def test_an_adapter_that_lacks_a_tensor_is_not_fused(plain_folder: Path, tmp_pat
     model, config = trained(plain_folder, "dora")
     save_adapter(model, config, tmp_path)
     file = tmp_path / "adapters.safetensors"
-    weights = mx.load(str(file))
+    weights = stored_arrays(file)
     del weights["model.layers.2.mlp.down_proj.m"]
     mx.save_safetensors(str(file), weights)
     with pytest.raises((ModelError, GateFailed), match=r"layers\.2\.mlp\.down_proj\.m"):

@@ -19,7 +19,6 @@ from mlx_ft.errors import GateFailed, Interrupted, RecipeError
 from mlx_ft.runs.folder import seal
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, read_json_lines, write_json
-from mlx_ft.train import metrics as metrics_room
 from mlx_ft.train.accumulation import build_optimizer, padded_groups
 from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_list import complete_checkpoints
@@ -28,6 +27,7 @@ from mlx_ft.train.metrics import Metric
 from mlx_ft.train.numerics.forward import Forward
 from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum
 from mlx_ft.train.numerics.packing import Packing
+from tests.support.models import stored_arrays
 from tests.support.trainings import (
     adapter_of,
     assert_same_bits,
@@ -40,7 +40,7 @@ from tests.train.conftest import MakeInputs
 
 def optimizer_of(inputs: TrainingInputs) -> dict[str, np.ndarray]:
     newest = complete_checkpoints(inputs.folder / "checkpoints", "inputs")[-1]
-    return {n: np.array(a) for n, a in mx.load(str(newest / "optimizer.safetensors")).items()}
+    return {n: np.array(a) for n, a in stored_arrays(newest / "optimizer.safetensors").items()}
 
 
 def test_training_learns(make_inputs: MakeInputs) -> None:
@@ -189,7 +189,9 @@ def test_a_loss_that_is_no_number_stops_with_the_rows(make_inputs: MakeInputs) -
     assert [m["update"] for m in metrics if m["kind"] == "skipped"] == [2, 3, 4]
 
 
-def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_inputs: MakeInputs) -> None:
+def test_an_update_that_is_not_finite_is_skipped_counted_and_named(
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One row whose states are no numbers: the run goes on without it."""
     inputs = make_inputs(iterations=13, batch_size=1, steps_per_report=13)
     right = inputs.forward.top
@@ -201,7 +203,7 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_named(make_inputs: 
         return right(ids, prefix, packing, wanted) * (float("nan") if is_row else 1.0)
 
     poisoned = mx.array([inputs.train_rows.row(5)[0][:-1].tolist()])
-    inputs.forward.top = broken  # type: ignore[method-assign]  # no model gives such a row by itself
+    monkeypatch.setattr(inputs.forward, "top", broken)  # no model gives such a row by itself
     metrics: list[Metric] = []
     result = train_here(inputs, metrics)
     (skipped,) = [m for m in metrics if m["kind"] == "skipped"]
@@ -382,10 +384,16 @@ def test_a_base_model_that_gives_no_number_is_told_apart(make_inputs: MakeInputs
         train_here(inputs)
 
 
-def test_updates_that_were_all_skipped_are_no_training(make_inputs: MakeInputs) -> None:
+def test_updates_that_were_all_skipped_are_no_training(
+    make_inputs: MakeInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inputs = make_inputs(iterations=1, learning_rate=1e-3)
     right = inputs.forward.top
-    inputs.forward.top = lambda *given: right(*given) * (math.nan if inputs.model.training else 1.0)
+
+    def broken(*given: Any) -> mx.array:
+        return right(*given) * (math.nan if inputs.model.training else 1.0)
+
+    monkeypatch.setattr(inputs.forward, "top", broken)
     with pytest.raises(GateFailed, match="none of 1 updates"):
         train_here(inputs)
 
@@ -411,7 +419,7 @@ def test_metrics_of_a_run_are_not_lost_while_it_goes_on(
         return json.JSONEncoder().encode(value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(metrics_room.json, "dumps", full)
+        patch.setattr("mlx_ft.train.metrics.json.dumps", full)
         with pytest.raises(OSError, match="no space"):
             train_here(make_inputs(iterations=12))
     assert file.read_bytes() == before

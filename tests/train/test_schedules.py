@@ -12,7 +12,7 @@ from mlx_ft.train.schedules import learning_rate_at
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "cosine_with_restarts"])
 def test_warm_up_reaches_the_peak_and_decay_reaches_the_end(name: str) -> None:
     end = {} if name == "constant" else {"end": 1e-6}
-    schedule = LrSchedule(name=name, warmup_ratio=0.1, **end)
+    schedule = LrSchedule.model_validate({"name": name, "warmup_ratio": 0.1, **end})
     rate = learning_rate_at(schedule, 1e-3, 100)
     assert rate(0) == 0.0
     assert rate(10) == pytest.approx(1e-3)

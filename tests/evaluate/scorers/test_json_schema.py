@@ -18,6 +18,7 @@ from mlx_ft.evaluate.scorers.json_schema import (
     schema_faults,
     violations,
 )
+from mlx_ft.evaluate.scorers.protocol import Given
 from mlx_ft.evaluate.scorers.structured import Json, JsonKeys
 from mlx_ft.evaluate.suites import load_suite
 
@@ -360,9 +361,9 @@ def test_a_catastrophic_pattern_is_a_violation(schema: dict[str, Any], value: An
     assert not list(schema_faults(schema))
     (found,) = violations(value, schema)
     assert "could not be matched: searching took over 1 s" in found
-    judged = Json(schema).judge(json.dumps([value]), {}, None)  # type: ignore[arg-type]  # not read
+    judged = Json(schema).judge(json.dumps([value]), {}, Given())
     assert judged.failure is None  # the pattern is for another place
-    held = Json({"items": schema}).judge(json.dumps([value]), {}, None)  # type: ignore[arg-type]  # not read
+    held = Json({"items": schema}).judge(json.dumps([value]), {}, Given())
     assert (held.value, held.failure) == (0.5, "schema")
 
 

@@ -1,5 +1,7 @@
 """One list of scorers; reading suites, combined scorers and documentation follow from it."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -9,7 +11,7 @@ from mlx_ft.evaluate.scorers.protocol import Scorer
 from mlx_ft.evaluate.scorers.registry import SCORERS
 
 
-def subclasses(of: type) -> set[type]:
+def subclasses(of: type[Any]) -> set[type[Any]]:
     return {each for each in of.__subclasses__() if each.__module__.startswith("mlx_ft.")}
 
 

@@ -13,7 +13,7 @@ import pytest
 from mlx_ft.errors import RunError
 from mlx_ft.report.compare.document import compare, form_of, write_comparison
 from mlx_ft.report.compare.formats import WRITERS
-from mlx_ft.report.compare.names import FORMATS
+from mlx_ft.report.compare.names import FORMATS, Format
 from mlx_ft.system.files import write_json
 from tests.support.experiments import write_experiment
 from tests.support.run_folders import HOSTILE, TOKEN, metrics, survival, write_run
@@ -126,7 +126,7 @@ def test_an_unfinished_run_is_compared_by_what_it_has_measured(
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_runs_in_any_state_are_compared_with_what_they_have(
-    experiments: list[Path], tmp_path: Path, form: str
+    experiments: list[Path], tmp_path: Path, form: Format
 ) -> None:
     endings = ("gate_failed", "interrupted", "failed")
     others = [write_run(tmp_path / ended, ended) for ended in endings]
@@ -146,7 +146,7 @@ def test_runs_in_any_state_are_compared_with_what_they_have(
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_hostile_texts_and_a_planted_token_reach_no_format(
-    tmp_path: Path, experiments: list[Path], form: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, experiments: list[Path], form: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     sets = {"data.path": TEXT, "train.optimizer": "=cmd|' /C calc'!A0", "model": TOKEN}
@@ -194,7 +194,13 @@ def test_the_output_has_the_format_of_its_ending_and_appears_whole(
     experiments: list[Path], tmp_path: Path
 ) -> None:
     comparison = compare(experiments)
-    for ending, form in ((".md", "markdown"), (".html", "html"), (".csv", "csv"), (".log", "text")):
+    forms: dict[str, Format] = {
+        ".md": "markdown",
+        ".html": "html",
+        ".csv": "csv",
+        ".log": "text",
+    }
+    for ending, form in forms.items():
         path = tmp_path / f"c{ending}"
         assert form_of(None, path) is WRITERS[form]
         write_comparison(path, form_of(None, path)(comparison))

@@ -14,12 +14,12 @@ from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_ft.data.tokens import write_split
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train import setup
 from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.handoff import TrainRequest
 from mlx_ft.train.numerics.forward import (
-    EQUAL_TOLERANCE,
     PROOF_LOGIT_TOKENS,
     Forward,
     PlainForward,
@@ -212,7 +212,8 @@ class _Indexed(LlamaModel):
         hidden = self.embed_tokens(inputs) if input_embeddings is None else input_embeddings
         for number, layer in enumerate(self.layers):
             hidden = layer(hidden, "causal") * (1 + number)
-        return self.norm(hidden)
+        normed: mx.array = self.norm(hidden)
+        return normed
 
 
 class _Demanding(LlamaModel):
@@ -222,14 +223,16 @@ class _Demanding(LlamaModel):
         self, inputs: mx.array, cache: Any = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
         assert all(layer.self_attn.n_heads for layer in self.layers)
-        return super().__call__(inputs, cache, input_embeddings)
+        states: mx.array = super().__call__(inputs, cache, input_embeddings)
+        return states
 
 
 class _OnlyIds(LlamaModel):
     """Takes no embeddings, only ids: the split needs no more."""
 
     def __call__(self, inputs: mx.array, cache: Any = None, *unused: None) -> mx.array:
-        return super().__call__(inputs, cache)
+        states: mx.array = super().__call__(inputs, cache)
+        return states
 
 
 @pytest.fixture

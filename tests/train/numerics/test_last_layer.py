@@ -84,7 +84,7 @@ class _Mixing(MLP):
     """A feed-forward part that looks at the position before, unlike anything of its name."""
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        result: mx.array = super().__call__(hidden + mx.roll(hidden, 1, axis=1))
+        result: mx.array = super().__call__(hidden + mx.roll(hidden, 1, 1))
         return result
 
 

@@ -11,6 +11,7 @@ from mlx_lm.tuner.trainer import default_loss
 
 from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.cpu_kernels import exp_is_slow
+from mlx_ft.recipe.train import LOGITS_PART_BYTES
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics import losses
 from mlx_ft.train.numerics.forward import choose_forward
@@ -94,7 +95,8 @@ def test_gradient_is_that_of_the_plain_forward(make_inputs: MakeInputs) -> None:
 
     def plain() -> mx.array:
         logits = inputs.model(batch.ids).reshape(-1, 320)[batch.positions]
-        return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        total: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        return total
 
     _, reference = nn.value_and_grad(inputs.model, plain)()
     assert _largest_difference(dict(tree_flatten(reference)), ours) < 1e-5
@@ -165,7 +167,7 @@ def test_logits_of_all_positions_never_exist_together() -> None:
     loss, gradient = function(hidden)
     mx.eval(loss, gradient)
     copies = 6 if exp_is_slow() else 16  # of a part; with all positions it would be 48
-    assert mx.get_peak_memory() - before < copies * losses.LOGITS_PART_BYTES
+    assert mx.get_peak_memory() - before < copies * LOGITS_PART_BYTES
     reference = nn.losses.cross_entropy(hidden[:64] @ head.T, targets[:64], reduction="sum")
     part = losses.frozen_head_loss(WideHead(), hidden[:64], targets[:64])  # type: ignore[arg-type]  # a head is all that is used
     assert float(part) == pytest.approx(float(reference), rel=1e-5)
@@ -202,7 +204,8 @@ def test_a_trained_head_gets_its_gradient(make_inputs: MakeInputs) -> None:
 
     def plain() -> mx.array:
         logits = inputs.model(batch.ids).reshape(-1, 320)[batch.positions]
-        return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        total: mx.array = nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+        return total
 
     one, other = (nn.value_and_grad(inputs.model, function)()[1] for function in (ours, plain))
     assert _largest_difference(dict(tree_flatten(one)), dict(tree_flatten(other))) < 1e-5
@@ -229,7 +232,9 @@ def test_weighted_loss_and_gradient_are_those_of_the_plain_formula(
             ids, trained = rows.row(index)
             logits = inputs.model(mx.array(ids[None, :-1].tolist()))[0]
             each = nn.losses.cross_entropy(logits, mx.array(ids[1:].tolist()))
-            factors = (rows.row_weights(index) * trained)[1:]
+            own = rows.row_weights(index)
+            assert own is not None
+            factors = (own * trained)[1:]
             total = total + (each * mx.array(factors.tolist())).sum()
             weight += float(factors.sum())
         return total / weight
