@@ -9,7 +9,7 @@ import json
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def test_a_template_without_tools_is_told_of(tmp_path: Path) -> None:
     renderer = open_renderer(write_tiny_tokenizer(tmp_path / "tokenizer"))
     suite = make_suite()
     asked = replace(suite, samples=(replace(suite.samples[0], tools=TOOLS),))
-    loaded = LoadedModel(typing.cast(Any, None), renderer, {}, "")
+    loaded = LoadedModel(None, renderer, {}, "")
     column = column_of(loaded, Scripted(fine))
     told = evaluate([asked], [column], tmp_path, progress=SeenProgress())["warnings"]
     assert told == ["base: its chat template does not show the tools of suite chat"]
@@ -159,7 +159,7 @@ def test_a_changed_chat_format_is_refused_and_named(how: str, tmp_path: Path) ->
     renderer = open_renderer(folder, **changed(folder, how))
     suite = make_suite(enable_thinking=renderer.chat.enable_thinking, stop=())
     script = Scripted(fine)
-    loaded = LoadedModel(typing.cast(Any, None), renderer, {}, "")
+    loaded = LoadedModel(None, renderer, {}, "")
     column = column_of(loaded, script, trained_with=trained)
     with pytest.raises(ModelError) as caught:
         evaluate([suite], [column], tmp_path / "eval", progress=SeenProgress())
@@ -177,7 +177,7 @@ def test_a_changed_chat_format_is_refused_and_named(how: str, tmp_path: Path) ->
 
 def test_the_same_format_and_an_unknown_one_are_told_apart(tmp_path: Path) -> None:
     renderer = open_renderer(write_tiny_tokenizer(tmp_path))
-    loaded = LoadedModel(typing.cast(Any, None), renderer, {}, "")
+    loaded = LoadedModel(None, renderer, {}, "")
     same = column_of(loaded, Scripted(fine), trained_with=renderer.fingerprint())
     assert compare_template(same, allow_mismatch=False).state == "same"
     assert compare_template(column_of(loaded, Scripted(fine)), allow_mismatch=False).state == "own"
@@ -219,9 +219,9 @@ def is_text(annotation: Any) -> bool:
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType, list, tuple, set) or (
-        inspect.isclass(origin) and issubclass(origin, typing.cast(Any, typing.Iterable))
+        inspect.isclass(origin) and issubclass(origin, Iterable)
     ):
-        mapping = inspect.isclass(origin) and issubclass(origin, typing.cast(Any, typing.Mapping))
+        mapping = inspect.isclass(origin) and issubclass(origin, Mapping)
         return not mapping and any(is_text(argument) for argument in arguments)
     return False
 
