@@ -451,6 +451,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "adapter" in out and "iteration 0 of" not in narration, "it continued"
 
 
+@pytest.mark.slow
 def test_kill_9_then_the_same_result_as_if_nothing_happened(
     long_run: tuple[Path, subprocess.Popen[str]], finished_once: Path
 ) -> None:

@@ -20,6 +20,7 @@ from tests.support.jobs import write_place
 from tests.support.models import write_tiny_model
 from tests.support.rows import write_rows
 from tests.support.run_folders import write_run
+from tests.support.slow import fast_rows_first
 
 FLAT = """
 model: model
@@ -112,23 +113,26 @@ def test_a_wrong_recipe_is_exit_2_and_a_message_without_mlx(
 
 @pytest.mark.parametrize(
     ("spoil", "expected"),
-    [
-        (lambda place: (place / "data/train.jsonl").unlink(), "train.jsonl"),
-        (lambda place: (place / "data/train.jsonl").write_text(""), "train.jsonl"),
-        (
-            lambda place: (place / "data/train.jsonl").write_text(
-                (place / "data/train.jsonl").read_text() + '{"messages": [\n'
+    fast_rows_first(
+        [
+            (lambda place: (place / "data/train.jsonl").unlink(), "train.jsonl"),
+            (lambda place: (place / "data/train.jsonl").write_text(""), "train.jsonl"),
+            (
+                lambda place: (place / "data/train.jsonl").write_text(
+                    (place / "data/train.jsonl").read_text() + '{"messages": [\n'
+                ),
+                "train.jsonl:25",
             ),
-            "train.jsonl:25",
-        ),
-        (lambda place: (place / "model/config.json").unlink(), "config.json"),
-        (lambda place: (place / "model/model.safetensors").unlink(), "model"),
-        (
-            lambda place: (place / "model/tokenizer_config.json").write_text("{}"),
-            "chat template",
-        ),
-        (lambda place: (place / "runs").write_text("a file"), "runs"),
-    ],
+            (lambda place: (place / "model/config.json").unlink(), "config.json"),
+            (lambda place: (place / "model/model.safetensors").unlink(), "model"),
+            (
+                lambda place: (place / "model/tokenizer_config.json").write_text("{}"),
+                "chat template",
+            ),
+            (lambda place: (place / "runs").write_text("a file"), "runs"),
+        ],
+        4,
+    ),
 )
 def test_wrong_input_is_exit_2_with_one_clear_message(
     tmp_path: Path, spoil: object, expected: str
@@ -245,6 +249,7 @@ def test_whatever_is_in_the_rows_a_check_ends_with_its_exit_code_and_a_message(
     assert ("nothing stops it" in said.out) == (code == 0)
 
 
+@pytest.mark.slow
 def test_the_verbs_on_many_runs_end_with_a_next_step_and_without_mlx(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs")
     clean = ("clean", "--runs", "runs")
@@ -343,6 +348,7 @@ def test_a_training_goes_on_when_nobody_reads_it_any_more(tmp_path: Path) -> Non
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_training_whose_terminal_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
     """The signal comes twice, as it does then, and the terminal takes no more words."""
     write_place(tmp_path)

@@ -195,6 +195,7 @@ list(install_lm_studio(
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_a_whole_model_or_none(finished_run: Path, tmp_path: Path) -> None:
     """Killed before its nth change, an installation leaves the old model, the new one, or none at
     its place; and the next one succeeds.

@@ -18,6 +18,7 @@ from mlx_ft.engine.likelihood import likelihoods
 from mlx_ft.engine.load import LoadedModel, load_model, scalar
 from mlx_ft.model.chat import ChatFormat, ChatRenderer
 from tests.support.models import write_tiny_model
+from tests.support.slow import fast_first
 
 VOCABULARY = 300
 SYSTEM = [(7 * number) % VOCABULARY for number in range(60)]
@@ -67,7 +68,7 @@ def answered(
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", fast_first([3, 1, 16]))
 @pytest.mark.parametrize("ahead", [False, True])
 def test_answers_are_those_of_the_plain_model(
     loaded: LoadedModel, batch_size: int, ahead: bool, monkeypatch: pytest.MonkeyPatch

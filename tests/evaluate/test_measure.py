@@ -38,6 +38,7 @@ def test_a_recipe_and_the_command_ask_as_many_at_a_time() -> None:
     assert EvalRecipe().batch_size == DEFAULT_BATCH_SIZE == Wanted((), ()).batch_size
 
 
+@pytest.mark.slow
 def test_every_column_of_a_run_says_again_what_it_said(finished_run: Path) -> None:
     columns = ("base", "adapter", "fused", "quantized")
     results, folder = measure(*(f"{finished_run}:{column}" for column in columns))

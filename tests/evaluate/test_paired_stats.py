@@ -20,6 +20,7 @@ from mlx_ft.evaluate.paired_stats import (
     verdict,
 )
 from mlx_ft.evaluate.stats import mean_interval
+from tests.support.slow import fast_first
 
 GRADES = st.sampled_from([0.0, 0.5, 1.0])
 PAIRS = st.lists(st.tuples(GRADES, GRADES), min_size=1, max_size=40)
@@ -143,7 +144,7 @@ def _covers(shares: np.ndarray, n: int, draws: int, generator: np.random.Generat
     return hits
 
 
-@pytest.mark.parametrize("n", [27, 100, 400])
+@pytest.mark.parametrize("n", fast_first([27, 100, 400]))
 def test_95_percent_intervals_of_differences_cover_93_to_97(n: int) -> None:
     """Over a spread of pairs of models: shares of lost, half lost, equal, half won and won prompts
     are drawn from a flat Dirichlet that doubles the equal ones. (Where few prompts differ the

@@ -40,7 +40,7 @@ from tests.support.slow import fast_first
 ASKED = [[14, 15, 16, 17]]
 
 
-@pytest.fixture(scope="module", params=fast_first([("llama", 4), ("qwen3", None), ("llama", 8)], 2))
+@pytest.fixture(scope="module", params=fast_first([("llama", 4), ("qwen3", None), ("llama", 8)]))
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_type, bits = request.param
     folder = tmp_path_factory.mktemp(f"base-{model_type}-{bits}")

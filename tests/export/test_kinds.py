@@ -31,7 +31,7 @@ from tests.support.exports import (
     trained_adapter,
 )
 from tests.support.models import TINY_CONFIGS, write_random_weights
-from tests.support.slow import fast_first
+from tests.support.slow import fast_first, fast_rows_first
 
 CASES = [
     *(("llama", 4, mx.float16, kind) for kind in ("lora", "rslora", "embedding", "dora")),
@@ -46,7 +46,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("model", "bits", "dtype", "kind"), CASES)
+@pytest.mark.parametrize(("model", "bits", "dtype", "kind"), fast_rows_first(CASES, 8))
 @pytest.mark.parametrize("part_bytes", fast_first([1 << 12, safetensors_writer.PART_BYTES]))
 def test_streamed_is_the_whole_model_computed_plainly(
     tmp_path: Path,

@@ -42,6 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("base"), "llama", layers=3)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_a_checkpoint_to_go_on_from(base: Path, tmp_path: Path) -> None:
     settings = {"save_every": 1, "keep_checkpoints": 1000}
     quiet = request_in(tmp_path / "quiet", base, **settings)

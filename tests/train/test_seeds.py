@@ -66,7 +66,7 @@ def timeless(info: Any) -> dict[str, Any]:
             {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
             {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
         ],
-        2,
+        1,
     ),
     ids=str,
 )
@@ -113,6 +113,7 @@ def test_what_seeds_have_in_common_is_done_once(
     assert counts == {"load_model": 1, "choose_forward": 1, "validation_loss": 1 + measured}
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_stopped_leaves_the_next_one_as_it_would_be(
     base: Path, tmp_path: Path
 ) -> None:

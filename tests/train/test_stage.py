@@ -173,6 +173,7 @@ def interrupt_when(metrics: Path, number: signal.Signals) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
     """With a real signal, right after a comparison; its process asks and scores by itself."""
     place, job = trained

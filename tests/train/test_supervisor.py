@@ -80,6 +80,7 @@ def test_a_run_comes_home_through_kills_with_the_same_bits(
     assert learned(request) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process")
 def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
     base: Path, tmp_path: Path, undisturbed: Any
@@ -102,6 +103,7 @@ def test_a_run_comes_home_through_a_failed_allocation_with_the_same_bits(
     assert said.getvalue().count("died: memory could not be allocated") == 1
 
 
+@pytest.mark.slow
 def test_segments_have_the_bits_of_one_process(
     base: Path, tmp_path: Path, undisturbed: Any
 ) -> None:

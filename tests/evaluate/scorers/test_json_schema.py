@@ -21,6 +21,7 @@ from mlx_ft.evaluate.scorers.json_schema import (
 from mlx_ft.evaluate.scorers.protocol import Given
 from mlx_ft.evaluate.scorers.structured import Json, JsonKeys
 from mlx_ft.evaluate.suites import load_suite
+from tests.support.slow import fast_rows_first
 
 
 class Address(BaseModel):
@@ -350,12 +351,14 @@ VICTIM = "a" * 30 + "b!"
 
 @pytest.mark.parametrize(
     ("schema", "value"),
-    [
-        ({"pattern": EVIL}, VICTIM),
-        ({"patternProperties": {EVIL: {}}}, {VICTIM: 1}),
-        ({"propertyNames": {"pattern": EVIL}}, {VICTIM: 1}),
-        ({"patternProperties": {EVIL: {}}, "additionalProperties": False}, {VICTIM: 1}),
-    ],
+    fast_rows_first(
+        [
+            ({"pattern": EVIL}, VICTIM),
+            ({"patternProperties": {EVIL: {}}}, {VICTIM: 1}),
+            ({"propertyNames": {"pattern": EVIL}}, {VICTIM: 1}),
+            ({"patternProperties": {EVIL: {}}, "additionalProperties": False}, {VICTIM: 1}),
+        ]
+    ),
 )
 def test_a_catastrophic_pattern_is_a_violation(schema: dict[str, Any], value: Any) -> None:
     assert not list(schema_faults(schema))
@@ -367,6 +370,7 @@ def test_a_catastrophic_pattern_is_a_violation(schema: dict[str, Any], value: An
     assert (held.value, held.failure) == (0.5, "schema")
 
 
+@pytest.mark.slow
 def test_many_slow_searches_end_the_check() -> None:
     found = violations([VICTIM] * 100, {"items": {"pattern": EVIL}})
     assert found[-1] == "the answer takes too long to check" and len(found) == 3

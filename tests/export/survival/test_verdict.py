@@ -34,6 +34,7 @@ from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
 from tests.support.exports import export_inputs, trained_adapter
 from tests.support.models import write_tiny_model
+from tests.support.slow import fast_first
 
 ROWS = [[int(token) for token in np.random.default_rng(5).integers(3, 300, 12)] for _ in range(6)]
 STRONG, WEAK = 0.3, 1e-4
@@ -119,7 +120,7 @@ def test_an_adapter_that_changed_nothing_is_stopped(base: Path, tmp_path: Path) 
         export_model(exported(base, tmp_path, 0.0), Console(io.StringIO()))
 
 
-@pytest.mark.parametrize("strength", [STRONG, 0.05])
+@pytest.mark.parametrize("strength", fast_first([STRONG, 0.05]))
 def test_auto_takes_the_fewest_bits_that_pass_and_mlx_lm_loads_them(
     base: Path, tmp_path: Path, strength: float
 ) -> None:
