@@ -25,7 +25,7 @@ from mlx_ft.model.resolve import ResolvedModel, resolve_model
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.load import LoadedRecipe
 from mlx_ft.recipe.schema import Recipe
-from mlx_ft.report.trackers.adapters import missing_packages
+from mlx_ft.report.trackers.services import missing_packages
 from mlx_ft.runs.folder import run_folder
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of

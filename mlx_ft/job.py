@@ -26,14 +26,14 @@ class Job:
     loaded: the recipe, with the origin of each value.
     model: the base model, found on disk.
     inputs: stage name -> hash of all that the stage depends on.
-    run: the run folder.
+    folder: the run folder.
     judged: False for a rehearsal with random weights, whose answers are noise.
     """
 
     loaded: LoadedRecipe
     model: ResolvedModel
     inputs: Mapping[str, str]
-    run: Path
+    folder: Path
     console: Console
     judged: bool = True
 
@@ -53,9 +53,9 @@ def renderer_of(recipe: Recipe, model: ResolvedModel) -> ChatRenderer:
 
 
 def manifest_info(job: Job, stage: str) -> Mapping[str, Any]:
-    manifest = read_manifest(job.run / stage)
+    manifest = read_manifest(job.folder / stage)
     if manifest is None:
         raise RunError(
-            Fault(str(job.run / stage), "incomplete", "run the recipe again to finish it")
+            Fault(str(job.folder / stage), "incomplete", "run the recipe again to finish it")
         )
     return manifest.info

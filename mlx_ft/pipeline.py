@@ -10,7 +10,7 @@
     report.html is written however the run ends
 
 Does: find out which stages are complete, run the others, keep run.json true whatever happens.
-Does not: know how a stage works (the stage file of each room does).
+Does not: know how a stage works (the stage file of each package and `preflight/base_model.py` do).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from mlx_ft.text.quantities import format_bytes, format_seconds
 from mlx_ft.train import stage as train_stage
 
 LAST: StageName = "eval"
-CHECKED: StageName = "preflight"
-TRACKED: tuple[StageName, ...] = ("train", "eval")  # stages that measure what trackers are told
+PREFLIGHT: StageName = "preflight"
+TRACKED: tuple[StageName, ...] = ("train", "eval")  # stages with metrics that trackers follow
 ENDINGS: Mapping[type, str] = {GateFailed: "gate_failed", Interrupted: "interrupted"}
 
 
@@ -62,19 +62,19 @@ class Stage:
     """One stage of the pipeline.
 
     name: its name in run.json, and of its folder.
-    run: makes it.
+    make: runs the stage.
     title: the heading when it begins.
-    shared: it is taken over from a run that made the same of the same inputs.
+    reusable: a run with the same inputs may have made it; its folder is then copied.
     """
 
     name: StageName
-    run: Callable[[OpenRun], None]
+    make: Callable[[OpenRun], None]
     title: str
-    shared: bool = False
+    reusable: bool = False
 
     @property
-    def kept(self) -> bool:
-        """Whether it is a folder with a manifest; the others run again whenever any stage runs."""
+    def has_folder(self) -> bool:
+        """Whether it leaves a folder with a manifest; others run again whenever any stage runs."""
         return self.name in KEPT_STAGES
 
 
@@ -87,7 +87,7 @@ def _preflight(run: OpenRun) -> None:
 
 
 def _base(run: OpenRun) -> None:
-    base_model.look_at_base(run.job, run.suites)
+    base_model.check_base(run.job, run.suites)
 
 
 def _train(run: OpenRun) -> None:
@@ -103,29 +103,29 @@ def _eval(run: OpenRun) -> None:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("data", _data, "Data: rows to token ids", shared=True),
-    Stage(CHECKED, _preflight, "Preflight: is anything wrong before training?"),
+    Stage("data", _data, "Data: rows to token ids", reusable=True),
+    Stage(PREFLIGHT, _preflight, "Preflight: is anything wrong before training?"),
     Stage("base", _base, "Base: is the model sound before it is trained?"),
-    Stage("train", _train, "Training", shared=True),
+    Stage("train", _train, "Training", reusable=True),
     Stage("export", _export, "Export: fuse, dequantize, re-quantize, verify"),
     Stage("eval", _eval, "Evaluation through the chat template"),
 )
 
 
-def run_pipeline(run: OpenRun, until: str = LAST, of: Sequence[Stage] = STAGES) -> None:
-    """Run the stages `of` up to `until`, then write the report.
+def run_pipeline(run: OpenRun, until: str = LAST, stages: Sequence[Stage] = STAGES) -> None:
+    """Run `stages` up to and with `until`, then write the report.
 
     Whatever stops a stage is recorded in run.json, reported, and raised again.
     """
     job = run.job
-    unfinished = _unfinished(job, until, of)
+    unfinished = _unfinished(job, until, stages)
     if not unfinished:
         return
     recipe = job.recipe.train
-    told = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
-    with working(job.run):
+    trackers = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
+    with working(job.folder):
         _begin(job)
-        with tracked(job.run, told, recipe.project_name, job.console):
+        with tracked(job.folder, trackers, recipe.project_name, job.console):
             _run_stages(run, unfinished)
 
 
@@ -138,7 +138,7 @@ def _run_stages(run: OpenRun, unfinished: Sequence[Stage]) -> None:
     except KeyboardInterrupt:
         _end(job, "interrupted", "interrupted")
         raise Interrupted(
-            Fault(str(job.run), "interrupted", "run the same command again to continue")
+            Fault(str(job.folder), "interrupted", "run the same command again to continue")
         ) from None
     except MlxFtError as error:
         _end(job, ENDINGS.get(type(error), "failed"), str(error))
@@ -146,23 +146,25 @@ def _run_stages(run: OpenRun, unfinished: Sequence[Stage]) -> None:
     except BaseException as error:
         _end(job, "failed", f"{type(error).__name__}: {error}")
         raise
-    whole = all(is_complete(job, stage.name) for stage in STAGES if stage.kept)
+    whole = all(is_complete(job, stage.name) for stage in STAGES if stage.has_folder)
     _end(job, "done" if whole else "stopped", None)
     if whole and not job.recipe.export.keep_fused:
-        drop_fused(job.run)
+        drop_fused(job.folder)
 
 
-def _unfinished(job: Job, until: str, of: Sequence[Stage]) -> list[Stage]:
-    """Return the stages to run: from the first kept one that is not complete, as far as `until`.
+def _unfinished(job: Job, until: str, stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages to run, as far as `until`.
 
-    When that is one that is not kept, such as the checks, it is always run.
+    These are the incomplete ones, and all without a folder, such as the checks. A complete stage
+    stays: its inputs contain those of the stages before it. Nothing runs when all are complete,
+    unless `until` itself has no folder, or the run has not ended well.
     """
-    names: list[str] = [stage.name for stage in of]
-    wanted = of[: names.index(until) + 1]
-    missing = {s.name for s in wanted if s.kept and not is_complete(job, s.name)}
-    if not missing and wanted[-1].kept and (until != LAST or _status(job) == "done"):
+    names: list[str] = [stage.name for stage in stages]
+    wanted = stages[: names.index(until) + 1]
+    missing = {s.name for s in wanted if s.has_folder and not is_complete(job, s.name)}
+    if not missing and wanted[-1].has_folder and (until != LAST or _status(job) == "done"):
         return []
-    return [stage for stage in wanted if not stage.kept or stage.name in missing]
+    return [stage for stage in wanted if not stage.has_folder or stage.name in missing]
 
 
 def fitted(open_with: Callable[[tuple[str, ...]], OpenRun]) -> OpenRun:
@@ -180,7 +182,7 @@ def fitted(open_with: Callable[[tuple[str, ...]], OpenRun]) -> OpenRun:
 
 def is_complete(job: Job, stage: str) -> bool:
     """Return whether a stage's folder was made from this job's inputs and is whole."""
-    return complete_stage(job.run, stage, job.inputs[stage]) is not None
+    return complete_stage(job.folder, stage, job.inputs[stage]) is not None
 
 
 def is_done(job: Job) -> bool:
@@ -190,7 +192,7 @@ def is_done(job: Job) -> bool:
 
 def _status(job: Job) -> str | None:
     try:
-        status = read_json(job.run / "run.json")["status"]
+        status = read_json(job.folder / "run.json")["status"]
     except (OSError, ValueError, KeyError):
         return None
     return str(status)
@@ -198,16 +200,16 @@ def _status(job: Job) -> str | None:
 
 def _begin(job: Job) -> None:
     """Write down what runs where, before anything does."""
-    with disk_errors_explained(job.run):
-        (job.run / "recipe.yaml").write_text(dump_resolved(job.loaded), encoding="utf-8")
+    with disk_errors_explained(job.folder):
+        (job.folder / "recipe.yaml").write_text(dump_resolved(job.loaded), encoding="utf-8")
         recipe: Mapping[str, object] = {
             "recipe": job.recipe.model_dump(mode="json"),
             "origins": dict(job.loaded.origins),
             "file": str(job.loaded.file),
         }
-        write_json(job.run / "recipe.json", recipe)
+        write_json(job.folder / "recipe.json", recipe)
         update_record(
-            job.run,
+            job.folder,
             status="running",
             exit_reason=None,
             environment=environment(),
@@ -219,32 +221,32 @@ def _begin(job: Job) -> None:
 def _end(job: Job, status: str, reason: str | None) -> None:
     """Record how the run ended, and report it; neither may hide the error that ended it."""
     try:
-        update_record(job.run, status=status, exit_reason=reason)
+        update_record(job.folder, status=status, exit_reason=reason)
         _report(job)
     except (OSError, MlxFtError) as error:
-        job.console.say(f"{job.run}: the end of the run could not be recorded ({error})", "red")
+        job.console.say(f"{job.folder}: the end of the run could not be recorded ({error})", "red")
 
 
 def _run_stage(run: OpenRun, stage: Stage) -> None:
     job = run.job
     job.console.heading(stage.title)
     started = time.perf_counter()
-    with disk_errors_explained(job.run):
+    with disk_errors_explained(job.folder):
         other = _take_over(job, stage)
         if other is None:
-            stage.run(run)
+            stage.make(run)
         seconds = time.perf_counter() - started
         peak = _peak_memory_bytes(job, stage)
         record = {"seconds": seconds, "peak_memory_bytes": peak, "reused": other is not None}
-        update_record(job.run, stages={stage.name: record})
+        update_record(job.folder, stages={stage.name: record})
     job.console.say(f"{stage.name} done in {format_seconds(seconds)}")
 
 
 def _take_over(job: Job, stage: Stage) -> Path | None:
     """Return the run that a stage was taken over from, unless it is begun here already."""
-    if not stage.shared or (job.run / f"{stage.name}.tmp").exists():
+    if not stage.reusable or (job.folder / f"{stage.name}.tmp").exists():
         return None
-    other = taken_over(job.run, stage.name, job.inputs[stage.name])
+    other = taken_over(job.folder, stage.name, job.inputs[stage.name])
     if other is not None:
         job.console.say(f"taken over from {other.name}, which made it of the same inputs")
     return other
@@ -254,7 +256,7 @@ def _peak_memory_bytes(job: Job, stage: Stage) -> int | None:
     """Return MLX's peak as the stage's manifest says it, else in this process since the stage reset
     it; None when MLX is not in use.
     """
-    manifest = read_manifest(job.run / stage.name)
+    manifest = read_manifest(job.folder / stage.name)
     if manifest is not None and "peak_memory_bytes" in manifest.info:
         return int(manifest.info["peak_memory_bytes"])
     if "mlx.core" not in sys.modules:
@@ -268,5 +270,5 @@ def _report(job: Job) -> None:
     """Write report.html from what is in the run folder."""
     from mlx_ft.report.html import write_report
 
-    path = write_report(job.run)
+    path = write_report(job.folder)
     job.console.say(f"report: {path} ({format_bytes(path.stat().st_size)})")

@@ -17,11 +17,11 @@ from typing import Any
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.inputs import OpenRun
 from mlx_ft.model.resolve import ResolvedModel
-from mlx_ft.pipeline import CHECKED, STAGES, run_pipeline
+from mlx_ft.pipeline import PREFLIGHT, STAGES, run_pipeline
 from mlx_ft.recipe.schema import Recipe
 
 # A rehearsal's few rows would fail checks that the recipe's own rows have passed before it.
-REHEARSED = tuple(stage for stage in STAGES if stage.kept)
+REHEARSED = tuple(stage for stage in STAGES if stage.has_folder)
 SUFFIX = "-rehearsal"
 LEAST_ROWS = 8
 UPDATES = 2
@@ -55,7 +55,7 @@ def rehearse(open_with: Callable[[tuple[str, ...]], OpenRun], miniature: bool) -
     The made-small run is removed, unless a stage raises: its run folder then stays.
     """
     opened = open_with(())
-    run_pipeline(opened, CHECKED)
+    run_pipeline(opened, PREFLIGHT)
     checked = opened.job
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mlx-ft-miniature-") as folder:
@@ -69,8 +69,8 @@ def rehearse(open_with: Callable[[tuple[str, ...]], OpenRun], miniature: bool) -
             small = (*small, *miniature_sets(checked.recipe, layers, Path(folder) / "model"))
         run = open_with(small)
         job = replace(run.job, judged=not miniature)
-        run_pipeline(replace(run, job=job), of=REHEARSED)
-        shutil.rmtree(job.run)
+        run_pipeline(replace(run, job=job), stages=REHEARSED)
+        shutil.rmtree(job.folder)
     return time.perf_counter() - started
 
 

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from mlx_ft.errors import Fault, GateFailed, InputError, MlxFtError, RecipeError, RunError
 from mlx_ft.inputs import OpenRun
-from mlx_ft.pipeline import CHECKED, is_done, run_pipeline
+from mlx_ft.pipeline import PREFLIGHT, is_done, run_pipeline
 from mlx_ft.report.choice import selected_by
 from mlx_ft.runs.document import ordered_columns, run_document
 from mlx_ft.system.console import Console
@@ -123,7 +123,7 @@ def _check_members(members: Sequence[Member], console: Console) -> None:
         settings = ", ".join(member.settings)
         console.heading(f"Sweep, checking {number} of {len(members)}: {settings}")
         try:
-            run_pipeline(replace(member.run), CHECKED)  # a copy, whose rows go when it is checked
+            run_pipeline(replace(member.run), PREFLIGHT)  # a copy, whose rows go when it is checked
         except RunError:
             pass  # of the place and not of the settings: it may be over when its turn comes
         except (GateFailed, InputError) as error:
@@ -152,7 +152,7 @@ def run_members(members: Sequence[Member], console: Console) -> list[MlxFtError]
 
 def table_lines(members: Sequence[Member]) -> str:
     """Return the results of all members as a table for a terminal, ending with a newline."""
-    documents = [run_document(member.run.job.run) for member in members]
+    documents = [run_document(member.run.job.folder) for member in members]
     suites = list(dict.fromkeys(name for d in documents for name in d["eval"] or {}))
     keys = [setting.partition("=")[0] for setting in members[0].settings]
     rows = []
@@ -179,5 +179,5 @@ def _last_mean(columns: dict[str, Any] | None) -> str:
 
 def next_step(members: Sequence[Member]) -> str:
     """Return the command that compares the members."""
-    runs: list[Path] = [member.run.job.run for member in members]
+    runs: list[Path] = [member.run.job.folder for member in members]
     return shlex.join(["mlx-ft", "compare", *map(str, dict.fromkeys(runs))])

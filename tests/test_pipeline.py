@@ -63,7 +63,7 @@ def test_checking_a_finished_run_leaves_it_finished(finished: Path) -> None:
     opened = open_run_of(finished)
     job = opened.job
     run_pipeline(opened, "preflight")
-    assert run_document(job.run)["status"] == "done"
+    assert run_document(job.folder)["status"] == "done"
 
 
 def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
@@ -78,7 +78,7 @@ def test_a_rehearsal_goes_through_every_stage_and_leaves_nothing(
     assert [len(suite.samples) for suite in opened.suites] == [2]
     rehearse(lambda more: open_run_of(finished, *sets, *more), miniature=False)
     left = set((finished / "runs").iterdir()) - runs
-    assert [path.name for path in left] == [job_of(finished, *sets).run.name], "what was checked"
+    assert [path.name for path in left] == [job_of(finished, *sets).folder.name], "what was checked"
     said = capsys.readouterr().err
     assert all(f"{stage} done in" in said for stage in ("data", "train", "export", "eval"))
 
@@ -89,21 +89,21 @@ def test_a_base_that_loops_is_stopped_before_it_is_trained(place: Path) -> None:
     job = job_run.job
     with pytest.raises(InputError, match="base_health"):
         run_pipeline(job_run)
-    answers = job.run / "eval.tmp" / "small" / "base.jsonl"
+    answers = job.folder / "eval.tmp" / "small" / "base.jsonl"
     assert len(answers.read_text().splitlines()) == 3
-    assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
-    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
+    assert not (job.folder / "train").exists() and not (job.folder / "train.tmp").exists()
+    findings = {f["check"]: f for f in read_json(job.folder / "preflight.json")["findings"]}
     assert findings["base_health"]["level"] == "fail" and findings["capacity"]["level"] == "ok"
     accepting_run = open_run_of(place)
     accepting = accepting_run.job
     run_pipeline(accepting_run, "base")
     (finding,) = [
         f
-        for f in read_json(accepting.run / "preflight.json")["findings"]
+        for f in read_json(accepting.folder / "preflight.json")["findings"]
         if f["check"] == "base_health"
     ]
     assert finding["level"] == "warn" and finding["fix"] == "accepted: a random model"
-    assert "accepted: a random model" in (accepting.run / "report.html").read_text()
+    assert "accepted: a random model" in (accepting.folder / "report.html").read_text()
 
 
 def test_the_bases_answers_are_not_asked_for_twice(
@@ -112,7 +112,7 @@ def test_the_bases_answers_are_not_asked_for_twice(
     """Three prompts to four models are twelve answers, the look at the base before training too."""
     opened = open_run_of(finished)
     job = opened.job
-    shutil.rmtree(job.run / "eval")
+    shutil.rmtree(job.folder / "eval")
     asked: list[int] = []
     plain = generate.generate
 
@@ -122,7 +122,7 @@ def test_the_bases_answers_are_not_asked_for_twice(
 
     monkeypatch.setattr(generate, "generate", counted)
     run_pipeline(opened)
-    assert sum(asked) == 12 and run_document(job.run)["status"] == "done"
+    assert sum(asked) == 12 and run_document(job.folder)["status"] == "done"
 
 
 def test_a_tokenizer_is_read_for_texts_to_count_alone(
@@ -144,7 +144,7 @@ def test_a_tokenizer_is_read_for_texts_to_count_alone(
         run_pipeline(opened, "preflight")
         job = opened.job
         assert read == [job.model.path] * times
-        findings = read_json(job.run / "preflight.json")["findings"]
+        findings = read_json(job.folder / "preflight.json")["findings"]
         measured += [f["measured"] for f in findings if f["check"] == "single_tokens"]
     assert measured[1] == "1 texts are one token each" != measured[0]
 
@@ -164,7 +164,7 @@ def test_fit_changes_what_is_needed_and_says_so(
     assert job.recipe.train != job_of(place).recipe.train
     assert "--fit sets train." in capsys.readouterr().err
     run_pipeline(opened, "preflight")
-    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
+    findings = {f["check"]: f for f in read_json(job.folder / "preflight.json")["findings"]}
     assert findings["memory"]["level"] == "ok"
 
 
@@ -231,7 +231,7 @@ def test_the_base_model_is_asked_once_for_rows_that_are_replayed(
     prompts = [row.messages[0]["content"] for row in replayed if row.messages]
     assert prompts == [prompt for prompt in replay_prompts() if prompt in prompts]
     run_pipeline(opened, "preflight")
-    stats = read_json(job.run / "data" / "stats.json")
+    stats = read_json(job.folder / "data" / "stats.json")
     assert stats["splits"]["train"]["categories"]["replay"] == 6
     assert opened.rows["valid"] == open_run_of(finished, sets[0]).rows["valid"]
 
@@ -244,7 +244,7 @@ def test_the_base_model_is_asked_once_for_rows_that_are_replayed(
 
 def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     job = job_of(finished)
-    document = run_document(job.run)
+    document = run_document(job.folder)
     assert document["status"] == "done"
     keys = "schema run status recipe model data preflight train export survival eval gates"
     assert list(document) == [*keys.split(), "warnings", "columns", "timings", "environment"]
@@ -255,20 +255,20 @@ def test_the_whole_job_and_then_nothing_again(finished: Path) -> None:
     assert all(check["ok"] for check in document["export"]["checks"])
     losses = [m["loss"] for m in document["train"]["metrics"] if m["kind"] == "validation"]
     assert losses[-1] < losses[0]
-    assert len((job.run / "train" / "samples.jsonl").read_text().splitlines()) == 5
-    html = (job.run / "report.html").read_text()
+    assert len((job.folder / "train" / "samples.jsonl").read_text().splitlines()) == 5
+    html = (job.folder / "report.html").read_text()
     assert "running" not in html.lower().split("<h2")[0]
 
-    before = times_of(job.run)
+    before = times_of(job.folder)
     run_pipeline(open_run_of(finished))
-    assert times_of(job.run) == before, "a finished run is not touched"
+    assert times_of(job.folder) == before, "a finished run is not touched"
 
 
 @pytest.mark.slow
 def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(place: Path) -> None:
     sets = ("export.keep_fused=false",)
     run_pipeline(open_run_of(place, *sets))
-    run = job_of(place, *sets).run
+    run = job_of(place, *sets).folder
     assert not (run / "export" / "fused-f16").exists()
     assert verify_files(run / "export") == []
     before = sorted(run.rglob("*"))
@@ -279,18 +279,18 @@ def test_a_fused_model_that_is_not_to_be_kept_goes_and_nothing_is_done_again(pla
 def test_two_pipelines_do_not_work_on_one_run_at_once(place: Path) -> None:
     opened = open_run_of(place)
     job = opened.job
-    with working(job.run), pytest.raises(RunError, match="works on it"):
+    with working(job.folder), pytest.raises(RunError, match="works on it"):
         run_pipeline(opened, "data")
     run_pipeline(opened, "data")
-    assert worked_on(job.run) is False
+    assert worked_on(job.folder) is False
 
 
 def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:
     job = job_of(finished)
     assert is_complete(job, "export")
-    adapter = job.run / "train" / "adapter" / "adapters.safetensors"
+    adapter = job.folder / "train" / "adapter" / "adapters.safetensors"
     trained = adapter.stat().st_mtime_ns
-    (job.run / "export" / "q5" / "model.safetensors").unlink()
+    (job.folder / "export" / "q5" / "model.safetensors").unlink()
     assert not is_complete(job, "export") and is_complete(job, "train")
     run_pipeline(open_run_of(finished))
     assert is_complete(job, "export")
@@ -298,12 +298,14 @@ def test_only_the_unfinished_stage_is_done_again(finished: Path) -> None:
 
 
 def test_a_changed_value_gets_its_own_folder(place: Path) -> None:
-    folders = {job_of(place, *sets).run for sets in ((), ("train.seed=1",), ("export.q_bits=6",))}
+    folders = {
+        job_of(place, *sets).folder for sets in ((), ("train.seed=1",), ("export.q_bits=6",))
+    }
     assert len(folders) == 3
     (place / "data" / "train.jsonl").write_text(
         (place / "data" / "train.jsonl").read_text().replace("fox", "cat")
     )
-    assert job_of(place).run not in folders
+    assert job_of(place).folder not in folders
 
 
 def test_how_often_a_run_could_be_continued_makes_no_other_run(finished: Path) -> None:
@@ -311,9 +313,13 @@ def test_how_often_a_run_could_be_continued_makes_no_other_run(finished: Path) -
     job = job_of(finished)
     for value in ("save_every=7", "keep_checkpoints=5", "segment_steps=50"):
         other = job_of(finished, f"train.{value}")
-        assert other.run == job.run and other.inputs == job.inputs and is_complete(other, "train")
+        assert (
+            other.folder == job.folder
+            and other.inputs == job.inputs
+            and is_complete(other, "train")
+        )
     for value in ("micro_batch_tokens=64", "grad_checkpoint=true", "steps_per_report=5"):
-        assert job_of(finished, f"train.{value}").run != job.run
+        assert job_of(finished, f"train.{value}").folder != job.folder
 
 
 def test_other_weights_to_start_from_are_another_run(place: Path) -> None:
@@ -323,10 +329,10 @@ def test_other_weights_to_start_from_are_another_run(place: Path) -> None:
     for value in (0.0, 1.0):
         mx.save_safetensors(str(place / "start.safetensors"), {"a": mx.full((2,), value)})
         job = job_of(place, *sets)
-        runs.add(job.run)
+        runs.add(job.folder)
         trainings.add(job.inputs["train"])
         assert job.inputs["data"] == job_of(place).inputs["data"]
-    assert len(runs | {job_of(place).run}) == 3
+    assert len(runs | {job_of(place).folder}) == 3
     assert len(trainings | {job_of(place).inputs["train"]}) == 3
     (place / "start.safetensors").rename(place / "same")
     assert job_of(place, "train.resume_adapter_file=same").inputs == job.inputs
@@ -347,8 +353,8 @@ def test_rows_longer_than_the_context_are_counted_before_training(place: Path) -
     opened = open_run_of(place)
     job = opened.job
     run_pipeline(opened, "preflight")
-    findings = {f["check"]: f for f in read_json(job.run / "preflight.json")["findings"]}
-    lengths = read_split(job.run / "data" / "train.safetensors").lengths
+    findings = {f["check"]: f for f in read_json(job.folder / "preflight.json")["findings"]}
+    lengths = read_split(job.folder / "data" / "train.safetensors").lengths
     longer = sum(int(length) > 60 for length in lengths)
     assert 0 < longer < len(lengths)
     assert findings["context"]["measured"].startswith(f"{longer} of 24 rows are longer")
@@ -358,8 +364,8 @@ def test_stages_stop_where_they_are_asked_to(place: Path) -> None:
     opened = open_run_of(place)
     job = opened.job
     run_pipeline(opened, "train")
-    assert is_complete(job, "train") and not (job.run / "export").exists()
-    assert read_json(job.run / "run.json")["status"] == "stopped"
+    assert is_complete(job, "train") and not (job.folder / "export").exists()
+    assert read_json(job.folder / "run.json")["status"] == "stopped"
 
 
 def test_a_degenerate_model_never_reaches_the_export(place: Path) -> None:
@@ -368,10 +374,10 @@ def test_a_degenerate_model_never_reaches_the_export(place: Path) -> None:
     job = opened.job
     with pytest.raises(GateFailed, match="look before you merge"):
         run_pipeline(opened)
-    record = read_json(job.run / "run.json")
+    record = read_json(job.folder / "run.json")
     assert record["status"] == "gate_failed" and "look before" in record["exit_reason"]
-    assert not (job.run / "train").exists() and not (job.run / "export").exists()
-    assert (job.run / "report.html").exists(), "the evidence is in the report"
+    assert not (job.folder / "train").exists() and not (job.folder / "export").exists()
+    assert (job.folder / "report.html").exists(), "the evidence is in the report"
 
 
 def test_faults_of_model_data_and_suites_come_together(place: Path) -> None:
@@ -390,14 +396,14 @@ def test_a_failed_check_stops_before_training(place: Path) -> None:
     job = opened.job
     with pytest.raises(InputError, match="num_layers"):
         run_pipeline(opened)
-    assert not (job.run / "train").exists() and not (job.run / "train.tmp").exists()
+    assert not (job.folder / "train").exists() and not (job.folder / "train.tmp").exists()
 
 
 def test_another_template_in_the_exported_model_is_refused(finished: Path) -> None:
     """The evaluation asks only as the training rendered: a changed template stops it by name."""
     job = job_of(finished)
-    shutil.rmtree(job.run / "eval")
-    path = job.run / "export" / "q5" / "tokenizer_config.json"
+    shutil.rmtree(job.folder / "eval")
+    path = job.folder / "export" / "q5" / "tokenizer_config.json"
     text = path.read_text()
     changed = text.replace("<|im_start|>assistant", "<|im_start|>Assistant")
     assert len(changed) == len(text) and changed != text
@@ -444,7 +450,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert process.returncode == 130, narration
     assert "Traceback" not in narration and "run the same command again" in narration
     job = job_of(place)
-    assert read_json(job.run / "run.json")["status"] == "interrupted"
+    assert read_json(job.folder / "run.json")["status"] == "interrupted"
     done = _start(place, "train")
     out, narration = done.communicate(timeout=120)
     assert done.returncode == 0, narration
@@ -461,7 +467,7 @@ def test_kill_9_then_the_same_result_as_if_nothing_happened(
     opened = open_run_of(place)
     job = opened.job
     run_pipeline(opened, "train")
-    killed = (job.run / "train" / "adapter" / "adapters.safetensors").read_bytes()
+    killed = (job.folder / "train" / "adapter" / "adapters.safetensors").read_bytes()
     (untouched,) = finished_once.glob("runs/*/train/adapter/adapters.safetensors")
     assert killed == untouched.read_bytes(), "checkpoints more often change nothing either"
 
@@ -478,8 +484,8 @@ def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and "cannot be written" in done.stderr
     job = job_of(place)
-    assert read_json(job.run / "run.json")["status"] == "failed"
-    assert not (job.run / "train").exists() and not (job.run / "export").exists()
+    assert read_json(job.folder / "run.json")["status"] == "failed"
+    assert not (job.folder / "train").exists() and not (job.folder / "export").exists()
 
 
 def test_stages_in_the_documented_order() -> None:
@@ -497,16 +503,16 @@ def test_a_gate_that_fails_stops_a_run_and_another_limit_asks_nothing_again(
 
     monkeypatch.setattr("mlx_ft.engine.load.load_model", never)
     (suite,) = read_json(next((finished / "runs").iterdir()) / "eval" / "results.json")["suites"]
-    run = job_of(finished).run
+    run = job_of(finished).folder
     failing_run = open_run_of(finished, f'eval.gates={{{suite}.mean: "> 1"}}')
     failing = failing_run.job
-    assert failing.run == run, "a gate makes no other run"
+    assert failing.folder == run, "a gate makes no other run"
     with pytest.raises(GateFailed, match=f"gate {suite}.mean"):
-        run_pipeline(failing_run, of=[stage for stage in STAGES if stage.name == "eval"])
+        run_pipeline(failing_run, stages=[stage for stage in STAGES if stage.name == "eval"])
     assert read_json(run / "run.json")["status"] == "gate_failed"
     assert f"{suite}.quantized.mean" in (run / "report.html").read_text(encoding="utf-8")
     holding_run = open_run_of(finished, f'eval.gates={{{suite}.mean: ">= 0"}}')
-    run_pipeline(holding_run, of=[stage for stage in STAGES if stage.name == "eval"])
+    run_pipeline(holding_run, stages=[stage for stage in STAGES if stage.name == "eval"])
     assert read_json(run / "run.json")["status"] == "done"
     (gate,) = (g for g in read_json(run / "eval" / "results.json")["gates"])
     assert gate["passed"] and gate["limit"] == ">= 0"

@@ -123,13 +123,13 @@ def test_members_are_run_once_and_a_gate_stops_only_its_own(
     members = sweep.open_members(settings, lambda more: open_run_of(place, *SMALL, *more))
     stopped = sweep.run_members(members, Console())
     assert ran == [0, 1, 2] and [error.faults[0] for error in stopped] == [job_fault]
-    assert len({member.run.job.run for member in members}) == 3
+    assert len({member.run.job.folder for member in members}) == 3
     text = sweep.table_lines(members)
     for member in members:
-        assert member.run.job.run.name in text
-        assert run_document(member.run.job.run)["status"] == "stopped"
+        assert member.run.job.folder.name in text
+        assert run_document(member.run.job.folder)["status"] == "stopped"
     assert "train.seed" in text.splitlines()[0] and len(text.splitlines()) == 5
-    runs = [str(member.run.job.run) for member in members]
+    runs = [str(member.run.job.folder) for member in members]
     assert shlex.split(sweep.next_step(members)) == ["mlx-ft", "compare", *runs]
     shutil.rmtree(place / "runs")
 
@@ -160,15 +160,15 @@ def test_a_member_that_is_done_or_worked_on_is_not_checked(
 
     def counted(run: OpenRun, until: str = LAST) -> None:
         if until != LAST:
-            checked.append(run.job.run)
+            checked.append(run.job.folder)
             run_pipeline(run, until)
 
     monkeypatch.setattr("mlx_ft.sweep.run_pipeline", counted)
     settings = sweep.grid_settings(["train.seed=0,1"])
     done, other = sweep.open_members(settings, lambda more: open_run_of(finished, *more))
-    with working(other.run.job.run):
+    with working(other.run.job.folder):
         assert sweep.run_members([done, other], Console()) == []
-    assert checked == [other.run.job.run]
+    assert checked == [other.run.job.folder]
 
 
 def test_a_wrong_grid_is_wrong_input_and_nothing_is_begun(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def check(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
     job = run_until("preflight", recipe, sets, runs_root, fit)
     click.echo(f"{recipe}: nothing stops it")
     click.echo(f"next     {recipe_command('run', recipe, sets, runs_root, fit)}")
-    click.echo(f"run      {job.run}")
+    click.echo(f"run      {job.folder}")
 
 
 @click.command()

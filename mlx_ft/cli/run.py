@@ -20,7 +20,7 @@ from mlx_ft.cli.options import (
     run_until,
     show_result,
 )
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
 
 if TYPE_CHECKING:
     from mlx_ft.evaluate.measure import Wanted
@@ -36,7 +36,7 @@ def run(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> None
 
     What is finished already is not done again; what was interrupted goes on.
     """
-    show_result(run_until("eval", recipe, sets, runs_root, fit).run)
+    show_result(run_until("eval", recipe, sets, runs_root, fit).folder)
 
 
 @click.command()
@@ -59,7 +59,7 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
     from mlx_ft.pipeline import run_pipeline
 
     run_pipeline(opened, "train")
-    adapter = job.run / "train" / "adapter"
+    adapter = job.folder / "train" / "adapter"
     if target is not None:
         deliver_adapter(adapter, target)
         adapter = target
@@ -74,7 +74,7 @@ def train(recipe: Path, sets: tuple[str, ...], runs_root: Path, fit: bool) -> No
 def export(recipe: Path, sets: tuple[str, ...], runs_root: Path) -> None:
     """Go on as far as the exported models: fused 16-bit and quantized, both verified."""
     job = run_until("export", recipe, sets, runs_root)
-    click.echo(f"models   {job.run / 'export'}")
+    click.echo(f"models   {job.folder / 'export'}")
     click.echo(f"next     {recipe_command('eval', recipe, sets, runs_root)}")
 
 
@@ -193,7 +193,7 @@ def _evaluate_recipe(
     from mlx_ft.pipeline import run_pipeline
 
     run_pipeline(opened, "eval")
-    show_result(opened.job.run)
+    show_result(opened.job.folder)
 
 
 def _evaluate_models(wanted: Wanted, as_json: bool) -> None:

@@ -26,7 +26,7 @@ def read_rows(job: Job) -> Mapping[str, FileRows]:
 
 def prepare_data(job: Job, rows: Mapping[str, FileRows]) -> None:
     """Render and count the rows into `data/`."""
-    with writing_stage(job.run, "data") as folder, job.console.progress("rows", 1.0) as line:
+    with writing_stage(job.folder, "data") as folder, job.console.progress("rows", 1.0) as line:
         summary = prepare.prepare_data(
             job.recipe.data, renderer(job), folder, job.console, line, rows
         )

@@ -22,7 +22,7 @@ def chat_turns(job: Job, column: str, max_tokens: int, lines: Iterable[str]) -> 
 
     messages: list[dict[str, str]] = []
     with open_loaded(column_source(job, column)) as loaded:
-        job.console.say(f"{job.run.name}, {column}; an empty line ends it")
+        job.console.say(f"{job.folder.name}, {column}; an empty line ends it")
         for line in lines:
             if not line.strip():
                 return

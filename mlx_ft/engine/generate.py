@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mlx_ft.engine.decoding import Decoded, OnDone, answer_prompts
 from mlx_ft.engine.load import LoadedModel
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE
 
 
 @dataclass(frozen=True)

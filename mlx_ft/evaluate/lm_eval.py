@@ -16,7 +16,7 @@ from mlx_ft.errors import DataError, Fault, InputError, MlxFtError, RunError
 from mlx_ft.evaluate.chat_fingerprint import compare_template
 from mlx_ft.evaluate.local_model import open_loaded
 from mlx_ft.evaluate.targets import Target
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import hash_of, read_json, write_json
 

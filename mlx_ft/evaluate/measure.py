@@ -23,7 +23,7 @@ from mlx_ft.evaluate.stage import answers_folder, suite_progress
 from mlx_ft.evaluate.suites import Suite, load_suites
 from mlx_ft.evaluate.targets import Target, read_targets
 from mlx_ft.model.chat import ChatFormat
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE, DEFAULT_DATE
 from mlx_ft.runs.folder import run_folder
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import disk_errors_explained, hash_of

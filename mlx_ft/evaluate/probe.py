@@ -22,7 +22,7 @@ from mlx_ft.model.chat import ChatFormat, ChatRenderer, RowRefused
 from mlx_ft.model.gguf_support import gguf_fault
 from mlx_ft.model.resolve import ResolvedModel, resolve_model
 from mlx_ft.model.shapes import model_shape
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.system.cache import cache_home
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import write_json

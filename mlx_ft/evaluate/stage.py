@@ -33,13 +33,13 @@ def column_source(job: Job, column: str) -> ModelSource:
     """Return where the model of an evaluation column is."""
     folder, adapter = job.model.path, None
     if column == "adapter":
-        adapter = job.run / "train" / "adapter"
+        adapter = job.folder / "train" / "adapter"
     elif column != "base":
         made = manifest_info(job, "export")[column]
         if made is None:
             fix = "set export.keep_fused: true and run again"
-            raise RunError(Fault(str(job.run / "export"), f"has no {column} model", fix))
-        folder = job.run / "export" / made["path"]
+            raise RunError(Fault(str(job.folder / "export"), f"has no {column} model", fix))
+        folder = job.folder / "export" / made["path"]
     return ModelSource(folder, adapter, ChatFormat.of(job.recipe.chat))
 
 
@@ -66,8 +66,8 @@ def evaluate(job: Job, suites: Sequence[Suite]) -> None:
     if not suites:
         job.console.say("the recipe names no suites, so nothing is measured", "yellow")
     columns = job.recipe.eval.columns
-    with writing_stage(job.run, "eval", keep_partial=True) as folder:
-        _keep_answers(job.run / "eval", folder)
+    with writing_stage(job.folder, "eval", keep_partial=True) as folder:
+        _keep_answers(job.folder / "eval", folder)
         results = ask_suites(job, suites, columns, folder)
         _judge(job, suites, results, folder)
         seal(folder, "eval", job.inputs["eval"], {"suites": list(results["suites"])})

@@ -34,7 +34,7 @@ def export(job: Job, suites: Sequence[Suite], original: ResolvedModel | None) ->
     """Fuse, dequantize, re-quantize and verify into `export/`."""
     from mlx_ft.export.build import export_model
 
-    with writing_stage(job.run, "export") as folder:
+    with writing_stage(job.folder, "export") as folder:
         info = export_model(export_inputs(job, suites, original, folder), job.console)
         _describe(job, folder, info)
         seal(folder, "export", job.inputs["export"], info)
@@ -55,7 +55,7 @@ def export_inputs(
     return ExportInputs(
         name=job.recipe.name,
         base=job.model.path,
-        adapter=job.run / "train" / "adapter",
+        adapter=job.folder / "train" / "adapter",
         folder=folder,
         adapted_modules=tuple(train_info["adapted_layers"]),
         parameters=train_info["total_parameters"],
@@ -79,7 +79,7 @@ def _held_out_rows(job: Job) -> list[tuple[list[int], list[int]]]:
     """
     from mlx_ft.data.tokens import read_split
 
-    split = read_split(job.run / "data" / "valid.safetensors")
+    split = read_split(job.folder / "data" / "valid.safetensors")
     rows = [split.row(index) for index in range(min(HELD_OUT_ROWS, len(split)))]
     return [
         (
@@ -105,7 +105,7 @@ def _calibration_rows(job: Job) -> list[list[int]]:
 
     from mlx_ft.data.tokens import read_split
 
-    split = read_split(job.run / "data" / "train.safetensors")
+    split = read_split(job.folder / "data" / "train.safetensors")
     rows: list[list[int]] = []
     for index in np.random.default_rng(0).permutation(len(split)):
         if sum(map(len, rows)) >= CALIBRATION_TOKENS:
@@ -129,7 +129,7 @@ def _introduction(job: Job, description: str) -> str:
         "",
         *thinking_lines(job.recipe.chat.enable_thinking),
         "What was trained, how it was verified and how it scores is in the report of run "
-        f"{job.run.name}.",
+        f"{job.folder.name}.",
     ]
     return "".join(f"{line}\n" for line in lines)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_ft.errors import Fault, ModelError
 from mlx_ft.model.tokenizer_files import ANY_STRFTIME_CALL, load_tokenizer, pin_date, stop_ids_of
-from mlx_ft.recipe.defaults import DEFAULT_DATE
+from mlx_ft.recipe.cli_defaults import DEFAULT_DATE
 
 if TYPE_CHECKING:
     from mlx_ft.recipe.schema import ChatRecipe

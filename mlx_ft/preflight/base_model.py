@@ -18,13 +18,13 @@ from mlx_ft.system.files import read_json, write_json
 from mlx_ft.text.repetition import degenerate_reason
 
 
-def look_at_base(job: Job, suites: Sequence[Suite]) -> None:
+def check_base(job: Job, suites: Sequence[Suite]) -> None:
     """Ask the base model what it will be asked at the end, and add to `preflight.json` whether it
     is sound; raises when it is not. Its answers are kept for the evaluation.
     """
     if not suites or "base" not in job.recipe.eval.columns:
         return
-    folder = job.run / "eval.tmp"
+    folder = job.folder / "eval.tmp"
     folder.mkdir(exist_ok=True)
     results = ask_suites(job, suites, ["base"], folder)
     answers = [
@@ -34,10 +34,10 @@ def look_at_base(job: Job, suites: Sequence[Suite]) -> None:
     ]
     looping = [(name, why) for name, text in answers if (why := degenerate_reason(text, None))]
     finding = base_health(len(answers), looping, job.recipe.preflight.accept)
-    stored = read_json(job.run / "preflight.json")
+    stored = read_json(job.folder / "preflight.json")
     others = [each for each in stored["findings"] if each["check"] != finding.check]
     write_json(
-        job.run / "preflight.json",
+        job.folder / "preflight.json",
         {**stored, "findings": [*others, *findings_json([finding])["findings"]]},
     )
     say_finding(job.console, finding)

@@ -40,11 +40,11 @@ def preflight_facts(job: Job) -> PreflightInput:
     """Return the facts that forecasts need; the data stage must be complete."""
     return PreflightInput(
         recipe=job.recipe,
-        data_stats=read_json(job.run / "data" / "stats.json"),
+        data_stats=read_json(job.folder / "data" / "stats.json"),
         model_config=job.model.config,
         model_bytes=job.model.size_bytes,
         machine=machine(),
-        free_disk_bytes=free_disk_bytes(job.run),
+        free_disk_bytes=free_disk_bytes(job.folder),
     )
 
 
@@ -90,10 +90,10 @@ def _token_counts(job: Job) -> tuple[tuple[str, int], ...]:
 def _rows_beyond_context(job: Job) -> int:
     """Return how many training rows have positions that the model was not made for."""
     there = trained_context(job.model.config)
-    stats = read_json(job.run / "data" / "stats.json")["splits"]["train"]
+    stats = read_json(job.folder / "data" / "stats.json")["splits"]["train"]
     if there is None or stats["longest_kept"] <= there:
         return 0
-    return int((read_split(job.run / "data" / "train.safetensors").lengths > there).sum())
+    return int((read_split(job.folder / "data" / "train.safetensors").lengths > there).sum())
 
 
 def check(
@@ -120,7 +120,7 @@ def check(
     findings = run_checks(facts)
     if choosing is not None:
         findings = (*findings, selection_finding(choosing, suites))
-    write_json(job.run / "preflight.json", findings_json(findings))
+    write_json(job.folder / "preflight.json", findings_json(findings))
     for finding in findings:
         say_finding(job.console, finding)
     raise_on_fail(findings)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlx_ft.recipe.defaults import DEFAULT_DATE
+from mlx_ft.recipe.cli_defaults import DEFAULT_DATE
 from mlx_ft.recipe.fields import Conflict, Day, Real, Section, Text, Whole
 
 HUB_PREFIX = "hf:"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.recipe.fields import Conflict, Section, Text, Whole
 from mlx_ft.recipe.gates import Gate, GateRefused, parse_gate
 from mlx_ft.recipe.names import COLUMNS, ColumnName

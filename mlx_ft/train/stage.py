@@ -44,7 +44,7 @@ def train(job: Job, valid: FileRows, selection: Suite | None) -> None:
             f"{len(selection.samples)} prompts of {selection.name} choose the weights; the "
             "evaluation does not ask them"
         )
-    with writing_stage(job.run, "train", keep_partial=True) as folder:
+    with writing_stage(job.folder, "train", keep_partial=True) as folder:
         request = _request(job, valid, folder)
         info = _train_seeds(job, request) if request.seeds else _supervise(job, request)
         seal(folder, "train", job.inputs["train"], info)
@@ -65,7 +65,7 @@ def _request(job: Job, valid: FileRows, folder: Path) -> TrainRequest:
     return TrainRequest(
         recipe=job.recipe,
         model_folder=job.model.path,
-        data_folder=job.run / "data",
+        data_folder=job.folder / "data",
         folder=folder,
         inputs=job.inputs["train"],
         model_identity=job.model.identity,
@@ -80,7 +80,7 @@ def _request(job: Job, valid: FileRows, folder: Path) -> TrainRequest:
 def _supervise(job: Job, request: TrainRequest) -> dict[str, Any]:
     from mlx_ft.train.supervisor import supervise
 
-    return supervise(request, job.run, job.console)
+    return supervise(request, job.folder, job.console)
 
 
 def _train_seeds(job: Job, request: TrainRequest) -> dict[str, Any]:

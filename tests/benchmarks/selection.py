@@ -83,11 +83,11 @@ def open_seed(work: Path, weighting: str, seed: int, console: Console) -> OpenRu
 def train(opened: OpenRun) -> list[Look]:
     """Train a seed, or find it trained, and return what it was on the way."""
     job = opened.job
-    folder = job.run / "train"
+    folder = job.folder / "train"
     try:
         run_pipeline(opened, "train")
     except GateFailed:  # what it says loops; it still counts, as a seed that was no good
-        folder = job.run / "train.tmp"
+        folder = job.folder / "train.tmp"
     lines = read_json_lines(folder / "metrics.jsonl")
     return [
         Look(line["iteration"], line["score"], line["validation_loss"])
@@ -100,7 +100,7 @@ def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
     """Return the mean score of weights on unseen prompts; answers are kept."""
     from mlx_ft.engine.load import load_model, release
 
-    folder = job.run / ("train" if (job.run / "train").exists() else "train.tmp")
+    folder = job.folder / ("train" if (job.folder / "train").exists() else "train.tmp")
     adapter = folder / "checkpoints" / f"{look.iteration:07d}"
     loaded = load_model(job.model.path, ChatFormat.of(job.recipe.chat), adapter=adapter)
     with console.progress(f"unseen, iteration {look.iteration}", len(unseen.samples)) as line:
@@ -108,7 +108,7 @@ def measure(job: Job, look: Look, unseen: Suite, console: Console) -> float:
         (result,) = evaluate_column(
             [unseen],
             loaded_column(f"{look.iteration:07d}", loaded, sha256, batch_size=16),
-            job.run / "unseen",
+            job.folder / "unseen",
             progress=line,
         )
     del loaded

@@ -57,7 +57,7 @@ def open_trained(run: Path, console: Console) -> OpenRun:
     if complete_stage(run, "train", found.job.inputs["train"]) is None:
         where, what = str(run / "train"), "not whole, or made of other rows or by another version"
         raise RunError(Fault(where, what, "name the folder of a run that this version trained"))
-    return replace(found, job=replace(found.job, run=run))
+    return replace(found, job=replace(found.job, folder=run))
 
 
 def write_ways(opened: OpenRun, work: Path) -> None:
@@ -86,7 +86,7 @@ def write_ways(opened: OpenRun, work: Path) -> None:
         method = Method(asked, Bits(way.bits), export.calibration, by_layers)
         quantize_into(work / way.name, fused, method, None, job.console, None)
         config = described_quantization(fused.config, Bits(way.bits), recipe.q_group_size)
-        finish_folder(work / way.name, export.base, config, f"# {job.run.name}, {way.name}\n")
+        finish_folder(work / way.name, export.base, config, f"# {job.folder.name}, {way.name}\n")
         release()
     steps = Steps(
         base=export.base,
@@ -117,7 +117,7 @@ def scored(job: Job, work: Path, suite: Suite) -> dict[str, Mapping[str, Any]]:
     chat, base = ChatFormat.of(job.recipe.chat), job.model.path
     places: dict[str, tuple[Path, Path | None]] = {
         "base": (base, None),
-        ADAPTER: (base, job.run / "train" / "adapter"),
+        ADAPTER: (base, job.folder / "train" / "adapter"),
         **{way.name: (work / way.name, None) for way in WAYS},
     }
     summaries = {}
@@ -180,13 +180,13 @@ def main() -> None:
     suites = {suite.name: suite for suite in opened.suites}
     if arguments.suite not in suites:
         parser.error(f"--suite {arguments.suite}: the recipe has {', '.join(suites)}")
-    work = arguments.work.resolve() / job.run.name
+    work = arguments.work.resolve() / job.folder.name
     work.mkdir(parents=True, exist_ok=True)
     write_ways(opened, work)
     summaries = scored(job, work, suites[arguments.suite])
     compared = read_json(work / "compared.json")
     print(table(arguments.suite, compared["held_out"], summaries))
-    print(f"\n{compared['positions']['held_out']} held-out positions, {job.run.name}")
+    print(f"\n{compared['positions']['held_out']} held-out positions, {job.folder.name}")
 
 
 if __name__ == "__main__":

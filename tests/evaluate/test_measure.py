@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from mlx_ft.cli.main import cli
 from mlx_ft.errors import InputError, ModelError
 from mlx_ft.evaluate.measure import Wanted, evaluate_targets, evaluation_lines
-from mlx_ft.recipe.defaults import DEFAULT_BATCH_SIZE
+from mlx_ft.recipe.cli_defaults import DEFAULT_BATCH_SIZE
 from mlx_ft.recipe.evaluation import EvalRecipe
 from mlx_ft.system.console import Console
 from tests.support.jobs import write_place

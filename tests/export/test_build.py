@@ -328,6 +328,7 @@ def test_the_disk_is_asked_for_both_copies() -> None:
     assert both > needed_bytes(1_000_000, recipe, kept) + 2_000_000
 
 
+@pytest.mark.slow
 def test_the_bench_writes_the_same_weights_unverified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ from mlx_ft.train.sanity_check import Prompt
 from mlx_ft.train.session import train_one, train_seeds
 from mlx_ft.train.supervisor import last_checkpoint, supervise
 from tests.support.models import write_tiny_model
-from tests.support.slow import fast_first
 from tests.support.training_processes import TIMES, children, learned, request_in
 from tests.support.trainings import quiet
 
@@ -53,21 +52,19 @@ def timeless(info: Any) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key not in TIMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    fast_first(
-        [
-            {},
-            {"fine_tune_type": "dora", "prefix_cache": "memory"},
-            {"fine_tune_type": "full"},
-            {"prefix_cache": "off"},
-            {"grad_checkpoint": True},
-            {"low_memory": True},
-            {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
-            {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
-        ],
-        1,
-    ),
+    [
+        {},
+        {"fine_tune_type": "dora", "prefix_cache": "memory"},
+        {"fine_tune_type": "full"},
+        {"prefix_cache": "off"},
+        {"grad_checkpoint": True},
+        {"low_memory": True},
+        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "lm_head"])},
+        {"lora_parameters": LoraParameters(rank=4, keys=["mlp.up_proj", "model.embed_tokens"])},
+    ],
     ids=str,
 )
 def test_a_seed_among_others_is_what_it_is_alone(

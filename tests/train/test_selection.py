@@ -147,6 +147,7 @@ def test_patience_ends_a_run_and_a_crash_after_it_does_not_begin_it_again(
     assert_same_bits(adapter_of(inputs), adapter_of(again))
 
 
+@pytest.mark.slow
 def test_validation_loss_alone_can_choose(make_inputs: MakeInputs) -> None:
     select = SelectRecipe(metric="validation_loss", every=5)
     inputs, result = trained_past_its_best(

@@ -159,6 +159,7 @@ def test_all_weights_of_a_layer_are_trained_in_float32(tmp_path: Path, dtype: st
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", fast_first(SIXTEEN_BITS))
 def test_an_adapter_that_was_stored_in_16_bits_goes_on_in_float32(
     tmp_path: Path, dtype: str

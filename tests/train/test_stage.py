@@ -68,10 +68,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_each_seed_is_a_whole_training_and_the_best_one_is_handed_on(trained: Any) -> None:
     _, job = trained
-    manifest = read_manifest(job.run / "train")
+    manifest = read_manifest(job.folder / "train")
     assert manifest is not None
     info = manifest.info
-    folders = {seed: job.run / "train" / f"seed-{seed}" for seed in (0, 1, 2)}
+    folders = {seed: job.folder / "train" / f"seed-{seed}" for seed in (0, 1, 2)}
     manifests = {seed: read_manifest(folder) for seed, folder in folders.items()}
     assert all(manifests.values())
     entries = {entry["seed"]: entry for entry in info["seeds"]["trained"]}
@@ -84,7 +84,7 @@ def test_each_seed_is_a_whole_training_and_the_best_one_is_handed_on(trained: An
     best = max(entries.values(), key=lambda e: (e["score"], -e["validation_loss"]))["seed"]
     assert info["seeds"]["chosen"] == info["seed"] == best
     for name in ("adapter/adapters.safetensors", "metrics.jsonl", "samples.jsonl"):
-        assert (job.run / "train" / name).read_bytes() == (folders[best] / name).read_bytes()
+        assert (job.folder / "train" / name).read_bytes() == (folders[best] / name).read_bytes()
     weights = [(f / "adapter" / "adapters.safetensors").read_bytes() for f in folders.values()]
     assert len(set(weights)) == 3, "each seed learns something else"
 
@@ -93,7 +93,7 @@ def test_all_seeds_share_the_outputs_of_frozen_layers(trained: Any) -> None:
     """One file for the training rows and one for those that validate."""
     place, job = trained
     assert len(list((place / "cache" / "prefix").iterdir())) == 2
-    assert not list(job.run.glob("train/seed-*/data"))
+    assert not list(job.folder.glob("train/seed-*/data"))
 
 
 def test_a_check_refuses_to_choose_by_what_measures(trained: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_check_refuses_to_choose_by_what_measures(trained: Any) -> None:
         job_in(place, *SETS, "train.select.suite=suite.yaml")
     opened = open_run_in(place, *SETS, "train.select.suite=suite.yaml", "train.select.limit=1")
     assert opened.choosing is not None and len(opened.suites[0].samples) == 2
-    findings = read_json(job.run / "preflight.json")["findings"]
+    findings = read_json(job.folder / "preflight.json")["findings"]
     assert [f["level"] for f in findings if f["check"] == "selection"] == ["ok"]
 
 
@@ -113,7 +113,7 @@ def test_a_seed_is_what_it_is_alone(trained: Any) -> None:
     opened = open_run_in(place, *SETS[1:], "train.seed=1")
     alone = opened.job
     run_pipeline(opened, "train")
-    one, other = job.run / "train" / "seed-1", alone.run / "train"
+    one, other = job.folder / "train" / "seed-1", alone.folder / "train"
     adapter = "adapter/adapters.safetensors"
     assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
 
@@ -126,11 +126,11 @@ def test_a_run_that_differs_later_on_takes_the_training_over(
     opened = open_run_in(place, *SETS, "export.q_bits=8")
     other = opened.job
     run_pipeline(opened, "train")
-    assert other.run != job.run
-    assert read_manifest(other.run / "train") == read_manifest(job.run / "train")
-    record = read_json(other.run / "run.json")["stages"]
+    assert other.folder != job.folder
+    assert read_manifest(other.folder / "train") == read_manifest(job.folder / "train")
+    record = read_json(other.folder / "run.json")["stages"]
     assert record["train"]["reused"] and record["data"]["reused"]
-    assert not read_json(job.run / "run.json")["stages"]["train"]["reused"]
+    assert not read_json(job.folder / "run.json")["stages"]["train"]["reused"]
 
 
 @pytest.mark.slow
@@ -142,21 +142,21 @@ def test_seeds_that_are_finished_are_not_trained_again(
     sets = (*SETS, "train.steps_per_report=3")
     opened = open_run_in(place, *sets)
     stopped = opened.job
-    interrupt_when(stopped.run / "train.tmp" / "seed-1.tmp" / "metrics.jsonl", signal.SIGTERM)
+    interrupt_when(stopped.folder / "train.tmp" / "seed-1.tmp" / "metrics.jsonl", signal.SIGTERM)
     with pytest.raises(Interrupted, match="checkpoint written"):
         run_pipeline(opened, "train")
-    first = stopped.run / "train.tmp" / "seed-0" / "manifest.json"
+    first = stopped.folder / "train.tmp" / "seed-0" / "manifest.json"
     before = first.read_bytes()
     capfd.readouterr()
     run_pipeline(open_run_in(place, *sets), "train")
     said = capfd.readouterr().err
     assert "seed 0 is trained already" in said and "seed 0 (1 of 3) begins" not in said
     assert "seed 1 (2 of 3) begins" in said and "seed 2 (3 of 3) begins" in said
-    assert (stopped.run / "train" / "seed-0" / "manifest.json").read_bytes() == before
+    assert (stopped.folder / "train" / "seed-0" / "manifest.json").read_bytes() == before
     for seed in (0, 1, 2):
         adapter = f"train/seed-{seed}/adapter/adapters.safetensors"
-        assert (stopped.run / adapter).read_bytes() == (job.run / adapter).read_bytes()
-    shutil.rmtree(stopped.run)
+        assert (stopped.folder / adapter).read_bytes() == (job.folder / adapter).read_bytes()
+    shutil.rmtree(stopped.folder)
 
 
 def interrupt_when(metrics: Path, number: signal.Signals) -> threading.Thread:
@@ -183,7 +183,7 @@ def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
     killed: list[int] = []
 
     def kill() -> None:
-        metrics = alone.run / "train.tmp" / "metrics.jsonl"
+        metrics = alone.folder / "train.tmp" / "metrics.jsonl"
         while not killed:
             if any(line["kind"] == "selection" for line in read_json_lines(metrics)):
                 for pid in training_processes():
@@ -195,7 +195,7 @@ def test_a_killed_training_chooses_as_one_that_was_not(trained: Any) -> None:
     killer.start()
     run_pipeline(opened, "train")
     killer.join()
-    one, other = job.run / "train" / "seed-2", alone.run / "train"
+    one, other = job.folder / "train" / "seed-2", alone.folder / "train"
     adapter = "adapter/adapters.safetensors"
     assert (one / adapter).read_bytes() == (other / adapter).read_bytes()
     scores = [
@@ -212,6 +212,7 @@ def training_processes() -> list[int]:
     return [int(pid) for pid in found.stdout.split()]
 
 
+@pytest.mark.slow
 def test_when_a_gate_stops_every_seed_the_run_is_stopped(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,5 +281,5 @@ def test_the_probability_of_learning_the_task_counts_stopped_seeds(
 
 def test_a_manifest_of_seeds_is_plain_json(trained: Any) -> None:
     _, job = trained
-    info = read_json(job.run / "train" / "manifest.json")["info"]
+    info = read_json(job.folder / "train" / "manifest.json")["info"]
     assert info["seeds"]["reached"]["of"] == 3 and info["seeds"]["spread"]["measure"] == "score"

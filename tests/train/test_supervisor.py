@@ -153,6 +153,7 @@ def supervised(request: TrainRequest, place: Path) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_an_interruption_reaches_the_training_and_leaves_a_checkpoint(
     base: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft.recipe.keys import flattened, setting
-from mlx_ft.report.trackers.adapters import KINDS, Session, Tracker, values_of
+from mlx_ft.report.trackers.services import KINDS, Session, Tracker, values_of
 from mlx_ft.runs.document import read_document
 from mlx_ft.runs.metrics import Metrics
 from mlx_ft.runs.reader import ArtifactReader

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mlx_ft.report.trackers.adapters import KINDS
 from mlx_ft.report.trackers.follow import read_memory
+from mlx_ft.report.trackers.services import KINDS
 from mlx_ft.system.console import Console
 
 # For all trackers together, once the run itself is over.

@@ -22,9 +22,9 @@ import pytest
 from mlx_ft.errors import InputError
 from mlx_ft.inputs import open_run
 from mlx_ft.recipe.load import load_recipe
-from mlx_ft.report.trackers.adapters import KINDS, missing_packages, values_of
 from mlx_ft.report.trackers.follow import read_memory
 from mlx_ft.report.trackers.processes import tracked
+from mlx_ft.report.trackers.services import KINDS, missing_packages, values_of
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.text.safe import REDACTED, without_secrets
@@ -228,7 +228,7 @@ def test_a_missing_package_is_an_error_before_training_with_the_line_to_type(
 ) -> None:
     write_place(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mlx_ft.report.trackers.adapters.find_spec", lambda name: None)
+    monkeypatch.setattr("mlx_ft.report.trackers.services.find_spec", lambda name: None)
     assert len(missing_packages(list(KINDS))) == len(KINDS) == 5
     loaded = load_recipe(Path("r.yaml"), ["train.report_to=[wandb, tensorboard]"])
     with pytest.raises(InputError) as raised:
@@ -244,13 +244,13 @@ def test_who_is_told_changes_nothing_of_a_run(
 ) -> None:
     write_place(tmp_path / "place")
     monkeypatch.chdir(tmp_path / "place")
-    monkeypatch.setattr("mlx_ft.report.trackers.adapters.find_spec", lambda name: name)
+    monkeypatch.setattr("mlx_ft.report.trackers.services.find_spec", lambda name: name)
     sets: tuple[list[str], ...] = ([], ["train.report_to=[trackio]", "train.project_name=other"])
     plain, reported = (
         open_run(load_recipe(Path("r.yaml"), each), Path("runs"), Console(io.StringIO()))
         for each in sets
     )
-    assert (plain.job.inputs, plain.job.run) == (reported.job.inputs, reported.job.run)
+    assert (plain.job.inputs, plain.job.folder) == (reported.job.inputs, reported.job.folder)
 
 
 def test_names_are_those_that_trackers_users_know() -> None:
