@@ -1,7 +1,9 @@
 """Every test has a private home and no network; the versions that matter head the output."""
 
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,23 @@ def pytest_report_header() -> str:
     return ", ".join([*versions, BLAS.name])
 
 
+@pytest.fixture(scope="session")
+def homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders, one a test; pytest would look through all of its own for each."""
+    root, numbers = tmp_path_factory.mktemp("homes"), count()
+
+    def made() -> Iterator[Path]:
+        for number in numbers:
+            folder = root / str(number)
+            folder.mkdir()
+            yield folder
+
+    return made()
+
+
 @pytest.fixture(autouse=True)
-def private_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.setenv(CACHE_HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
+def private_home(monkeypatch: pytest.MonkeyPatch, homes: Iterator[Path]) -> None:
+    monkeypatch.setenv(CACHE_HOME_VARIABLE, str(next(homes)))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

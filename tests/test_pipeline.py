@@ -472,6 +472,7 @@ def test_kill_9_then_the_same_result_as_if_nothing_happened(
     assert killed == untouched.read_bytes(), "checkpoints more often change nothing either"
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_a_message(place: Path) -> None:
     """A limit on file sizes stands in for a full disk: a real write fails in a real process."""
     run_pipeline(open_run_of(place), "preflight")

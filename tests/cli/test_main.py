@@ -149,6 +149,7 @@ def test_wrong_input_is_exit_2_with_one_clear_message(
     assert " - " in done.stderr, "says what to do"
 
 
+@pytest.mark.slow
 def test_a_flat_mlx_lm_file_trains_and_leaves_the_adapter_where_it_says(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     write_rows(tmp_path / "data")

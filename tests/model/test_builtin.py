@@ -620,6 +620,7 @@ def test_real_tokenizer_gives_back_what_it_was_given(
     assert smollm2_tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_real_model_knows_the_capital_of_france(smollm2: Path) -> None:
     import mlx_lm

@@ -129,6 +129,7 @@ def test_recording_that_the_report_was_made_does_not_change_it(make_run: MakeRun
     assert report_html(run) == before
 
 
+@pytest.mark.slow
 def test_another_process_without_mlx_gives_the_same_bytes(make_run: MakeRun) -> None:
     run = make_run()
     code = (

@@ -292,7 +292,7 @@ def test_validations_count_in_the_time_and_not_in_the_pace(
     monkeypatch.setattr("mlx_ft.train.trainer.cross_entropy_sum", clock.costing(3))
     monkeypatch.setattr("mlx_ft.train.selection.cross_entropy_sum", clock.costing(1))
     metrics: list[Metric] = []
-    rows = random_rows(500, seed=2)
+    rows = random_rows(100, seed=2)
     result = train_here(make_inputs(iterations=24, validation_rows=rows), metrics)
     reports = [m for m in metrics if m["kind"] == "train"]
     assert reports[-1]["iteration"] == reports[-1]["iterations"] == 24
@@ -301,7 +301,7 @@ def test_validations_count_in_the_time_and_not_in_the_pace(
     after = [r["tokens_per_second"] for r in reports if r["iteration"] - 3 in validated]
     others = [r["tokens_per_second"] for r in reports if r["iteration"] - 3 not in validated]
     assert len(after) == len(others) == 4
-    # 500 rows cost as much as 40 mini-batches; padding alone makes paces differ.
+    # 100 rows cost as much as 8 mini-batches; padding alone makes paces differ.
     assert max(after + others) < 1.5 * min(after + others)
     # Each ends with a validation, so that time and time left are the run's at every second report.
     for report in reports[1::2]:

@@ -136,6 +136,7 @@ def test_the_loss_of_a_frozen_head_has_the_gradient_of_the_plain_formula(
     assert np.abs(one - other).max() <= np.abs(other).max() / 128
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", fast_first(SIXTEEN_BITS))
 def test_all_weights_of_a_layer_are_trained_in_float32(tmp_path: Path, dtype: str) -> None:
     """Adam's squares underflow in float16, and a bfloat16 rounds small updates away."""

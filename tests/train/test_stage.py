@@ -89,6 +89,7 @@ def test_each_seed_is_a_whole_training_and_the_best_one_is_handed_on(trained: An
     assert len(set(weights)) == 3, "each seed learns something else"
 
 
+@pytest.mark.slow
 def test_all_seeds_share_the_outputs_of_frozen_layers(trained: Any) -> None:
     """One file for the training rows and one for those that validate."""
     place, job = trained

@@ -334,6 +334,7 @@ def test_references_that_double_at_every_step_are_followed_once() -> None:
     assert violations("x", schema) == ["the answer is no integer"] * MAX_VIOLATIONS
 
 
+@pytest.mark.slow
 def test_a_check_that_takes_too_long_is_given_up() -> None:
     options = [{"$ref": f"#/$defs/n{number}"} for number in range(60)]
     forms = {f"n{number}": {"const": number} for number in range(60)}

@@ -120,6 +120,7 @@ def test_an_adapter_that_changed_nothing_is_stopped(base: Path, tmp_path: Path) 
         export_model(exported(base, tmp_path, 0.0), Console(io.StringIO()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", fast_first([STRONG, 0.05]))
 def test_auto_takes_the_fewest_bits_that_pass_and_mlx_lm_loads_them(
     base: Path, tmp_path: Path, strength: float
