@@ -77,14 +77,14 @@ check: $(DEV_READY)  ## Lint, formatting, types, architecture, generated documen
 	$(BIN)/mypy
 	$(BIN)/mypy docs/generate.py
 	$(BIN)/python -m pytest tests/test_architecture.py
-	$(BIN)/python docs/generate.py README.md --check
+	$(BIN)/python docs/generate.py docs/reference.md --check
 
 format: $(DEV_READY)  ## Format the code and apply safe fixes.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DEV_READY)  ## Write the generated parts of the README.
-	$(BIN)/python docs/generate.py README.md
+docs: $(DEV_READY)  ## Write the generated parts of the reference.
+	$(BIN)/python docs/generate.py docs/reference.md
 
 clean:  ## Remove .venv and caches; runs/ stays.
 	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
-"""The tables of the README that come from the code: recipe keys, commands, suites.
+"""The tables of the reference that come from the code: recipe keys, commands, suites.
 
-`python docs/generate.py README.md` rewrites the blocks between `<!-- generated:NAME -->` and
-`<!-- /generated -->` (NAME: recipe-keys, cli, suites, suite-keys, scorers, gates); `--check` only
-says whether they are right.
+`python docs/generate.py docs/reference.md` rewrites the blocks between
+`<!-- generated:NAME -->` and `<!-- /generated -->` (NAME: recipe-keys, cli, suites, suite-keys,
+scorers, gates); `--check` only says whether they are right.
 Does not: describe anything that the code does not declare.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from mlx_ft.recipe.keys import dotted, section_of, value_keys
 from mlx_ft.recipe.strict_yaml import read_mapping, shown
 
+ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
     r"(?P<open><!-- generated:(?P<name>[a-z-]+) -->\n)(?P<body>.*?)(?P<close><!-- /generated -->)",
     re.DOTALL,
@@ -246,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "suite-keys": suite_keys,
         "scorers": scorers,
         "gates": gates,
-        "suites": lambda: suites(options.file.parent / "evals"),
+        "suites": lambda: suites(ROOT / "evals"),
     }
     try:
         old = options.file.read_text(encoding="utf-8")

@@ -139,7 +139,7 @@ def _unknown_key(key: KeyPath) -> Fault | None:
         if section is None:
             break
         if key[depth - 1] not in section.model_fields:
-            fix = did_you_mean(meant_keys(key), "the reference in the README lists all keys")
+            fix = did_you_mean(meant_keys(key), "docs/reference.md lists all keys")
             return Fault(f"{SET} {dotted(key)}", "is not a known key", fix)
     if len(key) > 1 and section_of(key[:-1]) is None and key[:-1] != ("train", "optimizer_config"):
         found = f"{key[-1]} lies inside a value"

@@ -121,8 +121,7 @@ def test_blocks_that_cannot_be_written_are_an_error(text: str) -> None:
 def test_check_finds_a_difference_and_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "evals").symlink_to(ROOT / "evals")
-    page = tmp_path / "README.md"
+    page = tmp_path / "reference.md"
     names = ("recipe-keys", "cli", "suites")
     blocks = [f"<!-- generated:{name} -->\n<!-- /generated -->\n" for name in names]
     page.write_text("# Title\n" + "\n".join(blocks))
