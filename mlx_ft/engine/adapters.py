@@ -5,6 +5,7 @@ Does not: create or save adapters (`train/adapters.py`).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_ft.errors import Fault, ModelError
@@ -57,6 +59,48 @@ def make_trainable_layers(model: nn.Module, config: Mapping[str, Any]) -> None:
             layer.unfreeze()
         return
     linear_to_lora_layers(model, layers, config["lora_parameters"], use_dora=kind == "dora")
+
+
+class NarrowLoRALinear(LoRALinear):  # type: ignore[misc]  # mlx-lm has no type information
+    """LoRA layer that computes in its input's type, with its own matrices in float32.
+
+    A float32 matrix makes MLX widen the input, and a training keeps that copy: 4 more bytes a
+    number. The matrices alone are rounded here, and their gradients come back in float32.
+    """
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        outputs: mx.array = LoRALinear.__call__(_rounded(self, hidden.dtype), hidden)
+        return outputs
+
+
+class NarrowLoRASwitchLinear(LoRASwitchLinear):  # type: ignore[misc]  # as above
+    """The same for the experts of a mixture."""
+
+    def __call__(self, hidden: mx.array, *arguments: Any, **named: Any) -> mx.array:
+        outputs: mx.array = LoRASwitchLinear.__call__(
+            _rounded(self, hidden.dtype), hidden, *arguments, **named
+        )
+        return outputs
+
+
+NARROW = {LoRALinear: NarrowLoRALinear, LoRASwitchLinear: NarrowLoRASwitchLinear}
+
+
+def _rounded(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:
+    twin = copy.copy(layer)
+    twin.lora_a, twin.lora_b = layer.lora_a.astype(dtype), layer.lora_b.astype(dtype)
+    return twin
+
+
+def compute_in_input_type(model: nn.Module) -> None:
+    """Make the LoRA layers of a model compute in the type of what they are given.
+
+    Not for a CPU, where float32 is the fast type.
+    """
+    for module in model.modules():
+        narrow = NARROW.get(type(module))
+        if narrow is not None:
+            module.__class__ = narrow
 
 
 def adapter_faults(

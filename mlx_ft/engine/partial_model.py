@@ -8,8 +8,8 @@ given here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +21,15 @@ from mlx_ft.engine.load import scalar
 # Float32 round-off of a deep model, relative to the largest value; a wrong split is off by far
 # more.
 EQUAL_TOLERANCE = 2e-3
+
+
+def same_shape_tolerance(dtype: mx.Dtype) -> float:
+    """Return how far two computations of the same shapes may be apart: a unit of the type's last
+    place, for kernels that add up in another order each time; at least float32's round-off.
+    """
+    if not mx.issubdtype(dtype, mx.floating):
+        return EQUAL_TOLERANCE
+    return max(EQUAL_TOLERANCE, float(mx.finfo(dtype).eps))
 
 
 def passing(layer: nn.Module, output: Callable[[mx.array], mx.array]) -> nn.Module:
@@ -39,6 +48,23 @@ def passing(layer: nn.Module, output: Callable[[mx.array], mx.array]) -> nn.Modu
     return twin
 
 
+def widening(layer: nn.Module) -> nn.Module:
+    """Return a stand-in for a layer that computes in float32, whatever it is given.
+
+    MLX computes in the wider type of two, so all that follows is in float32 as well. Weights stay
+    as they are stored.
+    """
+
+    def call(_: nn.Module, hidden: mx.array, *arguments: Any, **named: Any) -> mx.array:
+        outputs: mx.array = layer(hidden.astype(mx.float32), *arguments, **named)
+        return outputs
+
+    twin = copy.copy(layer)
+    original = type(layer)
+    twin.__class__ = type(f"Widening{original.__name__}", (original,), {"__call__": call})
+    return twin
+
+
 class Part:
     """Some neighbouring layers of an inner model (`embed_tokens`, `layers`, `norm`), with the last
     norm or without; every parameter is shared.
@@ -52,6 +78,7 @@ class Part:
         self._held: mx.array | None = None
         above = inner.layers[below + len(layers) :]
         self.layer_count = len(inner.layers)
+        self._first = below if layers else None
         self._inner = copy.copy(inner)
         self._inner.layers = [
             *(passing(layer, self._given) for layer in inner.layers[:below]),
@@ -64,6 +91,20 @@ class Part:
     def _given(self, hidden: mx.array) -> mx.array:
         assert self._held is not None, "layers above others begin with hidden states"
         return self._held
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within, the part computes in float32 from its first layer on."""
+        if self._first is None:
+            yield
+            return
+        layers = self._inner.layers
+        stored = layers[self._first]
+        layers[self._first] = widening(stored)
+        try:
+            yield
+        finally:
+            layers[self._first] = stored
 
     def __call__(
         self,

@@ -1,8 +1,8 @@
 """Recipe: the root of everything a user can set, and the one home of every default.
 
-Does: declare the recipe's keys with their types, limits, defaults and meaning; the reference in the
-reference is generated from here. Its sections are declared in `data.py`, `preflight.py`, `train.py`,
-`export.py` and `evaluation.py`, and imported from here.
+Does: declare the recipe's keys with their types, limits, defaults and meaning; the tables of
+docs/reference.md are generated from here. Its sections are declared in `data.py`, `preflight.py`,
+`train.py`, `export.py` and `evaluation.py`, and imported from here.
 Does not: read files (`load.py`), translate mlx-lm's flat form (`mlx_lm.py`), or look at data,
 models or the machine.
 """

@@ -17,7 +17,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from mlx_ft.engine.adapters import adapter_faults, make_trainable_layers
+from mlx_ft.engine.adapters import (
+    adapter_faults,
+    compute_in_input_type,
+    make_trainable_layers,
+)
+from mlx_ft.engine.device import on_cpu
 from mlx_ft.errors import Fault, GateFailed, ModelError, RecipeError
 from mlx_ft.recipe.schema import Recipe, TrainRecipe
 
@@ -133,6 +138,8 @@ def put_adapter(model: nn.Module, train: TrainRecipe, config: dict[str, Any]) ->
     mx.random.seed(train.seed)
     make_trainable(model, config)
     _hold_in_float32(model)
+    if not on_cpu():
+        compute_in_input_type(model)
     trainable = tree_flatten(model.trainable_parameters())
     if not trainable:
         raise RecipeError(

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from mlx_ft.errors import Fault, Interrupted, RunError
 from mlx_ft.system.console import Console
 from mlx_ft.system.files import read_json
+from mlx_ft.system.gpu_errors import Cause, known_cause, short_of_memory
 from mlx_ft.text.safe import printable
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.handoff import (
@@ -45,57 +45,7 @@ LAST_LINES = 60
 SMALLEST_MICRO_BATCH = 64
 
 
-@dataclass(frozen=True)
-class Cause:
-    """Why a process died.
-
-    words: the cause.
-    fix: remedy to try.
-    memory: it ran out of memory.
-    another_run: the remedy changes the run's identity.
-    """
-
-    words: str
-    fix: str
-    memory: bool = False
-    another_run: bool = False
-
-
-LESS_MEMORY = (
-    "close what else needs memory, or lower train.micro_batch_tokens, train.num_layers or "
-    "data.max_seq_length, or set train.grad_checkpoint: true"
-)
-
-
-def _short_of_memory(words: str) -> Cause:
-    return Cause(words, LESS_MEMORY, memory=True, another_run=True)
-
-
-# Last messages of dying processes on stderr, the most telling first.
-MESSAGES: Mapping[str, Cause] = {
-    "ErrorImpactingInteractivity": Cause(
-        "macOS stopped its work on the GPU because the display had to wait (Metal's watchdog)",
-        "let the display sleep while it trains, close what draws on the screen, or lower "
-        "train.micro_batch_tokens; setting AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1 has helped some",
-        another_run=True,
-    ),
-    "Resource limit (": Cause(
-        "Metal ran out of resource handles, which only a new process has again",
-        "set train.segment_steps, so that a new process goes on before the limit is reached",
-    ),
-    "CallbackErrorTimeout": Cause(
-        "a GPU command took longer than Metal allows",
-        "lower train.micro_batch_tokens",
-        another_run=True,
-    ),
-    "CallbackErrorOutOfMemory": _short_of_memory("the GPU ran out of memory"),
-    "Insufficient Memory": _short_of_memory("the GPU ran out of memory"),
-    "Unable to allocate": _short_of_memory("memory could not be allocated"),
-    "bad_alloc": _short_of_memory("memory could not be allocated"),
-    "MemoryError": _short_of_memory("memory could not be allocated"),
-    "Cannot allocate memory": _short_of_memory("memory could not be allocated"),
-}
-KILLED = _short_of_memory("it was killed; when nobody did that, the system was out of memory")
+KILLED = short_of_memory("it was killed; when nobody did that, the system was out of memory")
 STUCK = Cause("it gave no sign of life", "look at what else uses the machine")
 
 
@@ -118,9 +68,9 @@ def cause_of(ending: Ending) -> Cause | None:
     if ending.was_stuck:
         return STUCK
     text = "\n".join(ending.last_lines)
-    for message, cause in MESSAGES.items():
-        if message in text:
-            return cause
+    cause = known_cause(text)
+    if cause is not None:
+        return cause
     if ending.code == -signal.SIGKILL:
         return KILLED
     if ending.code < 0:

@@ -13,15 +13,21 @@ from mlx_ft.train.loop import train
 from mlx_ft.train.metrics import Metric
 
 
-def random_rows(count: int, seed: int, longest: int = 30) -> TokenizedSplit:
-    """Return rows of random ids; the last half of each is trained, as an answer would be."""
+def random_rows(count: int, seed: int, longest: int = 30, start: int = 0) -> TokenizedSplit:
+    """Return rows of random ids; the last half of each is trained, as an answer would be.
+
+    start: tokens that all rows begin with.
+    """
     generator = np.random.default_rng(seed)
+    common = np.random.default_rng(seed + 1).integers(3, 320, start)
+    untrained = np.zeros(start, np.uint8)
     rows = []
     for _ in range(count):
         length = int(generator.integers(4, longest))
         trained = np.zeros(length, np.uint8)
         trained[length // 2 :] = 1
-        rows.append((generator.integers(3, 320, length).astype(np.int32), trained))
+        ids = generator.integers(3, 320, length)
+        rows.append((np.r_[common, ids].astype(np.int32), np.r_[untrained, trained]))
     return pack_rows(rows, list(range(1, count + 1)))
 
 

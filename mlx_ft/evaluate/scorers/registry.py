@@ -4,7 +4,7 @@ To add a scorer, change two files. Write three classes together in one scorer fi
 - `XTarget`, a Section with the keys of a sample's target;
 - `XKeys`, a ScorerKeys with the suite's keys, `target`, `build` and, if needed, `target_fault`;
 - `X`, a Scorer, whose docstring is the rule as the reference prints it.
-Then add one entry to SCORERS below. Reading suites, any_of and all_of, and the table in the reference
+Then add one entry to SCORERS below. Reading suites, any_of and all_of, and the reference's table
 follow from the list. A new kind of failure also goes into FAILURES in `protocol.py`.
 """
 

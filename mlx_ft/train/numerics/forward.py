@@ -19,13 +19,22 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.engine.load import read_lazily
-from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
+from mlx_ft.engine.partial_model import (
+    EQUAL_TOLERANCE,
+    Given,
+    Part,
+    relative_difference,
+    same_shape_tolerance,
+)
+from mlx_ft.system.gpu_errors import is_device_failure
 from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.numerics.packing import Packing, packed
 from mlx_ft.train.numerics.recompute import checkpointed, recompute_cheap_inputs
+from mlx_ft.train.numerics.short_attention import attention_with_gradient
 
 # Logits of a long row would take more memory than the training itself.
 PROOF_LOGIT_TOKENS = 64
@@ -130,6 +139,7 @@ class SplitForward:
     @contextmanager
     def _as_asked(self, model: nn.Module) -> Iterator[None]:
         with (
+            attention_with_gradient(),
             packed(model, self._packing),
             only_at(self._last_layer, self._wanted),
             self._recompute_inputs(model),
@@ -147,6 +157,12 @@ class SplitForward:
         self._packing = packing
         self._wanted = wanted if self.skips and worthwhile(wanted, ids.size) else None
         return self._top(ids, prefix, within=self._as_asked)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within, all layers compute in float32, with the weights as they are stored."""
+        with self._prefix.in_float32(), self._top.in_float32():
+            yield
 
     def head(self, hidden: mx.array) -> mx.array:
         logits: mx.array = self._head(hidden[None])[0]
@@ -189,7 +205,8 @@ class PlainForward:
         wanted: mx.array | None = None,
     ) -> mx.array:
         assert packing is None, "its rows are padded"
-        logits: mx.array = self._model(ids)
+        with attention_with_gradient():
+            logits: mx.array = self._model(ids)
         return logits
 
     def head(self, hidden: mx.array) -> mx.array:
@@ -244,33 +261,45 @@ def states_of(split: Forward, row: Sequence[int]) -> RowStates:
 def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> Proof:
     """Compare the split with the plain model on real rows: final states and the first 64 logits.
 
-    A split holds for rows up to the longest one given: beyond a sliding window, layers differ that
-    are alike before it. Without rows nothing is proved.
+    The same tokens go through both, in the type that computes: on a GPU the order of a sum depends
+    on the shapes of a product. A split holds for rows up to the longest one given: beyond a sliding
+    window, layers differ that are alike before it. Without rows nothing is proved.
     """
-    worst = 0.0 if rows else float("inf")
+    worst, tolerance = 0.0 if rows else float("inf"), EQUAL_TOLERANCE
     for row in rows:
-        few = PROOF_LOGIT_TOKENS
+        few = row.ids[:, :PROOF_LOGIT_TOKENS]
+        start = row if few.size == row.ids.size else states_of(split, np.array(few[0]).tolist())
         plain_hidden = model.model(row.ids)
         split.evaluate(plain_hidden)
-        plain_logits = model(row.ids[:, :few])[0]
+        plain_logits = model(few)[0]
         split.evaluate(plain_logits)
-        pairs = ((row.hidden, plain_hidden), (split.head(row.hidden[0, :few]), plain_logits))
+        pairs = ((row.hidden, plain_hidden), (split.head(start.hidden[0]), plain_logits))
         for ours, plain in pairs:
+            tolerance = same_shape_tolerance(plain.dtype)
             difference = relative_difference(ours, plain)
             if not difference <= worst:  # NaN too
                 worst = difference
             if worst != worst:
-                return Proof(worst, EQUAL_TOLERANCE)
-    return Proof(worst, EQUAL_TOLERANCE)
+                return Proof(worst, tolerance)
+    return Proof(worst, tolerance)
+
+
+# Packing and skipping change the shapes of products, and so, in 16 bits on a GPU, every result by
+# more than a wrong one might. They are proved in float32, where a wrong one cannot hide: the same
+# code with the same weights, only the activations are wider.
 
 
 def prove_packing(split: SplitForward, row: RowStates) -> Proof:
     """Compare a row packed with its first half to the two one by one, by final hidden states."""
     tokens = row.ids.size
     half = max(1, tokens // 2)
-    pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
-    ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
-    together = split.top(ids, prefix, Packing(0, (tokens, half)))
+    with split.in_float32():
+        alone = split.top(row.ids, row.prefix)
+        pair = [(row.ids, row.prefix, alone)]
+        pair.append((row.ids[:, :half], row.prefix[:, :half], alone[:, :half]))
+        ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
+        together = split.top(ids, prefix, Packing(0, (tokens, half)))
+        split.evaluate(together, apart)
     return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
 
 
@@ -281,10 +310,15 @@ def prove_skipping(split: SplitForward, row: RowStates) -> Proof:
     """
     start = row.first(PROOF_LOGIT_TOKENS)
     wanted = mx.arange(1, start.ids.size, 3)
-    split.skips = True
-    few = split.top(start.ids, start.prefix, None, wanted)[0]
-    split.skips = False
-    return Proof(relative_difference(few[wanted], start.hidden[0, wanted]), EQUAL_TOLERANCE)
+    with split.in_float32():
+        whole = split.top(start.ids, start.prefix)[0]
+        split.skips = True
+        try:
+            few = split.top(start.ids, start.prefix, None, wanted)[0]
+        finally:
+            split.skips = False
+        split.evaluate(few, whole)
+    return Proof(relative_difference(few[wanted], whole[wanted]), EQUAL_TOLERANCE)
 
 
 def _holds(
@@ -292,7 +326,9 @@ def _holds(
 ) -> bool:
     try:
         return proof(split, row).holds
-    except Exception:  # any model's code, called in a way that its author did not plan
+    except Exception as error:  # any model's code, called in a way that its author did not plan
+        if is_device_failure(error):
+            raise
         return False
 
 
@@ -332,6 +368,8 @@ def choose_forward(
         states = [states_of(split, row) for row in rows]
         proof = prove_equal(model, split, states)
     except Exception as error:  # any model's code, called in a way that its author did not plan
+        if is_device_failure(error):
+            raise
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
     if not proof.holds:
         return PlainForward(

@@ -15,6 +15,7 @@ from mlx_lm.models.cache import KVCache, create_attention_mask, make_prompt_cach
 
 from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, relative_difference
+from mlx_ft.system.gpu_errors import is_device_failure
 from mlx_ft.train.numerics.forward import Forward, SplitForward
 from mlx_ft.train.numerics.packing import Packing
 
@@ -135,10 +136,16 @@ def choose_start(
         return None
     median = int(np.argsort(splits[0].lengths)[len(splits[0]) // 2])
     row = splits[0].row(median)[0][:-1].tolist()
+    predicting = first_predicting(splits)
     try:
-        start = SharedStart(forward, ids, first_predicting(splits))
-        differences = list(_differences(forward, start, row))
-    except Exception:  # any model's code, called in a way that its author did not plan
+        # A continued row has products of other shapes, whose 16-bit results differ on a GPU.
+        with forward.in_float32():
+            wide = SharedStart(forward, ids, predicting)
+            differences = list(_differences(forward, wide, row))
+        start = SharedStart(forward, ids, predicting)
+    except Exception as error:  # any model's code, called in a way that its author did not plan
+        if is_device_failure(error):
+            raise
         return None
     # Written so that NaN fails.
     return start if all(each <= EQUAL_TOLERANCE for each in differences) else None

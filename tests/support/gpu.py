@@ -1,0 +1,175 @@
+"""What a GPU does that this machine's CPU does not: products that depend on shapes, attention that
+refuses a gradient. Emulated from the rules of MLX 0.32.4's Metal kernels.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from tests.support.models import random_model, write_model_files
+from tests.support.tokenizers import write_tiny_tokenizer
+
+TILE = 32
+# Metal aims at 512; miniatures have a sixteenth of the tiles, or less.
+THREADGROUPS = 32
+VECTOR_QUERIES = 8
+
+_ATTENTION: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 320,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 2048,
+}
+# Head size 64, so that fused kernels would be reached.
+GPU_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": _ATTENTION | {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen3": _ATTENTION | {"model_type": "qwen3", "tie_word_embeddings": False},
+    "gemma3_text": _ATTENTION
+    | {
+        "model_type": "gemma3_text",
+        "query_pre_attn_scalar": 64,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 16,
+        "sliding_window_pattern": 2,
+    },
+    "qwen3_moe": _ATTENTION
+    | {
+        "model_type": "qwen3_moe",
+        "tie_word_embeddings": True,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "norm_topk_prob": True,
+    },
+}
+# Name -> type of weights and activations, bits of quantized weights.
+BASE_TYPES: dict[str, tuple[mx.Dtype, int | None]] = {
+    "bfloat16": (mx.bfloat16, None),
+    "float16": (mx.float16, None),
+    "4-bit": (mx.bfloat16, 4),
+    "5-bit": (mx.bfloat16, 5),
+}
+
+
+def write_gpu_model(folder: Path, kind: str, base_type: str, layers: int = 3) -> Path:
+    """Write a random model of a kind with its weights in one of BASE_TYPES."""
+    dtype, bits = BASE_TYPES[base_type]
+    folder.mkdir(parents=True)
+    write_tiny_tokenizer(folder)
+    config = GPU_CONFIGS[kind] | {"num_hidden_layers": layers}
+    model = random_model(config)
+    if kind == "gemma3_text":
+        model.pop("lm_head")  # as its sanitize does for a folder without one
+    model.set_dtype(dtype)
+    if bits is not None:
+        nn.quantize(model, group_size=32, bits=bits)
+        config |= {"quantization": {"group_size": 32, "bits": bits}}
+    return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
+
+
+def split_of_k(rows: int, outputs: int, inputs: int, group: int) -> int:
+    """Return into how many parts Metal's product splits the sums over `inputs`."""
+    tiles = -(-outputs // TILE) * -(-rows // TILE)
+    parts = max(1, min(THREADGROUPS // tiles, inputs // max(group, TILE)))
+    while inputs % parts:
+        parts -= 1
+    return parts
+
+
+def metal_product(values: mx.array, weight: mx.array, group: int = TILE) -> mx.array:
+    """Return values @ weight.T with each part of a sum rounded to 16 bits."""
+    outputs, inputs = weight.shape
+    parts = split_of_k(values.size // inputs, outputs, inputs, group)
+    wide, other = values.astype(mx.float32), weight.astype(mx.float32)
+    total: mx.array = mx.zeros((1,))
+    pieces = zip(mx.split(wide, parts, -1), mx.split(other, parts, -1), strict=True)
+    for one, two in pieces:
+        total = total + (one @ two.T).astype(values.dtype).astype(mx.float32)
+    return total.astype(values.dtype)
+
+
+def _is_short(array: mx.array) -> bool:
+    return array.dtype in (mx.float16, mx.bfloat16)
+
+
+def _expanded(layer: Any) -> mx.array:
+    weight: mx.array = mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.biases,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+    return weight
+
+
+@contextmanager
+def shape_dependent_products() -> Iterator[None]:
+    """Within, products of 16-bit and quantized layers depend on their shapes, as on Metal."""
+    places = (
+        (nn.Linear, "__call__", False),
+        (nn.Embedding, "as_linear", False),
+        (nn.QuantizedLinear, "__call__", True),
+        (nn.QuantizedEmbedding, "as_linear", True),
+    )
+
+    def emulated(plain: Any, quantized: bool) -> Any:
+        def product(layer: Any, values: mx.array) -> mx.array:
+            if not _is_short(values):
+                outputs: mx.array = plain(layer, values)
+                return outputs
+            weight = _expanded(layer) if quantized else layer.weight
+            outputs = metal_product(values, weight, layer.group_size if quantized else TILE)
+            return outputs + layer.bias if "bias" in layer else outputs
+
+        return product
+
+    with ExitStack() as stack:
+        for place, name, quantized in places:
+            replacement = emulated(getattr(place, name), quantized)
+            stack.enter_context(mock.patch.object(place, name, replacement))
+        yield
+
+
+@contextmanager
+def training_attention() -> Iterator[None]:
+    """Within, the gradient of fused attention throws where MLX 0.32.4's does on Metal."""
+    fused: Any = mx.fast.scaled_dot_product_attention
+
+    def attention(
+        queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, **named: Any
+    ) -> mx.array:
+        @mx.custom_function
+        def guarded(*arrays: mx.array) -> mx.array:
+            outputs: mx.array = fused(*arrays, scale=scale, **named)
+            return outputs
+
+        @guarded.vjp  # type: ignore[attr-defined, untyped-decorator]  # MLX's decorator, untyped
+        def gradient(arrays: Any, slope: Any, _: Any) -> Any:
+            if arrays[0].shape[-2] <= VECTOR_QUERIES:
+                raise RuntimeError("the vector kernels do not produce a logsumexp")
+            if named.get("sinks") is not None:
+                raise RuntimeError("[ScaledDotProductAttentionVJP] NYI: attention sinks")
+            return tuple(
+                mx.vjp(lambda *again: fused(*again, scale=scale, **named), list(arrays), [slope])[1]
+            )
+
+        outputs: mx.array = guarded(queries, keys, values)
+        return outputs
+
+    with mock.patch.object(mx.fast, "scaled_dot_product_attention", attention):
+        yield
