@@ -17,8 +17,8 @@ from mlx_ft.engine.load import load_weights
 from mlx_ft.engine.partial_model import Part, relative_difference
 from mlx_ft.recipe.schema import LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter
+from mlx_ft.train.numerics import custom_vjp, last_layer, packing, shared_start
 from mlx_ft.train.numerics import forward as forwards
-from mlx_ft.train.numerics import last_layer, packing, shared_start
 from mlx_ft.train.numerics.forward import PlainForward, SplitForward, choose_forward
 from mlx_ft.train.numerics.short_attention import attention_with_gradient, plain_attention
 from tests.support.gpu import (
@@ -31,6 +31,7 @@ from tests.support.gpu import (
 from tests.support.slow import fast_first
 from tests.support.split_models import rows_of
 from tests.support.trainings import random_rows
+from tests.train.test_sixteen_bits import likeness, trained
 
 LENGTHS = (20, 64, 300, 1000)
 
@@ -93,7 +94,7 @@ def _rows_that_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _skipped_positions_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
-    put = last_layer.put
+    put = custom_vjp.put
     monkeypatch.setattr(
         last_layer, "put", lambda outputs, positions, rows: put(outputs, positions - 1, rows)
     )
@@ -212,3 +213,20 @@ def test_short_attention_has_a_gradient(tokens: int) -> None:
             mx.grad(loss)(queries)
     with attention_with_gradient():
         assert mx.isfinite(mx.grad(loss)(queries)).all().item()
+
+
+@pytest.mark.parametrize("base_type", BASE_TYPES)
+def test_short_rows_train_and_learn_the_same_as_with_wide_products(
+    tmp_path: Path, base_type: str
+) -> None:
+    """From start to adapter, with rows of at most 8 tokens, which fused attention refuses."""
+    base = write_gpu_model(tmp_path / "base", "llama", base_type)
+    found = trained(tmp_path / "narrow", base)
+    assert "as stored" in found["compute"] and "unpadded" in found["fast_path"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(AS_GPU, "0")
+        wide = trained(tmp_path / "wide", base)
+    assert "float32" in wide["compute"]
+    for name in ("first_validation_loss", "final_validation_loss"):
+        assert found[name] == pytest.approx(wide[name], rel=1 / 256), name
+    assert likeness(tmp_path / "narrow", tmp_path / "wide") > 0.8
