@@ -17,6 +17,7 @@ import mlx.optimizers as optimizers
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_ft.data.tokens import Offsets, TokenizedSplit
+from mlx_ft.engine.device import on_cpu
 from mlx_ft.engine.load import scalar
 from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.recipe.schema import TrainRecipe
@@ -131,45 +132,90 @@ class GradientWindow:
         self._optimizer = optimizer
         self._max_norm = max_gradient_norm
         self._loss_and_gradient = nn.value_and_grad(model, loss)
+        optimizer.init(model.trainable_parameters())  # a restored state lacks what is empty
+        # Scale, norm and optimizer are thousands of small kernels, and fused ones a quarter.
+        self._step = mx.compile(self._step_of)
         self._clear()
 
     def _clear(self) -> None:
         self._gradient: Any = None
-        self._loss = 0.0
+        self._losses: list[mx.array] = []
         self._weight = 0.0
         self.rows: tuple[int, ...] = ()
 
-    def add(self, batch: Batch, prefix: mx.array) -> float:
-        """Add a micro-batch; return the sum of its loss, which may not be finite."""
+    def add(self, batch: Batch, prefix: mx.array) -> mx.array:
+        """Add a micro-batch; return the sum of its loss (), which may not be finite.
+
+        A GPU is waited for at the update only, or before a further micro-batch: two at a time
+        would need twice the memory.
+        """
+        if self._gradient is not None:
+            mx.eval(self._gradient)
         loss, gradient = self._loss_and_gradient(batch, prefix)
         if self._gradient is not None:
             gradient = tree_map(mx.add, self._gradient, gradient)
-        mx.eval(loss, gradient)
+        if on_cpu():
+            mx.eval(loss, gradient)
+        else:
+            mx.async_eval(loss, gradient)  # type: ignore[no-untyped-call]  # MLX has no type here
         self._gradient = gradient
-        self._loss += scalar(loss)
+        self._losses.append(loss)
         self._weight += batch.weight
         self.rows += batch.rows
-        return scalar(loss)
+        return self._losses[-1]
 
     def update(self, learning_rate: float) -> Update:
         """Change the weights by the window's mean gradient and begin a new window.
 
-        When loss or gradient is not finite the weights stay as they are.
+        When loss or gradient is not finite the weights stay as they are. Waits for the device once.
         """
         weight = self._weight or 1.0
-        gradient = tree_map(lambda g: g / weight, self._gradient)
-        norm = scalar(gradient_norm(gradient))
-        result = Update(
-            gradient_norm=norm,
-            loss=self._loss / weight,
-            applied=math.isfinite(norm) and math.isfinite(self._loss),
+        weights, state, norm = self._step(
+            self._gradient,
+            self._model.trainable_parameters(),
+            self._optimizer.state,
+            mx.array(weight),
+            sum(self._losses[1:], self._losses[0]),
+            mx.array(learning_rate),
         )
-        if result.applied:
-            if self._max_norm is not None and norm > self._max_norm:
-                # Pascanu, Mikolov, Bengio, arXiv 1211.5063, section 3.2, algorithm 1.
-                gradient = tree_map(lambda g: g * (self._max_norm / norm), gradient)
-            self._optimizer.learning_rate = learning_rate
-            self._optimizer.update(self._model, gradient)
-            mx.eval(self._model.trainable_parameters(), self._optimizer.state)
+        mx.eval(weights, state, norm, self._losses)
+        self._model.update(weights)
+        self._optimizer.state = state
+        gradient_norm, loss = scalar(norm), sum(map(scalar, self._losses))
+        result = Update(
+            gradient_norm=gradient_norm,
+            loss=loss / weight,
+            applied=math.isfinite(gradient_norm) and math.isfinite(loss),
+        )
         self._clear()
         return result
+
+    def _step_of(
+        self,
+        gradient: Any,
+        weights: Any,
+        state: Any,
+        weight: mx.array,
+        loss: mx.array,
+        rate: mx.array,
+    ) -> tuple[Any, Any, mx.array]:
+        """Return (weights, optimizer state, gradient norm) after an update, a pure function.
+
+        gradient: its sum, over tokens of the sum of weights `weight`. loss: sum as well.
+        """
+        gradient = tree_map(lambda g: g / weight, gradient)
+        norm = gradient_norm(gradient)
+        if self._max_norm is not None:
+            # Pascanu, Mikolov, Bengio, arXiv 1211.5063, section 3.2, algorithm 1.
+            factor = mx.where(norm > self._max_norm, self._max_norm / norm, 1.0)
+            gradient = tree_map(lambda g: g * factor, gradient)
+        optimizer = self._optimizer
+        optimizer.state = tree_map(lambda array: array, state)  # it is changed in place
+        optimizer.state["learning_rate"] = rate
+        changed = optimizer.apply_gradients(gradient, weights)
+        finite = mx.isfinite(norm) & mx.isfinite(loss)
+
+        def kept(new: mx.array, old: mx.array) -> mx.array:
+            return mx.where(finite, new, old)
+
+        return tree_map(kept, changed, weights), tree_map(kept, optimizer.state, state), norm

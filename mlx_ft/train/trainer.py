@@ -15,6 +15,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_ft.data.tokens import TokenizedSplit
+from mlx_ft.engine.load import scalar
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.runs.folder import verify_files
 from mlx_ft.system.console import Console, Progress
@@ -88,6 +89,8 @@ class Trainer:
         self.plan = Plan(inputs)
         self.window = GradientWindow(inputs.model, self._loss, self.optimizer, recipe.max_grad_norm)
         self._report_tokens, self._report_seconds, self.reported_at = 0, 0.0, 0
+        # (weight, loss) of micro-batches since the last update or report
+        self._uncounted: list[tuple[float, mx.array]] = []
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -146,8 +149,8 @@ class Trainer:
             # Dropout depends on (seed, iteration, group) alone: a resumed run draws the same masks,
             # and so does one whose frozen layers, read again, drew first weights just now.
             mx.random.seed(first_seed * SEEDS_PER_ITERATION + index)
-            loss = self.window.add(batch, before)
-            self._count(batch, loss)
+            self._count(batch)
+            self._uncounted.append((batch.weight, self.window.add(batch, before)))
         self.position = replace(
             self.position, iteration=mini_batch.iteration, epoch=mini_batch.epoch
         )
@@ -156,18 +159,27 @@ class Trainer:
         self._report_seconds += time.perf_counter() - started
         self._count_time_and_memory()
 
-    def _count(self, batch: Batch, loss: float) -> None:
+    def _count(self, batch: Batch) -> None:
         position = self.position
-        finite = math.isfinite(loss)
         self.position = replace(
             position,
-            loss_sum=position.loss_sum + (loss if finite else 0.0),
-            loss_weight=position.loss_weight + (batch.weight if finite else 0.0),
             trained_tokens=position.trained_tokens + batch.trained_tokens,
             tokens=position.tokens + batch.tokens,
             padded_tokens=position.padded_tokens + batch.padded_tokens,
         )
         self._report_tokens += batch.tokens
+
+    def _count_losses(self) -> None:
+        """Add the losses that are finite to the position; waits for those still computed."""
+        for weight, array in self._uncounted:
+            loss, position = scalar(array), self.position
+            if math.isfinite(loss):
+                self.position = replace(
+                    position,
+                    loss_sum=position.loss_sum + loss,
+                    loss_weight=position.loss_weight + weight,
+                )
+        self._uncounted.clear()
 
     def window_ends(self) -> bool:
         """Return whether the weights are those of a whole number of updates."""
@@ -176,6 +188,7 @@ class Trainer:
     def _update(self) -> None:
         rows = self.window.rows
         update = self.window.update(self.rate(self.position.update))
+        self._count_losses()
         position = replace(self.position, update=self.position.update + 1)
         if update.applied:
             self.position = replace(
@@ -218,6 +231,7 @@ class Trainer:
 
     def report(self) -> None:
         """Log the loss since the last report, and the pace."""
+        self._count_losses()
         position = self.position
         done = self.plan.work_trained_at[position.iteration]
         left = position.seconds * (self.plan.work_done_at[-1] - done) / done
