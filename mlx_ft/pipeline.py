@@ -45,6 +45,7 @@ from mlx_ft.runs.folder import (
 )
 from mlx_ft.runs.lock import working
 from mlx_ft.runs.names import KEPT_STAGES, StageName
+from mlx_ft.system.awake import awake
 from mlx_ft.system.environment import environment
 from mlx_ft.system.files import disk_errors_explained, read_json, write_json
 from mlx_ft.system.signals import interruptible
@@ -123,7 +124,9 @@ def run_pipeline(run: OpenRun, until: str = LAST, stages: Sequence[Stage] = STAG
         return
     recipe = job.recipe.train
     trackers = recipe.report_to if any(stage.name in TRACKED for stage in unfinished) else ()
-    with working(job.folder):
+    with working(job.folder), awake() as kept_awake:
+        if kept_awake:
+            job.console.say("this Mac stays awake until the run ends (an open lid assumed)")
         _begin(job)
         with tracked(job.folder, trackers, recipe.project_name, job.console):
             _run_stages(run, unfinished)

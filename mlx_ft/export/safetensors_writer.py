@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import BinaryIO, Self
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
+from mlx_ft.system.files import sync
 
 MAX_SHARD_BYTES = 2 << 30
 # Numbers in float32 that are computed at a time (bytes).
@@ -168,7 +169,7 @@ class WeightsWriter:
         assert torn == empty, f"{torn[:3]} are not written as a whole"
         for file, stream in self._files.items():
             stream.flush()
-            os.fsync(stream.fileno())
+            sync(stream.fileno())
             stream.close()
             (self._folder / (file + UNFINISHED)).replace(self._folder / file)
         index = {

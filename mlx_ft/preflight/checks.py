@@ -13,7 +13,7 @@ from mlx_ft.model.gguf_support import gguf_fault
 from mlx_ft.model.shapes import ModelShape, model_shape
 from mlx_ft.preflight.adapter_start import resume_adapter_file
 from mlx_ft.preflight.findings import Finding, Level, PreflightInput, accepted, passes
-from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_bytes
+from mlx_ft.preflight.fit import changes_that_fit, forecast, usable_here
 from mlx_ft.preflight.forecast import (
     adapted_modules,
     disk_forecast,
@@ -184,7 +184,7 @@ def memory(facts: PreflightInput) -> Finding:
     warning.
     """
     check, there = "memory", facts.machine.memory_bytes
-    usable = usable_bytes(facts.machine.system, there)
+    usable = usable_here(facts.machine)
     limit = f"a training can use {format_bytes(usable)} of {format_bytes(there)} here"
     shape = model_shape(facts.model_config)
     if shape is None:

@@ -18,6 +18,7 @@ from mlx_ft.preflight.forecast import FLOAT32_BYTES, HALF_BYTES, quantized_bytes
 from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.preflight.memory import MemoryForecast, Weights, training_memory
 from mlx_ft.recipe.schema import TrainRecipe
+from mlx_ft.system.hardware import Machine
 from mlx_ft.text.quantities import format_bytes
 
 # What one process may hold of a Mac's memory: the rest is the system's and the display's.
@@ -27,12 +28,22 @@ OTHER_SHARE = 0.9
 GROUP_SIZE = 64
 
 
-def usable_bytes(system: str, memory_bytes: int) -> int:
-    """Return the part of a machine's memory that a training may use."""
+def usable_bytes(system: str, memory_bytes: int, wired_limit_bytes: int = 0) -> int:
+    """Return the part of a machine's memory that a training may use.
+
+    wired_limit_bytes: the GPU's part where the user has set it (`iogpu.wired_limit_mb`), else 0.
+    """
+    if wired_limit_bytes:
+        return min(wired_limit_bytes, memory_bytes)
     if system != "Darwin":
         return round(memory_bytes * OTHER_SHARE)
     share = SMALL_MAC_SHARE if memory_bytes <= SMALL_MAC_BYTES else LARGE_MAC_SHARE
     return round(memory_bytes * share)
+
+
+def usable_here(machine: Machine) -> int:
+    """Return the bytes of a machine's memory that a training may use."""
+    return usable_bytes(machine.system, machine.memory_bytes, machine.wired_limit_bytes)
 
 
 def weights_held(facts: PreflightInput, shape: ModelShape, train: TrainRecipe) -> Weights:
@@ -61,7 +72,7 @@ def changes_that_fit(facts: PreflightInput, shape: ModelShape) -> Mapping[str, A
     Tried one on top of the other. First those that change no result: fewer tokens at a time,
     activations computed twice, frozen weights read again. Then fewer layers.
     """
-    limit = usable_bytes(facts.machine.system, facts.machine.memory_bytes)
+    limit = usable_here(facts.machine)
     changes: dict[str, Any] = {}
     for more in ({}, *_cheaper(facts, shape)):
         changes.update(more)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -53,9 +54,26 @@ def flush_to_disk(path: Path) -> None:
     """Make a file's or folder's content survive a power cut, as far as the system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the disk has an open file's content.
+
+    macOS answers fsync once the drive's own memory has it; F_FULLFSYNC waits for the medium
+    (fsync(2) of macOS). A disk without it, a network's for one, gets fsync.
+    """
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        try:
+            fcntl.fcntl(descriptor, full)
+        except OSError:
+            pass
+        else:
+            return
+    os.fsync(descriptor)
 
 
 @contextlib.contextmanager

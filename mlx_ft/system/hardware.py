@@ -24,6 +24,7 @@ class Machine:
     system: Linux or Darwin.
     cores: CPU cores that this process may use.
     memory_bytes: physical memory, or the limit of the container.
+    wired_limit_bytes: what the GPU may hold of it where the user has set that, else 0.
     """
 
     system: str
@@ -31,6 +32,7 @@ class Machine:
     cores: int
     memory_bytes: int
     python: str
+    wired_limit_bytes: int = 0
 
 
 def machine() -> Machine:
@@ -41,6 +43,7 @@ def machine() -> Machine:
         cores=_cores(),
         memory_bytes=_memory_bytes(),
         python=platform.python_version(),
+        wired_limit_bytes=_wired_limit_bytes(),
     )
 
 
@@ -79,6 +82,12 @@ def _memory_bytes() -> int:
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [_cgroup_limit(path) for path in CGROUP_MEMORY_LIMITS]
     return min([memory_bytes, *(limit for limit in limits if limit is not None)])
+
+
+def _wired_limit_bytes() -> int:
+    """Return macOS's `iogpu.wired_limit_mb` in bytes; 0 is the system's own choice."""
+    text = _sysctl("iogpu.wired_limit_mb") if sys.platform == "darwin" else ""
+    return int(text) << 20 if text.isdigit() else 0
 
 
 def _cgroup_limit(path: Path) -> int | None:

@@ -43,8 +43,6 @@ class Setup:
 
     def __init__(self, request: TrainRequest) -> None:
         recipe = request.recipe
-        if recipe.train.low_memory:
-            mx.set_cache_limit(LOW_MEMORY_CACHE_BYTES)
         self.train_rows = read_split(request.data_folder / "train.safetensors")
         self.validation_rows = read_split(request.data_folder / "valid.safetensors")
         self.loaded = load_model(
@@ -52,6 +50,8 @@ class Setup:
             ChatFormat.of(recipe.chat),
             low_memory=recipe.train.low_memory,
         )
+        if recipe.train.low_memory:  # after the model, for which a GPU's own limits are set
+            mx.set_cache_limit(LOW_MEMORY_CACHE_BYTES)
         self._modules = dict(self.loaded.model.named_modules())
         self._parameters: int | None = None
         self._forward: Forward | None = None

@@ -176,3 +176,8 @@ def test_the_table_names_every_model_and_the_biggest() -> None:
     assert all(name in lines for name in KNOWN_MODELS)
     assert "biggest" in lines and "none measured on a Mac" in lines
     assert "none of these" in "\n".join(fit_lines(10**7, 1024, 4))
+
+
+def test_a_wired_limit_that_the_user_set_is_what_a_training_may_use() -> None:
+    assert usable_bytes("Darwin", 16 * 10**9, 14 << 30) == 14 << 30
+    assert usable_bytes("Darwin", 16 * 10**9, 64 << 30) == 16 * 10**9, "never more than there is"
