@@ -36,6 +36,7 @@ from mlx_ft.runs.names import STAGE_NAMES
 from mlx_ft.system.files import read_json, write_json
 from mlx_ft.system.hardware import machine
 from tests.support.jobs import job_of, open_run_of, write_place
+from tests.support.slow import fast_rows_first
 
 
 @pytest.fixture
@@ -455,6 +456,54 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     out, narration = done.communicate(timeout=120)
     assert done.returncode == 0, narration
     assert "adapter" in out and "iteration 0 of" not in narration, "it continued"
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from mlx_ft import pipeline
+from mlx_ft.{module} import {function} as whole
+from mlx_ft.{module} import __name__ as place
+
+def failing(*arguments, **named):
+    times = Path("failures")
+    if len(times.read_text() if times.exists() else "") < {times}:
+        times.write_text(times.read_text() + "." if times.exists() else ".")
+        raise RuntimeError("[METAL] Command buffer execution failed: {words}")
+    return whole(*arguments, **named)
+
+setattr(sys.modules[place], "{function}", failing)
+from mlx_ft.cli.main import main
+sys.argv = ["mlx-ft", "run", "r.yaml"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    fast_rows_first(
+        [
+            ("export.build", "export_model"),
+            ("evaluate.stage", "evaluate"),
+            ("preflight.base_model", "check_base"),
+        ],
+        1,
+    ),
+)
+def test_a_gpu_error_begins_the_stage_again_in_a_new_process(
+    place: Path, finished_once: Path, module: str, function: str
+) -> None:
+    """And the exported model has the same bytes as if nothing had happened."""
+    code = FAILING.format(module=module, function=function, times=1, words="Caused GPU Hang Error")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a GPU command hung" in done.stderr and "Traceback" not in done.stderr
+    assert read_json(job_of(place).folder / "run.json")["status"] == "done"
+    (untouched,) = finished_once.glob("runs/*/export/q5/model.safetensors")
+    (found,) = place.glob("runs/*/export/q5/model.safetensors")
+    assert found.read_bytes() == untouched.read_bytes()
 
 
 @pytest.mark.slow

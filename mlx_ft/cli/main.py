@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mlx_ft.errors import MlxFtError
 
 
+# Verbs that find what they have finished, and go on from there.
+GOES_ON = ("run", "train", "export", "eval", "sweep")
+
+
 class _Verbs(click.Group):
     """The group of all verbs. A reader that closes the pipe early (`| head`) is no error.
 
@@ -56,6 +60,27 @@ def _print_error(error: MlxFtError) -> None:
         console.say(f"{word}: {fault}", style)
 
 
+def _begin_again_or_end(error: Exception) -> None:
+    """Say what failed of the GPU and begin the command again, where it goes on from a folder.
+
+    Raises any other error again: it is our bug.
+    """
+    from mlx_ft.system.gpu_errors import is_device_failure, known_cause
+    from mlx_ft.system.restart import begin_again, failure_in_words
+
+    cause = known_cause(f"{type(error).__name__}: {error}")
+    if cause is None or not is_device_failure(error):
+        raise error
+    arguments = sys.argv[1:]
+    verb = arguments[0] if arguments else "mlx-ft"
+    if verb not in GOES_ON:
+        console_for_people().say(f"{verb}: {cause.words} - {cause.fix}", "red")
+        sys.exit(2)
+    console_for_people().say(failure_in_words(cause, verb), "yellow")
+    begin_again(arguments)
+    sys.exit(2)
+
+
 def main() -> None:
     """Run the command line. Users' errors become messages, our bugs tracebacks."""
     from mlx_ft.errors import MlxFtError
@@ -65,6 +90,8 @@ def main() -> None:
     except MlxFtError as error:
         _print_error(error)
         sys.exit(error.exit_code)
+    except (RuntimeError, MemoryError) as error:
+        _begin_again_or_end(error)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:

@@ -1,5 +1,6 @@
 """The machine and its files: hashing, atomic writes, the console, hardware, signals, BLAS.
 
 Read in this order: `files.py`, `cache.py`, `console.py`, `hardware.py`, `environment.py`,
-`signals.py`, `blas.py`, `gpu_errors.py`, `awake.py`.
+`signals.py`, `blas.py`, `gpu_errors.py`, `restart.py`,
+`awake.py`.
 """
