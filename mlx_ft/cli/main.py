@@ -90,8 +90,6 @@ def main() -> None:
     except MlxFtError as error:
         _print_error(error)
         sys.exit(error.exit_code)
-    except (RuntimeError, MemoryError) as error:
-        _begin_again_or_end(error)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -100,3 +98,5 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except (RuntimeError, MemoryError) as error:  # last: click's Exit and Abort are RuntimeErrors
+        _begin_again_or_end(error)

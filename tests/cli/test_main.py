@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -371,3 +372,21 @@ def test_a_training_whose_terminal_closes_leaves_a_checkpoint(tmp_path: Path) ->
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert list(run.glob("train.tmp/checkpoints/*/state.json"))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(click.Abort(), 130), (KeyboardInterrupt(), 130), (click.exceptions.Exit(3), 3)],
+)
+def test_a_question_that_is_not_answered_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    """click's own exceptions are RuntimeErrors, as the failures of a GPU are."""
+
+    def ending(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main.cli, "main", ending)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == code
