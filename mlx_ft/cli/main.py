@@ -65,11 +65,11 @@ def _begin_again_or_end(error: Exception) -> None:
 
     Raises any other error again: it is our bug.
     """
-    from mlx_ft.system.gpu_errors import is_device_failure, known_cause
+    from mlx_ft.system.gpu_errors import device_failure
     from mlx_ft.system.restart import begin_again, failure_in_words
 
-    cause = known_cause(f"{type(error).__name__}: {error}")
-    if cause is None or not is_device_failure(error):
+    cause = device_failure(error)
+    if cause is None:
         raise error
     arguments = sys.argv[1:]
     verb = arguments[0] if arguments else "mlx-ft"

@@ -21,15 +21,25 @@ from mlx_ft.engine.load import scalar
 # Float32 round-off of a deep model, relative to the largest value; a wrong split is off by far
 # more.
 EQUAL_TOLERANCE = 2e-3
+SIXTEEN_BITS = (mx.float16, mx.bfloat16)
 
 
 def same_shape_tolerance(dtype: mx.Dtype) -> float:
     """Return how far two computations of the same shapes may be apart: a unit of the type's last
     place, for kernels that add up in another order each time; at least float32's round-off.
     """
-    if not mx.issubdtype(dtype, mx.floating):
-        return EQUAL_TOLERANCE
     return max(EQUAL_TOLERANCE, float(mx.finfo(dtype).eps))
+
+
+def standing_in(layer: nn.Module, kind: str, call: Callable[..., mx.array]) -> nn.Module:
+    """Return a layer with the parameters and attributes of `layer`, called by `call`.
+
+    It has a class of its own: other layers of the same class stay as they are.
+    """
+    twin = copy.copy(layer)
+    original = type(layer)
+    twin.__class__ = type(f"{kind}{original.__name__}", (original,), {"__call__": call})
+    return twin
 
 
 def passing(layer: nn.Module, output: Callable[[mx.array], mx.array]) -> nn.Module:
@@ -41,28 +51,24 @@ def passing(layer: nn.Module, output: Callable[[mx.array], mx.array]) -> nn.Modu
     def call(_: nn.Module, hidden: mx.array, *arguments: Any, **named: Any) -> mx.array:
         return output(hidden)
 
-    twin = copy.copy(layer)
+    twin = standing_in(layer, "Passing", call)
     twin.clear()
-    original = type(layer)
-    twin.__class__ = type(f"Passing{original.__name__}", (original,), {"__call__": call})
     return twin
 
 
 def widening(layer: nn.Module) -> nn.Module:
-    """Return a stand-in for a layer that computes in float32, whatever it is given.
+    """Return a stand-in for a layer that computes in float32 where it is given 16 bits.
 
     MLX computes in the wider type of two, so all that follows is in float32 as well. Weights stay
     as they are stored.
     """
 
     def call(_: nn.Module, hidden: mx.array, *arguments: Any, **named: Any) -> mx.array:
-        outputs: mx.array = layer(hidden.astype(mx.float32), *arguments, **named)
+        wide = hidden.astype(mx.float32) if hidden.dtype in SIXTEEN_BITS else hidden
+        outputs: mx.array = layer(wide, *arguments, **named)
         return outputs
 
-    twin = copy.copy(layer)
-    original = type(layer)
-    twin.__class__ = type(f"Widening{original.__name__}", (original,), {"__call__": call})
-    return twin
+    return standing_in(layer, "Widening", call)
 
 
 class Part:
@@ -94,7 +100,7 @@ class Part:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Within, the part computes in float32 from its first layer on."""
+        """Within, the part computes in float32, not in 16 bits, from its first layer on."""
         if self._first is None:
             yield
             return

@@ -19,7 +19,7 @@ import numpy as np
 from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, Given, Part, relative_difference
 from mlx_ft.system.console import Progress
-from mlx_ft.system.gpu_errors import is_device_failure
+from mlx_ft.system.gpu_errors import device_failure
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 # Vocabulary entries on which heads of two sizes must agree.
@@ -173,7 +173,7 @@ def layerwise_difference(
         )
         difference = max(relative_difference(state, plain), apart)
     except Exception as error:  # any model's code, called in a way its author did not plan
-        if is_device_failure(error):
+        if device_failure(error):
             raise
         return f"{name} does not take it ({error})"
     if not difference <= EQUAL_TOLERANCE:

@@ -104,8 +104,8 @@ def known_cause(text: str) -> Cause | None:
     return next((cause for message, cause in MESSAGES.items() if message in text), None)
 
 
-def is_device_failure(error: BaseException) -> bool:
-    """Return whether an exception is a failure of the GPU or of memory, not of the code."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and known_cause(str(error)) is not None
+def device_failure(error: Exception) -> Cause | None:
+    """Return the failure of the GPU or of memory that an exception is, None for one of the code."""
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return None
+    return known_cause(f"{type(error).__name__}: {error}")

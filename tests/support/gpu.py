@@ -10,50 +10,25 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from tests.support.models import random_model, write_model_files
-from tests.support.tokenizers import write_tiny_tokenizer
+from tests.support.models import TINY_CONFIGS, write_stored_model
+from tests.support.split_models import MORE_CONFIGS
 
 TILE = 32
 # Metal aims at 512; miniatures have a sixteenth of the tiles, or less.
 THREADGROUPS = 32
 VECTOR_QUERIES = 8
 
-_ATTENTION: dict[str, Any] = {
+# Head size 64, so that fused kernels would be reached.
+WIDER: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 64,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 320,
-    "rope_theta": 10000.0,
     "max_position_embeddings": 2048,
 }
-# Head size 64, so that fused kernels would be reached.
 GPU_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _ATTENTION | {"model_type": "llama", "tie_word_embeddings": True},
-    "qwen3": _ATTENTION | {"model_type": "qwen3", "tie_word_embeddings": False},
-    "gemma3_text": _ATTENTION
-    | {
-        "model_type": "gemma3_text",
-        "query_pre_attn_scalar": 64,
-        "rope_local_base_freq": 10000.0,
-        "sliding_window": 16,
-        "sliding_window_pattern": 2,
-    },
-    "qwen3_moe": _ATTENTION
-    | {
-        "model_type": "qwen3_moe",
-        "tie_word_embeddings": True,
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": 64,
-        "norm_topk_prob": True,
-    },
+    kind: (TINY_CONFIGS | MORE_CONFIGS)[kind] | WIDER
+    for kind in ("llama", "qwen3", "gemma3_text", "qwen3_moe")
 }
 # Name -> type of weights and activations, bits of quantized weights.
 BASE_TYPES: dict[str, tuple[mx.Dtype, int | None]] = {
@@ -66,18 +41,8 @@ BASE_TYPES: dict[str, tuple[mx.Dtype, int | None]] = {
 
 def write_gpu_model(folder: Path, kind: str, base_type: str, layers: int = 3) -> Path:
     """Write a random model of a kind with its weights in one of BASE_TYPES."""
-    dtype, bits = BASE_TYPES[base_type]
-    folder.mkdir(parents=True)
-    write_tiny_tokenizer(folder)
     config = GPU_CONFIGS[kind] | {"num_hidden_layers": layers}
-    model = random_model(config)
-    if kind == "gemma3_text":
-        model.pop("lm_head")  # as its sanitize does for a folder without one
-    model.set_dtype(dtype)
-    if bits is not None:
-        nn.quantize(model, group_size=32, bits=bits)
-        config |= {"quantization": {"group_size": 32, "bits": bits}}
-    return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
+    return write_stored_model(folder, config, *BASE_TYPES[base_type])
 
 
 def split_of_k(rows: int, outputs: int, inputs: int, group: int) -> int:

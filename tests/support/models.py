@@ -153,20 +153,30 @@ def write_random_model(
 def write_stored(
     folder: Path, kind: str, dtype: "mx.Dtype", bits: int | None = None, layers: int = 3
 ) -> Path:
-    """Write a random model into a new folder with its weights, or their scales, in this type."""
+    """Write a tiny random model into a new folder with its weights, or their scales, in this
+    type."""
+    return write_stored_model(
+        folder, TINY_CONFIGS[kind] | {"num_hidden_layers": layers}, dtype, bits
+    )
+
+
+def write_stored_model(
+    folder: Path, config: dict[str, Any], dtype: "mx.Dtype", bits: int | None = None
+) -> Path:
+    """Write a random model of this config into a new folder, its weights, or their scales, in this
+    type."""
     import mlx.nn as nn
     from mlx.utils import tree_flatten
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_tiny_tokenizer(folder)
-    config: dict[str, Any] = TINY_CONFIGS[kind] | {"num_hidden_layers": layers}
     model = random_model(config)
-    if kind == "gemma3_text":
+    if config["model_type"] == "gemma3_text":
         model.pop("lm_head")  # as its sanitize does for a folder without one
     model.set_dtype(dtype)
     if bits is not None:
         nn.quantize(model, group_size=32, bits=bits)
-        config |= {"quantization": {"group_size": 32, "bits": bits}}
+        config = config | {"quantization": {"group_size": 32, "bits": bits}}
     return write_model_files(folder, config, dict(tree_flatten(model.parameters())))
 
 

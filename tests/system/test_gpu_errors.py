@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_ft.system.gpu_errors import is_device_failure, known_cause
+from mlx_ft.system.gpu_errors import device_failure, known_cause
 
 BUFFER = "[METAL] Command buffer execution failed: "
 # As macOS, MLX and CUDA word them; the second: whether fewer tokens at a time help.
@@ -32,7 +32,7 @@ FAILURES = {
 def test_a_failure_of_the_gpu_is_known(words: str, memory: bool) -> None:
     cause = known_cause(f"Traceback\nRuntimeError: {words}\n")
     assert cause is not None and cause.memory == memory and cause.fix
-    assert is_device_failure(RuntimeError(words))
+    assert device_failure(RuntimeError(words)) is cause
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_a_failure_of_the_gpu_is_known(words: str, memory: bool) -> None:
     ],
 )
 def test_a_mistake_in_code_is_not(error: Exception) -> None:
-    assert not is_device_failure(error)
+    assert device_failure(error) is None
 
 
 def test_memory_of_the_system_counts_too() -> None:
-    assert is_device_failure(MemoryError())
+    assert device_failure(MemoryError()) is not None

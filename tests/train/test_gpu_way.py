@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_ft.engine.device import AS_GPU
-from mlx_ft.engine.load import load_weights
 from mlx_ft.engine.partial_model import Part, relative_difference
-from mlx_ft.recipe.schema import LoraParameters, Recipe, TrainRecipe
-from mlx_ft.train.adapters import adapter_config, put_adapter
 from mlx_ft.train.numerics import custom_vjp, last_layer, packing, shared_start
 from mlx_ft.train.numerics import forward as forwards
 from mlx_ft.train.numerics.forward import PlainForward, SplitForward, choose_forward
@@ -29,7 +26,7 @@ from tests.support.gpu import (
     write_gpu_model,
 )
 from tests.support.slow import fast_first
-from tests.support.split_models import rows_of
+from tests.support.split_models import adapted, rows_of
 from tests.support.trainings import random_rows
 from tests.train.test_sixteen_bits import likeness, trained
 
@@ -45,20 +42,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def model_in(folder: Path, kind: str, base_type: str, num_layers: int = 2) -> nn.Module:
     """Return a model of a kind and type, its weights as stored, its adapter not zero."""
-    model, _, compute = load_weights(write_gpu_model(folder, kind, base_type))
-    assert "as stored" in compute
-    train = TrainRecipe(num_layers=num_layers, lora_parameters=LoraParameters(rank=4, alpha=8.0))
-    recipe = Recipe.model_validate(
-        {"name": "x", "model": "x", "data": {"path": "x"}, "train": train.model_dump()}
-    )
-    put_adapter(model, recipe.train, adapter_config(recipe, num_layers))
-    mx.random.seed(1)
-    fresh = [
-        (name, mx.random.normal(array.shape) * 0.02)
-        for name, array in nn.utils.tree_flatten(model.trainable_parameters())
-    ]
-    model.load_weights(fresh, strict=False)
-    model.eval()
+    model = adapted(write_gpu_model(folder, kind, base_type), num_layers)
+    assert model.model.norm.weight.dtype == BASE_TYPES[base_type][0], "as stored"
     return model
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,13 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_ft.engine.load import read_lazily
 from mlx_ft.engine.partial_model import (
     EQUAL_TOLERANCE,
+    SIXTEEN_BITS,
     Given,
     Part,
     relative_difference,
     same_shape_tolerance,
 )
-from mlx_ft.system.gpu_errors import is_device_failure
+from mlx_ft.system.gpu_errors import device_failure
 from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.numerics.packing import Packing, packed
 from mlx_ft.train.numerics.recompute import checkpointed, recompute_cheap_inputs
@@ -160,7 +161,7 @@ class SplitForward:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Within, all layers compute in float32, with the weights as they are stored."""
+        """Within, no layer computes in 16 bits; the weights are as they are stored."""
         with self._prefix.in_float32(), self._top.in_float32():
             yield
 
@@ -289,17 +290,26 @@ def prove_equal(model: nn.Module, split: Forward, rows: Sequence[RowStates]) -> 
 # code with the same weights, only the activations are wider.
 
 
+def in_float32(split: SplitForward, row: RowStates) -> RowStates:
+    """Return a row's states with final ones of more than 16 bits, computed again if they are not.
+
+    The prefix stays as it is: it is given, and the layers above widen it.
+    """
+    if row.hidden.dtype not in SIXTEEN_BITS:
+        return row
+    with split.in_float32():
+        return replace(row, hidden=split.top(row.ids, row.prefix))
+
+
 def prove_packing(split: SplitForward, row: RowStates) -> Proof:
     """Compare a row packed with its first half to the two one by one, by final hidden states."""
     tokens = row.ids.size
     half = max(1, tokens // 2)
+    row = in_float32(split, row)
+    pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
+    ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
     with split.in_float32():
-        alone = split.top(row.ids, row.prefix)
-        pair = [(row.ids, row.prefix, alone)]
-        pair.append((row.ids[:, :half], row.prefix[:, :half], alone[:, :half]))
-        ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
         together = split.top(ids, prefix, Packing(0, (tokens, half)))
-        split.evaluate(together, apart)
     return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
 
 
@@ -308,17 +318,15 @@ def prove_skipping(split: SplitForward, row: RowStates) -> Proof:
 
     The skipped parts treat each position by itself, so the row need not be long.
     """
-    start = row.first(PROOF_LOGIT_TOKENS)
+    start = in_float32(split, row.first(PROOF_LOGIT_TOKENS))
     wanted = mx.arange(1, start.ids.size, 3)
-    with split.in_float32():
-        whole = split.top(start.ids, start.prefix)[0]
-        split.skips = True
-        try:
+    split.skips = True
+    try:
+        with split.in_float32():
             few = split.top(start.ids, start.prefix, None, wanted)[0]
-        finally:
-            split.skips = False
-        split.evaluate(few, whole)
-    return Proof(relative_difference(few[wanted], whole[wanted]), EQUAL_TOLERANCE)
+    finally:
+        split.skips = False
+    return Proof(relative_difference(few[wanted], start.hidden[0, wanted]), EQUAL_TOLERANCE)
 
 
 def _holds(
@@ -327,7 +335,7 @@ def _holds(
     try:
         return proof(split, row).holds
     except Exception as error:  # any model's code, called in a way that its author did not plan
-        if is_device_failure(error):
+        if device_failure(error):
             raise
         return False
 
@@ -368,7 +376,7 @@ def choose_forward(
         states = [states_of(split, row) for row in rows]
         proof = prove_equal(model, split, states)
     except Exception as error:  # any model's code, called in a way that its author did not plan
-        if is_device_failure(error):
+        if device_failure(error):
             raise
         return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
     if not proof.holds:

@@ -19,6 +19,7 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
 from mlx_ft.engine.cpu_kernels import fast_math
+from mlx_ft.engine.partial_model import standing_in
 from mlx_ft.train.numerics.custom_vjp import Function, with_gradient
 
 RANDOM_STATE: Any = mx.random.state  # a list of one array, which its type does not say
@@ -52,7 +53,6 @@ def checkpointed(
     It has the same parameters, and keeps only its input (Chen et al., arXiv 1604.06174).
     within: context in which the layer runs, both times.
     """
-    original = type(layer)
 
     def call(_: nn.Module, *arguments: Any, **named: Any) -> mx.array:
         drawn_from = RANDOM_STATE[0]
@@ -67,10 +67,7 @@ def checkpointed(
         result: mx.array = mx.checkpoint(compute)(layer.trainable_parameters(), *arguments)
         return result
 
-    twin = copy.copy(layer)
-    # A class of its own for this layer alone: the model's own layers stay as they are.
-    twin.__class__ = type(f"Checkpointed{original.__name__}", (original,), {"__call__": call})
-    return twin
+    return standing_in(layer, "Checkpointed", call)
 
 
 @dataclass(frozen=True)

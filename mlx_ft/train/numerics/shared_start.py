@@ -14,8 +14,8 @@ import numpy as np
 from mlx_lm.models.cache import KVCache, create_attention_mask, make_prompt_cache
 
 from mlx_ft.data.tokens import TokenizedSplit
-from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, relative_difference
-from mlx_ft.system.gpu_errors import is_device_failure
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, SIXTEEN_BITS, relative_difference
+from mlx_ft.system.gpu_errors import device_failure
 from mlx_ft.train.numerics.forward import Forward, SplitForward
 from mlx_ft.train.numerics.packing import Packing
 
@@ -138,13 +138,14 @@ def choose_start(
     row = splits[0].row(median)[0][:-1].tolist()
     predicting = first_predicting(splits)
     try:
+        start = wide = SharedStart(forward, ids, predicting)
         # A continued row has products of other shapes, whose 16-bit results differ on a GPU.
         with forward.in_float32():
-            wide = SharedStart(forward, ids, predicting)
+            if start.states.dtype in SIXTEEN_BITS:
+                wide = SharedStart(forward, ids, predicting)
             differences = list(_differences(forward, wide, row))
-        start = SharedStart(forward, ids, predicting)
     except Exception as error:  # any model's code, called in a way that its author did not plan
-        if is_device_failure(error):
+        if device_failure(error):
             raise
         return None
     # Written so that NaN fails.
