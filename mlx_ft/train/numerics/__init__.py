@@ -3,5 +3,6 @@
 Read in this order: `forward.py` splits a model into frozen prefix, trained top and head;
 `losses.py` is the loss; `last_layer.py`, `packing.py`, `prefix_cache.py`, `prefix_store.py`,
 `shared_start.py` and `recompute.py` save work and memory; `custom_vjp.py` has their gradients.
-`short_attention.py` computes what a GPU has no fused gradient for.
+`packed_places.py` and `buckets.py` are how a GPU packs rows; `short_attention.py` computes what it
+has no fused gradient for.
 """

@@ -30,7 +30,10 @@ def with_gradient(function: Function, gradient: Gradient) -> Function:
 
 
 def take(values: mx.array, positions: mx.array) -> mx.array:
-    """Return the rows (N, width) of values (T, width) at positions (N), all different."""
+    """Return the rows (N, width) of values (T, width) at positions (N).
+
+    A position that is there twice may have a gradient in its first row only.
+    """
     tokens = values.shape[0]
     return with_gradient(
         lambda values: values[positions], lambda _, slope: (_put(slope, positions, tokens),)
@@ -38,8 +41,8 @@ def take(values: mx.array, positions: mx.array) -> mx.array:
 
 
 def put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
-    """Return (tokens, width) with the rows of values (N, width) at positions (N), all different,
-    and zero elsewhere.
+    """Return (tokens, width) with the rows of values (N, width) at positions (N), and zero
+    elsewhere; the first row of a position that is there twice.
     """
     return with_gradient(
         lambda values: _put(values, positions, tokens), lambda _, slope: (slope[positions],)
@@ -49,6 +52,6 @@ def put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
 def _put(values: mx.array, positions: mx.array, tokens: int) -> mx.array:
     count = positions.size
     # Of each token the row that it gets; the one behind the last is zero.
-    row = mx.full((tokens,), count, mx.int32).at[positions].add(mx.arange(count) - count)
+    row = mx.full((tokens,), count, mx.int32).at[positions].minimum(mx.arange(count))
     nothing = mx.zeros((1, values.shape[1]), values.dtype)
     return mx.concatenate([values, nothing])[row]

@@ -33,7 +33,8 @@ from mlx_ft.engine.partial_model import (
 )
 from mlx_ft.system.gpu_errors import device_failure
 from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
-from mlx_ft.train.numerics.packing import Packing, packed
+from mlx_ft.train.numerics.packed_places import at_the_end, places_of
+from mlx_ft.train.numerics.packing import Layout, Packing, packed
 from mlx_ft.train.numerics.recompute import checkpointed, recompute_cheap_inputs
 from mlx_ft.train.numerics.short_attention import attention_with_gradient
 
@@ -60,7 +61,7 @@ class Forward(Protocol):
         self,
         ids: mx.array,
         prefix: mx.array,
-        packing: Packing | None = None,
+        packing: Layout | None = None,
         wanted: mx.array | None = None,
     ) -> mx.array:
         """Return final hidden states (B, T, hidden) from ids (B, T) and their prefix.
@@ -108,7 +109,7 @@ class SplitForward:
         self.frozen_released = False
         self.layer_count = len(inner.layers)
         self.skips = False  # until it is proved that the last layer may skip positions
-        self._packing: Packing | None = None
+        self._packing: Layout | None = None
         self._wanted: mx.array | None = None
         self._last_layer = inner.layers[-1]
         self.streamed_from = weights
@@ -151,7 +152,7 @@ class SplitForward:
         self,
         ids: mx.array,
         prefix: mx.array,
-        packing: Packing | None = None,
+        packing: Layout | None = None,
         wanted: mx.array | None = None,
     ) -> mx.array:
         # Kept until the next call: layers that are computed twice ask for it then.
@@ -202,7 +203,7 @@ class PlainForward:
         self,
         ids: mx.array,
         prefix: mx.array,
-        packing: Packing | None = None,
+        packing: Layout | None = None,
         wanted: mx.array | None = None,
     ) -> mx.array:
         assert packing is None, "its rows are padded"
@@ -309,8 +310,17 @@ def prove_packing(split: SplitForward, row: RowStates) -> Proof:
     pair = [(each.ids, each.prefix, each.hidden) for each in (row, row.first(half))]
     ids, prefix, apart = (mx.concatenate(list(a), axis=1) for a in zip(*pair, strict=True))
     with split.in_float32():
-        together = split.top(ids, prefix, Packing(0, (tokens, half)))
+        together = top_of_packed(split, ids, prefix, Packing(0, (tokens, half)))
     return Proof(relative_difference(together, apart), EQUAL_TOLERANCE)
+
+
+def top_of_packed(forward: Forward, ids: mx.array, prefix: mx.array, packing: Packing) -> mx.array:
+    """Return the final states (1, T, hidden) of packed rows, computed as the device packs them."""
+    places = places_of(packing)
+    if places is None:
+        return forward.top(ids, prefix, packing)
+    ids, prefix = (at_the_end(array, places.tokens) for array in (ids, prefix))
+    return forward.top(ids, prefix, places)[:, : packing.tokens]
 
 
 def prove_skipping(split: SplitForward, row: RowStates) -> Proof:

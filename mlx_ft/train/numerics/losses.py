@@ -18,9 +18,12 @@ import numpy.typing as npt
 
 from mlx_ft.data.tokens import TokenizedSplit, Weights, pad_rows
 from mlx_ft.engine.cpu_kernels import PART_ELEMENTS, exp_is_slow, exp_of_differences
+from mlx_ft.engine.device import on_cpu
 from mlx_ft.recipe.train import LOGITS_PART_BYTES
+from mlx_ft.train.numerics.buckets import OTHER_STEPS, TOKEN_STEPS, bucket
 from mlx_ft.train.numerics.custom_vjp import take
 from mlx_ft.train.numerics.forward import Forward
+from mlx_ft.train.numerics.packed_places import PackedPlaces, places_of
 from mlx_ft.train.numerics.packing import Packing
 
 Result = TypeVar("Result", mx.array, tuple[mx.array, mx.array])
@@ -32,9 +35,10 @@ class Batch:
 
     ids: (B, T), one padded row each, or (1, T), packed rows.
     packing: layout of packed rows (None: padded).
+    places: the same as arrays, where a GPU packs two rows or more.
     positions: flat positions (N) within (B x T) that predict a trained token.
     targets: the trained tokens (N).
-    trained_tokens: N.
+    trained_tokens: N; on a GPU there are more positions, whose targets have the weight 0.
     rows: indices of the rows in their split.
     lengths: unpadded lengths of the rows (tokens).
     weights: weights (N) of the predictions (None: each is 1).
@@ -43,6 +47,7 @@ class Batch:
 
     ids: mx.array
     packing: Packing | None
+    places: PackedPlaces | None
     positions: mx.array
     targets: mx.array
     trained_tokens: int
@@ -59,7 +64,9 @@ class Batch:
     @property
     def padded_tokens(self) -> int:
         """Tokens of the rows with their padding."""
-        return int(self.ids.size) if self.packing is None else self.tokens
+        if self.packing is None:
+            return int(self.ids.size)
+        return self.tokens + int(self.ids.size) - self.packing.tokens
 
 
 def make_batch(
@@ -78,25 +85,60 @@ def make_batch(
     packing = None
     if shared_tokens is None:
         ids = pad_rows(before)
+        if not on_cpu():
+            ids = _padded(ids, bucket(ids.shape[1] + 1, TOKEN_STEPS), axis=1)
         starts = [index * ids.shape[1] for index in range(len(rows))]
     else:
         packing = Packing(shared_tokens, tuple(len(each) - shared_tokens for each in before))
         joined = [before[0][:shared_tokens], *(each[shared_tokens:] for each in before)]
         ids = np.concatenate(joined)[None]
         starts = [start - shared_tokens for start in packing.starts]
+    places = places_of(packing)
+    if packing is not None and not on_cpu():
+        tokens = bucket(packing.tokens + 1, TOKEN_STEPS) if places is None else places.tokens
+        ids = _padded(ids, tokens, axis=1)
     positions = np.concatenate([s + p for s, p in zip(starts, predicted, strict=True)])
-    targets = [each[1:][p] for (each, _), p in zip(contents, predicted, strict=True)]
+    targets = np.concatenate(
+        [each[1:][p] for (each, _), p in zip(contents, predicted, strict=True)]
+    )
     weights = _weights_of(split, rows, predicted)
+    count, weight = len(positions), float(len(positions) if weights is None else weights.sum())
+    if not on_cpu():
+        positions, targets, weights = _in_bucket(positions, targets, weights, ids.size)
     return Batch(
         mx.array(ids),
         packing,
+        places,
         mx.array(positions.astype(np.int32)),
-        mx.array(np.concatenate(targets).astype(np.int32)),
-        len(positions),
+        mx.array(targets.astype(np.int32)),
+        count,
         rows,
         tuple(map(len, before)),
         None if weights is None else mx.array(weights),
-        float(len(positions) if weights is None else weights.sum()),
+        weight,
+    )
+
+
+def _padded(array: npt.NDArray[Any], size: int, axis: int = 0, fill: int = 0) -> npt.NDArray[Any]:
+    """Return an array with more of `fill` at the end of an axis, up to a size."""
+    widths = [(0, size - array.shape[axis] if at == axis else 0) for at in range(array.ndim)]
+    return np.pad(array, widths, constant_values=fill)
+
+
+def _in_bucket(
+    positions: npt.NDArray[Any], targets: npt.NDArray[Any], weights: Weights | None, tokens: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Weights]:
+    """Return trained positions, targets and weights, padded to a size that is compiled.
+
+    The others are at the last token, which is padding, and weigh nothing.
+    """
+    size = bucket(len(positions), OTHER_STEPS)
+    if weights is None:
+        weights = np.ones(len(positions), np.float32)
+    return (
+        _padded(positions, size, fill=tokens - 1),
+        _padded(targets, size),
+        _padded(weights.astype(np.float32), size),
     )
 
 
@@ -116,7 +158,7 @@ def cross_entropy_sum(
 
     It may be differentiated only with `with_gradient`.
     """
-    hidden = forward.top(batch.ids, prefix, batch.packing, batch.positions)
+    hidden = forward.top(batch.ids, prefix, batch.places or batch.packing, batch.positions)
     trained = take(hidden.reshape(-1, hidden.shape[-1]), batch.positions)
     if not forward.head_is_frozen:
         logits = forward.head(trained).astype(mx.float32)

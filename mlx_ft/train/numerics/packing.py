@@ -1,8 +1,8 @@
 """Pack rows into one sequence, each attending only to itself, so that nothing is padded.
 
 Does: lay rows out behind their common first tokens; within a context, make a model of mlx-lm count
-positions and attend within each row. Does not: prove that a model allows it; the caller does, on
-real rows.
+positions and attend within each row, span by span. Does not: prove that a model allows it; the
+caller does, on real rows. `packed_places.py` does the same in a GPU's way.
 
 All other parts of a transformer's layer treat each token by itself. A packed sequence then gives
 the same outputs as its rows one by one, in larger matrix products (Krell et al., arXiv 2107.02027,
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +24,22 @@ import mlx.nn as nn
 from mlx_ft.data.tokens import Offsets
 
 ATTENTION = "scaled_dot_product_attention"
+Attention = Callable[..., mx.array]
+Rope = Callable[..., mx.array]
+
+
+class Layout(Protocol):
+    """Rows in one sequence, and how a model's rotation and attention become those of the rows."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+
+    def rotated(self, rope: Rope) -> Rope:
+        """Return MLX's rotation, by each token's position in its row."""
+
+    def attended(self, attention: Attention) -> Attention:
+        """Return mlx-lm's attention, within each row."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,10 @@ class Packing:
     own: tuple[int, ...]
 
     @property
+    def rows(self) -> int:
+        return len(self.own)
+
+    @property
     def tokens(self) -> int:
         """Length of the sequence."""
         return self.shared + sum(self.own)
@@ -60,6 +80,12 @@ class Packing:
             Span(first, end, self.shared if index else 0)
             for index, (first, end) in enumerate(pairwise(ends))
         )
+
+    def rotated(self, rope: Rope) -> Rope:
+        return _rope_of_rows(rope, self)
+
+    def attended(self, attention: Attention) -> Attention:
+        return _attention_of_rows(attention, self)
 
 
 def packed_groups(
@@ -86,13 +112,13 @@ def packed_groups(
 
 
 @contextmanager
-def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
+def packed(model: nn.Module, layout: Layout | None) -> Iterator[None]:
     """Within, `model` treats a sequence of packed rows as the rows one by one.
 
     Attention is found by its name in the modules of the model's classes, positions by the one
     function of MLX that rotates; a model that has others is not changed by this.
     """
-    if packing is None or len(packing.own) == 1:
+    if layout is None or layout.rows == 1:
         yield
         return
     modules = {type(module).__module__ for module in model.modules()}
@@ -100,8 +126,8 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
     before = [(place, place[ATTENTION]) for place in places if ATTENTION in place]
     rope = mx.fast.rope
     for place, attention in before:
-        place[ATTENTION] = _attention_of_rows(attention, packing)
-    mx.fast.rope = _rope_of_rows(rope, packing)
+        place[ATTENTION] = layout.attended(attention)
+    mx.fast.rope = layout.rotated(rope)
     try:
         yield
     finally:
@@ -110,7 +136,7 @@ def packed(model: nn.Module, packing: Packing | None) -> Iterator[None]:
             place[ATTENTION] = attention
 
 
-def _rope_of_rows(rope: Callable[..., mx.array], packing: Packing) -> Callable[..., mx.array]:
+def _rope_of_rows(rope: Rope, packing: Packing) -> Rope:
     def of_rows(values: mx.array, *arguments: Any, offset: Any = 0, **named: Any) -> mx.array:
         if values.shape[-2] != packing.tokens:
             return rope(values, *arguments, offset=offset, **named)
@@ -123,9 +149,7 @@ def _rope_of_rows(rope: Callable[..., mx.array], packing: Packing) -> Callable[.
     return of_rows
 
 
-def _attention_of_rows(
-    attention: Callable[..., mx.array], packing: Packing
-) -> Callable[..., mx.array]:
+def _attention_of_rows(attention: Attention, packing: Packing) -> Attention:
     def of_rows(
         queries: mx.array,
         keys: mx.array,
@@ -140,7 +164,7 @@ def _attention_of_rows(
         seen = (_seen(array, packing) for array in (keys, values))
         spans = zip(packing.spans, _split(queries, packing), *seen, strict=True)
         parts = [
-            attention(asked, known, told, cache, scale, _mask_of(mask, span), sinks=sinks)
+            attention(asked, known, told, cache, scale, mask_of(mask, span), sinks=sinks)
             for span, asked, known, told in spans
         ]
         return mx.concatenate(parts, axis=-2)
@@ -165,7 +189,7 @@ def _seen(array: mx.array, packing: Packing) -> list[mx.array]:
     return [first, *(mx.concatenate([shared, own], axis=-2) for own in others)]
 
 
-def _mask_of(mask: mx.array | str | None, span: Span) -> mx.array | str | None:
+def mask_of(mask: mx.array | str | None, span: Span) -> mx.array | str | None:
     """Return the part of a mask for a span's positions: a mask depends on positions alone."""
     if mask is None or isinstance(mask, str):
         return mask

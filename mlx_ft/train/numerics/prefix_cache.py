@@ -17,6 +17,7 @@ from mlx_ft.system.console import Progress
 from mlx_ft.system.files import hash_of
 from mlx_ft.train.numerics.forward import Forward
 from mlx_ft.train.numerics.losses import Batch
+from mlx_ft.train.numerics.packed_places import at_the_end
 from mlx_ft.train.numerics.prefix_store import (
     DiskWriter,
     Layout,
@@ -108,7 +109,8 @@ class PrefixCache:
             width = batch.ids.shape[1]
             return mx.stack([mx.pad(s, [(0, width - s.shape[0]), (0, 0)]) for s in states])
         shared = batch.packing.shared
-        return mx.concatenate([states[0][:shared], *(s[shared:] for s in states)])[None]
+        together = mx.concatenate([states[0][:shared], *(s[shared:] for s in states)])[None]
+        return at_the_end(together, batch.ids.shape[1])
 
     def fill(self, progress: Progress) -> None:
         """Compute every row that can be kept.

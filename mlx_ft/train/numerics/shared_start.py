@@ -16,7 +16,7 @@ from mlx_lm.models.cache import KVCache, create_attention_mask, make_prompt_cach
 from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, SIXTEEN_BITS, relative_difference
 from mlx_ft.system.gpu_errors import device_failure
-from mlx_ft.train.numerics.forward import Forward, SplitForward
+from mlx_ft.train.numerics.forward import Forward, SplitForward, top_of_packed
 from mlx_ft.train.numerics.packing import Packing
 
 
@@ -167,5 +167,5 @@ def _packed_difference(forward: SplitForward, row: Sequence[int], shared: int) -
     alone = mx.array([list(row)])
     prefix = forward.prefix(alone)
     behind = mx.concatenate([prefix, prefix[:, shared:]], axis=1)
-    together = forward.top(ids, behind, Packing(shared, (own, own)))
+    together = top_of_packed(forward, ids, behind, Packing(shared, (own, own)))
     return relative_difference(together[:, -own:], forward.top(alone, prefix)[:, shared:])
