@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,18 @@ class NarrowLoRALinear(LoRALinear):  # type: ignore[misc]  # mlx-lm has no type 
     """
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        outputs: mx.array = LoRALinear.__call__(_rounded(self, hidden.dtype), hidden)
-        return outputs
+        given: Matrices | None = vars(self).get(GIVEN)
+        if given is None:
+            outputs: mx.array = LoRALinear.__call__(_rounded(self, hidden.dtype), hidden)
+            return outputs
+        if given.product is None:
+            narrow = self.dropout(hidden) @ self.lora_a
+        else:
+            narrow = given.product.part(hidden, given.index)
+        wide = self.linear(hidden)
+        # As rows: MLX would repeat the matrix, and its gradient, for each row of a batch.
+        rows = mx.addmm(_as_rows(wide), _as_rows(narrow), self.lora_b)
+        return rows.reshape(wide.shape)
 
 
 class NarrowLoRASwitchLinear(LoRASwitchLinear):  # type: ignore[misc]  # as above
@@ -84,6 +96,61 @@ class NarrowLoRASwitchLinear(LoRASwitchLinear):  # type: ignore[misc]  # as abov
 
 
 NARROW = {LoRALinear: NarrowLoRALinear, LoRASwitchLinear: NarrowLoRASwitchLinear}
+
+
+GIVEN = "_given_matrices"
+
+
+class SharedProduct:
+    """Product of one input with the first matrices, side by side, of layers that all have it."""
+
+    def __init__(self, matrix: mx.array, layers: int) -> None:
+        self._matrix = matrix
+        self._layers = layers
+        self._input: mx.array | None = None
+        self._parts: list[mx.array] = []
+
+    def part(self, hidden: mx.array, index: int) -> mx.array:
+        """Return a layer's part of the product; computed anew for another input than the last."""
+        if hidden is not self._input:
+            self._input = hidden
+            self._parts = list(mx.split(hidden @ self._matrix, self._layers, axis=-1))
+        return self._parts[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """LoRA matrices in the type that computes, with the scale in the second one.
+
+    product: of the layers that share the input, and the layer's `index` among them. The `first`
+        matrix is then that of them all. None: the layer computes its own.
+    """
+
+    first: mx.array
+    second: mx.array
+    product: SharedProduct | None
+    index: int
+
+
+@contextmanager
+def computing_with(
+    given: Mapping[str, Matrices], layers: Mapping[str, nn.Module]
+) -> Iterator[None]:
+    """Within, each of the layers computes with the matrices of its name instead of its own."""
+    own = {name: (layer.lora_a, layer.lora_b) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.lora_a, layer.lora_b = given[name].first, given[name].second
+        vars(layer)[GIVEN] = given[name]
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.lora_a, layer.lora_b = own[name]
+            del vars(layer)[GIVEN]
+
+
+def _as_rows(array: mx.array) -> mx.array:
+    return array.reshape(-1, array.shape[-1])
 
 
 def _rounded(layer: nn.Module, dtype: mx.Dtype) -> nn.Module:

@@ -7,7 +7,8 @@ divide once, clip, and update, unless something is not finite. Does not: choose 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,10 @@ from mlx_ft.engine.device import on_cpu
 from mlx_ft.engine.load import scalar
 from mlx_ft.errors import Fault, RecipeError
 from mlx_ft.recipe.schema import TrainRecipe
-from mlx_ft.train.numerics.losses import Batch, make_batch
+from mlx_ft.train.numerics.batch import Batch, make_batch
+from mlx_ft.train.numerics.forward import Forward
 from mlx_ft.train.numerics.packing import packed_groups
+from mlx_ft.train.numerics.trained_weights import trained_weights
 
 OPTIMIZERS = {
     "adam": optimizers.Adam,
@@ -39,6 +42,10 @@ ADAFACTOR_BY_RATE = {"relative_step": False, "scale_parameter": False}
 GROUP_COST_TOKENS = 16
 # (batch, its prefix) -> the sum of its loss
 LossOf = Callable[[Batch, mx.array], mx.array]
+# (weights, arrays of a batch) -> loss and gradient
+GradientOf = Callable[[Any, Mapping[str, mx.array]], tuple[mx.array, Any]]
+# Sizes of batches whose compiled step is kept; one is a graph of some thousand nodes.
+COMPILED_SIZES = 32
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,37 @@ def gradient_norm(gradient: Any) -> mx.array:
     return mx.sqrt(mx.sum(mx.stack(squares)))
 
 
+@dataclass(frozen=True)
+class StepForm:
+    """Form of a step: it changes the time and memory that a step takes, and no result.
+
+    dtype: type that the model computes in, where it is known.
+    shares_inputs: adapters of layers with one input may share a product.
+    compiled: loss and gradient are compiled, for each set of sizes.
+    draws: the model draws random numbers (dropout).
+    """
+
+    dtype: mx.Dtype | None = None
+    shares_inputs: bool = False
+    compiled: bool = False
+    draws: bool = False
+
+    @staticmethod
+    def of(train: TrainRecipe, forward: Forward) -> StepForm:
+        """Return the form for a recipe; on a CPU, where kernels begin at once, the plainest."""
+        if on_cpu():
+            return StepForm()
+        draws = train.lora_parameters.dropout > 0
+        twice = train.grad_checkpoint or train.computes_inputs_again
+        return StepForm(
+            forward.dtype,
+            shares_inputs=not (draws or twice),
+            # Layers that are computed twice read the state that they draw from.
+            compiled=not (draws and train.grad_checkpoint),
+            draws=draws,
+        )
+
+
 class GradientWindow:
     """Sums of loss and gradient since the last update, and the update itself."""
 
@@ -127,12 +165,15 @@ class GradientWindow:
         loss: LossOf,
         optimizer: optimizers.Optimizer,
         max_gradient_norm: float | None,
+        form: StepForm,
     ) -> None:
-        self._model = model
+        self._loss = loss
         self._optimizer = optimizer
         self._max_norm = max_gradient_norm
-        self._loss_and_gradient = nn.value_and_grad(model, loss)
+        self._form = form
+        self._functions: OrderedDict[Hashable, GradientOf] = OrderedDict()
         optimizer.init(model.trainable_parameters())  # a restored state lacks what is empty
+        self._weights = trained_weights(model, optimizer, form.dtype, form.shares_inputs)
         # Scale, norm and optimizer are thousands of small kernels, and fused ones a quarter.
         self._step = mx.compile(self._step_of)
         self._clear()
@@ -143,6 +184,32 @@ class GradientWindow:
         self._weight = 0.0
         self.rows: tuple[int, ...] = ()
 
+    def gradient(self, batch: Batch, prefix: mx.array) -> tuple[mx.array, Any]:
+        """Return the sum of a micro-batch's loss (), and its gradient, not evaluated yet."""
+        arrays = batch.arrays | {"prefix": prefix}
+        return self._function_for(batch, arrays)(self._weights.read(), arrays)
+
+    def _function_for(self, batch: Batch, arrays: Mapping[str, mx.array]) -> GradientOf:
+        """Return the loss and gradient of (weights, arrays) for batches of these sizes."""
+
+        def loss(weights: Any, arrays: Mapping[str, mx.array]) -> mx.array:
+            with self._weights.computing(weights):
+                return self._loss(batch.with_arrays(arrays), arrays["prefix"])
+
+        function: GradientOf = mx.value_and_grad(loss)
+        if not self._form.compiled:
+            return function
+        shared = None if batch.places is None else batch.places.shared
+        key = shared, tuple((name, array.shape) for name, array in arrays.items())
+        found = self._functions.pop(key, None)
+        if found is None:
+            random = [mx.random.state] if self._form.draws else None
+            found = mx.compile(function, inputs=random, outputs=random)
+        self._functions[key] = found  # the last used is the last to go
+        if len(self._functions) > COMPILED_SIZES:
+            self._functions.popitem(last=False)
+        return found
+
     def add(self, batch: Batch, prefix: mx.array) -> mx.array:
         """Add a micro-batch; return the sum of its loss (), which may not be finite.
 
@@ -151,7 +218,7 @@ class GradientWindow:
         """
         if self._gradient is not None:
             mx.eval(self._gradient)
-        loss, gradient = self._loss_and_gradient(batch, prefix)
+        loss, gradient = self.gradient(batch, prefix)
         if self._gradient is not None:
             gradient = tree_map(mx.add, self._gradient, gradient)
         if on_cpu():
@@ -172,15 +239,15 @@ class GradientWindow:
         weight = self._weight or 1.0
         weights, state, norm = self._step(
             self._gradient,
-            self._model.trainable_parameters(),
-            self._optimizer.state,
+            self._weights.read(),
+            self._weights.read_state(self._optimizer),
             mx.array(weight),
             sum(self._losses[1:], self._losses[0]),
             mx.array(learning_rate),
         )
         mx.eval(weights, state, norm, self._losses)
-        self._model.update(weights)
-        self._optimizer.state = state
+        self._weights.put(weights)
+        self._weights.put_state(self._optimizer, state)
         gradient_norm, loss = scalar(norm), sum(map(scalar, self._losses))
         result = Update(
             gradient_norm=gradient_norm,

@@ -19,13 +19,20 @@ from mlx_ft.engine.load import scalar
 from mlx_ft.errors import Fault, GateFailed
 from mlx_ft.runs.folder import verify_files
 from mlx_ft.system.console import Console, Progress
-from mlx_ft.train.accumulation import GradientWindow, Update, build_optimizer, micro_batches
+from mlx_ft.train.accumulation import (
+    GradientWindow,
+    StepForm,
+    Update,
+    build_optimizer,
+    micro_batches,
+)
 from mlx_ft.train.batches import MiniBatch, total_updates
 from mlx_ft.train.checkpoint_list import CHECKPOINTS, complete_checkpoints
 from mlx_ft.train.checkpoints import Position, restore_checkpoint, save_checkpoint
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.metrics import METRICS_FILE, Metric, MetricsFile, metric_line
-from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum
+from mlx_ft.train.numerics.batch import Batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache, content_key
 from mlx_ft.train.numerics.prefix_store import Place
 from mlx_ft.train.numerics.shared_start import choose_start
@@ -87,7 +94,10 @@ class Trainer:
         self.position = self._resume()
         self.metrics = MetricsFile(inputs.folder / METRICS_FILE, self.position.iteration)
         self.plan = Plan(inputs)
-        self.window = GradientWindow(inputs.model, self._loss, self.optimizer, recipe.max_grad_norm)
+        form = StepForm.of(recipe, inputs.forward)
+        self.window = GradientWindow(
+            inputs.model, self._loss, self.optimizer, recipe.max_grad_norm, form
+        )
         self._report_tokens, self._report_seconds, self.reported_at = 0, 0.0, 0
         # (weight, loss) of micro-batches since the last update or report
         self._uncounted: list[tuple[float, mx.array]] = []

@@ -14,10 +14,11 @@ from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.load import load_weights
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.forward import (
     Forward,
 )
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support import models
 from tests.support.models import TINY_CONFIGS, write_tiny_model

@@ -19,13 +19,15 @@ from mlx_ft.train.accumulation import (
     GROUP_COST_TOKENS,
     OPTIMIZERS,
     GradientWindow,
+    StepForm,
     build_optimizer,
     gradient_norm,
     micro_batches,
     padded_groups,
 )
 from mlx_ft.train.contract import TrainingInputs
-from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.batch import Batch, make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import random_rows
 from tests.train.conftest import MakeInputs
@@ -75,7 +77,8 @@ def window_of(
 
     optimizer = optimizer or optimizers.SGD(learning_rate=1.0)
     optimizer.init(inputs.model.trainable_parameters())
-    return GradientWindow(inputs.model, loss, optimizer, max_norm)
+    form = StepForm.of(inputs.recipe, inputs.forward)
+    return GradientWindow(inputs.model, loss, optimizer, max_norm, form)
 
 
 def adapter_of(inputs: TrainingInputs) -> Arrays:

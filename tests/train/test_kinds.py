@@ -18,8 +18,9 @@ from mlx_ft.errors import GateFailed, ModelError, RecipeError
 from mlx_ft.export.fuse import FusedModel, fuse
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train.adapters import adapter_config, put_adapter, save_adapter
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.models import stored_arrays, write_tiny_model
 from tests.support.trainings import random_rows

@@ -24,8 +24,9 @@ from mlx_ft.train.batches import plan_run
 from mlx_ft.train.checkpoint_list import complete_checkpoints
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.metrics import Metric
+from mlx_ft.train.numerics.batch import Batch
 from mlx_ft.train.numerics.forward import Forward
-from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.packing import Packing
 from tests.support.models import stored_arrays
 from tests.support.trainings import (

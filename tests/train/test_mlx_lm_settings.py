@@ -215,7 +215,7 @@ def test_dropout_and_checkpointing_together_give_the_gradient_of_other_masks(
     right = gradient_with_dropout(model)
     layers = list(model.layers)
     model.model.layers = [checkpointed(layer, lambda _: nullcontext()) for layer in layers]
-    assert gradient_difference(gradient_with_dropout(model), right) <= 1e-5
+    assert gradient_difference(gradient_with_dropout(model), right) <= 1e-4
     model.model.layers = layers
     kind = type(layers[0])
     monkeypatch.setattr(kind, "__call__", kind.__call__)  # puts it back at the end

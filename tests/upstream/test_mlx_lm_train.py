@@ -27,7 +27,8 @@ from mlx_ft.train.adapters import load_adapter_weights, save_adapter
 from mlx_ft.train.batches import plan_epoch, plan_run, plan_validation
 from mlx_ft.train.checkpoint_list import complete_checkpoints
 from mlx_ft.train.metrics import Metric
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.batch import make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from mlx_ft.train.schedules import learning_rate_at
 from mlx_ft.train.selection import validate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import mlx.core as mx
@@ -27,6 +28,27 @@ def with_gradient(function: Function, gradient: Gradient) -> Function:
         return gradient(tuple(inputs), slope)
 
     return lambda *arrays: cast(mx.array, custom(*arrays))
+
+
+def parts_of(array: mx.array, sizes: Sequence[int], axis: int = 0) -> list[mx.array]:
+    """Return consecutive parts of an array, of these sizes along an axis.
+
+    MLX's own split and slices have a gradient of the whole array's size for each part.
+    """
+    ends = list(accumulate(sizes[:-1]))
+
+    @mx.custom_function
+    def split(array: mx.array) -> Any:
+        return mx.split(array, ends, axis=axis)
+
+    @split.vjp
+    def together(array: mx.array, slopes: Any, _: Any) -> mx.array:
+        return mx.concatenate(list(slopes), axis=axis)
+
+    if not ends:
+        return [array]
+    found: Any = split(array)
+    return list(found)
 
 
 def take(values: mx.array, positions: mx.array) -> mx.array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
+from mlx_ft.engine.device import on_cpu
 from mlx_ft.engine.load import read_lazily
 from mlx_ft.engine.partial_model import (
     EQUAL_TOLERANCE,
@@ -35,7 +36,11 @@ from mlx_ft.system.gpu_errors import device_failure
 from mlx_ft.train.numerics.last_layer import only_at, parts_of, worthwhile
 from mlx_ft.train.numerics.packed_places import at_the_end, places_of
 from mlx_ft.train.numerics.packing import Layout, Packing, packed
-from mlx_ft.train.numerics.recompute import checkpointed, recompute_cheap_inputs
+from mlx_ft.train.numerics.recompute import (
+    checkpointed,
+    keep_inputs_of_gates,
+    recompute_cheap_inputs,
+)
 from mlx_ft.train.numerics.short_attention import attention_with_gradient
 
 # Logits of a long row would take more memory than the training itself.
@@ -50,6 +55,7 @@ class Forward(Protocol):
     head_is_frozen: bool
     frozen_released: bool
     packs: bool
+    dtype: mx.Dtype | None  # that its layers compute in, where it was seen
 
     def prefix(self, ids: mx.array) -> mx.array:
         """Return the frozen part's output for ids (B, T)."""
@@ -104,6 +110,7 @@ class SplitForward:
         inner = model.model
         self.note = ""
         self.packs = False  # until it is proved
+        self.dtype: mx.Dtype | None = None
         self.head_is_frozen = not trained_outside_layers(model)
         self.frozen_layers = frozen_layers
         self.frozen_released = False
@@ -113,7 +120,11 @@ class SplitForward:
         self._wanted: mx.array | None = None
         self._last_layer = inner.layers[-1]
         self.streamed_from = weights
-        self._recompute_inputs = recompute_cheap_inputs if recompute_inputs else nullcontext
+        self._recompute: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext
+        if recompute_inputs:
+            self._recompute = recompute_cheap_inputs
+        elif not on_cpu():
+            self._recompute = keep_inputs_of_gates
         self._frozen, tops = inner.layers[:frozen_layers], inner.layers[frozen_layers:]
         if grad_checkpoint:
             tops = [checkpointed(layer, self._as_asked) for layer in tops]
@@ -144,7 +155,7 @@ class SplitForward:
             attention_with_gradient(),
             packed(model, self._packing),
             only_at(self._last_layer, self._wanted),
-            self._recompute_inputs(model),
+            self._recompute(model),
         ):
             yield
 
@@ -191,6 +202,7 @@ class PlainForward:
         # The logits stand in for the hidden states here, and nothing comes after them.
         self.head_is_frozen = True
         self.packs = False
+        self.dtype: mx.Dtype | None = None
         self._model = model
 
     def prefix(self, ids: mx.array) -> mx.array:
@@ -396,6 +408,7 @@ def choose_forward(
             f"(limit {proof.tolerance:.0e})",
         )
     longest = max(states, key=lambda row: row.ids.size)
+    split.dtype = longest.hidden.dtype
     split.packs = _holds(prove_packing, split, longest)
     skippable = bool(parts_of(inner.layers[-1]))
     split.skips = skippable and _holds(prove_skipping, split, longest)

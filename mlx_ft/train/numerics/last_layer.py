@@ -83,7 +83,7 @@ def _at_positions(original: Any) -> Any:
     def call(self: nn.Module, hidden: mx.array) -> mx.array:
         positions = vars(self)[CHOSEN]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        outputs: mx.array = original.__call__(self, take(flat, positions)[None])[0]
+        outputs: mx.array = original.__call__(self, take(flat, positions)[None]).squeeze(0)
         everywhere = put(outputs, positions, flat.shape[0])
         return everywhere.reshape(*hidden.shape[:-1], -1)
 

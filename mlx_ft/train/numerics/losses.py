@@ -6,149 +6,22 @@ batch 4 = batch 1 x accumulation 4). mlx-lm averages averages and counts one pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
-import numpy.typing as npt
 
-from mlx_ft.data.tokens import TokenizedSplit, Weights, pad_rows
 from mlx_ft.engine.cpu_kernels import PART_ELEMENTS, exp_is_slow, exp_of_differences
 from mlx_ft.engine.device import on_cpu
-from mlx_ft.recipe.train import LOGITS_PART_BYTES
-from mlx_ft.train.numerics.buckets import OTHER_STEPS, TOKEN_STEPS, bucket
+from mlx_ft.recipe.train import GPU_LOGITS_PART_BYTES, LOGITS_PART_BYTES
+from mlx_ft.train.numerics.batch import Batch
 from mlx_ft.train.numerics.custom_vjp import take
 from mlx_ft.train.numerics.forward import Forward
-from mlx_ft.train.numerics.packed_places import PackedPlaces, places_of
-from mlx_ft.train.numerics.packing import Packing
 
 Result = TypeVar("Result", mx.array, tuple[mx.array, mx.array])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that go through the model together, with N trained predictions.
-
-    ids: (B, T), one padded row each, or (1, T), packed rows.
-    packing: layout of packed rows (None: padded).
-    places: the same as arrays, where a GPU packs two rows or more.
-    positions: flat positions (N) within (B x T) that predict a trained token.
-    targets: the trained tokens (N).
-    trained_tokens: N; on a GPU there are more positions, whose targets have the weight 0.
-    rows: indices of the rows in their split.
-    lengths: unpadded lengths of the rows (tokens).
-    weights: weights (N) of the predictions (None: each is 1).
-    weight: their sum.
-    """
-
-    ids: mx.array
-    packing: Packing | None
-    places: PackedPlaces | None
-    positions: mx.array
-    targets: mx.array
-    trained_tokens: int
-    rows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    weights: mx.array | None
-    weight: float
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens; shared tokens are counted for each row."""
-        return sum(self.lengths)
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens of the rows with their padding."""
-        if self.packing is None:
-            return int(self.ids.size)
-        return self.tokens + int(self.ids.size) - self.packing.tokens
-
-
-def make_batch(
-    split: TokenizedSplit, rows: tuple[int, ...], shared_tokens: int | None = None
-) -> Batch:
-    """Return the rows padded on the right to the longest of them; or packed, with `shared_tokens`.
-
-    shared_tokens: number of first tokens, equal in all rows, that a packed batch holds only once.
-
-    The last token of a row predicts nothing, so it does not go through the model. Padding is never
-    a target and, with causal attention, never seen by a real token.
-    """
-    contents = [split.row(row) for row in rows]
-    before = [ids[:-1] for ids, _ in contents]
-    predicted = [np.flatnonzero(trained[1:]) for _, trained in contents]
-    packing = None
-    if shared_tokens is None:
-        ids = pad_rows(before)
-        if not on_cpu():
-            ids = _padded(ids, bucket(ids.shape[1] + 1, TOKEN_STEPS), axis=1)
-        starts = [index * ids.shape[1] for index in range(len(rows))]
-    else:
-        packing = Packing(shared_tokens, tuple(len(each) - shared_tokens for each in before))
-        joined = [before[0][:shared_tokens], *(each[shared_tokens:] for each in before)]
-        ids = np.concatenate(joined)[None]
-        starts = [start - shared_tokens for start in packing.starts]
-    places = places_of(packing)
-    if packing is not None and not on_cpu():
-        tokens = bucket(packing.tokens + 1, TOKEN_STEPS) if places is None else places.tokens
-        ids = _padded(ids, tokens, axis=1)
-    positions = np.concatenate([s + p for s, p in zip(starts, predicted, strict=True)])
-    targets = np.concatenate(
-        [each[1:][p] for (each, _), p in zip(contents, predicted, strict=True)]
-    )
-    weights = _weights_of(split, rows, predicted)
-    count, weight = len(positions), float(len(positions) if weights is None else weights.sum())
-    if not on_cpu():
-        positions, targets, weights = _in_bucket(positions, targets, weights, ids.size)
-    return Batch(
-        mx.array(ids),
-        packing,
-        places,
-        mx.array(positions.astype(np.int32)),
-        mx.array(targets.astype(np.int32)),
-        count,
-        rows,
-        tuple(map(len, before)),
-        None if weights is None else mx.array(weights),
-        weight,
-    )
-
-
-def _padded(array: npt.NDArray[Any], size: int, axis: int = 0, fill: int = 0) -> npt.NDArray[Any]:
-    """Return an array with more of `fill` at the end of an axis, up to a size."""
-    widths = [(0, size - array.shape[axis] if at == axis else 0) for at in range(array.ndim)]
-    return np.pad(array, widths, constant_values=fill)
-
-
-def _in_bucket(
-    positions: npt.NDArray[Any], targets: npt.NDArray[Any], weights: Weights | None, tokens: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Weights]:
-    """Return trained positions, targets and weights, padded to a size that is compiled.
-
-    The others are at the last token, which is padding, and weigh nothing.
-    """
-    size = bucket(len(positions), OTHER_STEPS)
-    if weights is None:
-        weights = np.ones(len(positions), np.float32)
-    return (
-        _padded(positions, size, fill=tokens - 1),
-        _padded(targets, size),
-        _padded(weights.astype(np.float32), size),
-    )
-
-
-def _weights_of(
-    split: TokenizedSplit, rows: Sequence[int], predicted: Sequence[npt.NDArray[np.int64]]
-) -> Weights | None:
-    """Return the weights of predictions in all rows, or None when each weighs 1."""
-    of_rows = [split.row_weights(row) for row in rows]
-    found = [w[1:][p] for w, p in zip(of_rows, predicted, strict=True) if w is not None]
-    return np.concatenate(found) if found else None
 
 
 def cross_entropy_sum(
@@ -214,8 +87,7 @@ def frozen_head_loss_alone(
 
     def loss_of(part: mx.array, rows: slice) -> mx.array:
         logits, wanted = forward.head(part).astype(mx.float32), targets[rows]
-        few = [_exponentials(logits[some], wanted[some]).losses for some in _few_rows(logits)]
-        losses = mx.concatenate(few)
+        losses = _losses(logits, wanted)
         return mx.sum(losses if weights is None else losses * weights[rows, None])
 
     return mx.sum(mx.stack(_one_after_another(forward, hidden, loss_of)))
@@ -239,7 +111,16 @@ def _one_after_another(
 
 def _positions_at_a_time(forward: Forward, hidden: mx.array) -> int:
     vocabulary = forward.head(hidden[:1]).shape[-1]
-    return max(1, LOGITS_PART_BYTES // (4 * vocabulary))
+    part_bytes = LOGITS_PART_BYTES if on_cpu() else GPU_LOGITS_PART_BYTES
+    return max(1, part_bytes // (4 * vocabulary))
+
+
+def _losses(logits: mx.array, targets: mx.array) -> mx.array:
+    """Return the losses (N, 1) of logits (N, vocabulary)."""
+    if not on_cpu():
+        return mx.fast.cross_entropy(logits, targets)[:, None]
+    few = [_exponentials(logits[rows], targets[rows]).losses for rows in _few_rows(logits)]
+    return mx.concatenate(few)
 
 
 @dataclass(frozen=True)
@@ -290,23 +171,28 @@ def _loss_and_gradient(
         return forward.head(hidden).astype(mx.float32)
 
     logits = head(hidden)
-    few = [
-        _losses_and_slope(logits[rows], targets[rows], None if weights is None else weights[rows])
-        for rows in _few_rows(logits)
-    ]
-    losses, slope = (mx.concatenate(list(parts)) for parts in zip(*few, strict=True))
+    if on_cpu():
+        few = [_losses_and_slope(logits[rows], targets[rows]) for rows in _few_rows(logits)]
+        losses, slope = (mx.concatenate(list(parts)) for parts in zip(*few, strict=True))
+    else:
+        losses, slope = _fused_losses_and_slope(logits, targets)
+    if weights is not None:
+        losses, slope = losses * weights[:, None], slope * weights[:, None]
     _, (gradient,) = mx.vjp(head, [hidden], [slope])
     return mx.sum(losses), gradient
 
 
-def _losses_and_slope(
-    logits: mx.array, targets: mx.array, weights: mx.array | None
-) -> tuple[mx.array, mx.array]:
+def _losses_and_slope(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
     """Return the losses (N, 1) and their derivatives for the logits (N, vocabulary)."""
     exponentials, column = _exponentials(logits, targets), targets[:, None]
     losses, softmax = exponentials.losses, exponentials.values / exponentials.total
     of_target = mx.take_along_axis(softmax, column, axis=-1)
-    slope = mx.put_along_axis(softmax, column, of_target - 1, axis=-1)
-    if weights is not None:
-        losses, slope = losses * weights[:, None], slope * weights[:, None]
-    return losses, slope
+    return losses, mx.put_along_axis(softmax, column, of_target - 1, axis=-1)
+
+
+def _fused_losses_and_slope(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Return the same by MLX's fused loss; the slope is one kernel where MLX compiles."""
+    losses, column = _losses(logits, targets), targets[:, None]
+    log_total = losses + mx.take_along_axis(logits, column, axis=-1)
+    is_target = mx.arange(logits.shape[1], dtype=targets.dtype) == column
+    return losses, mx.exp(logits - log_total) - is_target

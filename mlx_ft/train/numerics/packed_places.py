@@ -7,7 +7,7 @@ that a compiled step serves both. Does not: prove that a model allows it (`forwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,15 @@ class PackedPlaces:
             back[first : first + count] = row * longest + np.arange(count)
         return PackedPlaces(shared, mx.array(positions), mx.array(own), mx.array(back))
 
+    @property
+    def arrays(self) -> dict[str, mx.array]:
+        """All that two packings of the same sizes differ in."""
+        return {"places": self.positions, "own": self.own, "back": self.back}
+
+    def with_arrays(self, arrays: Mapping[str, mx.array]) -> PackedPlaces:
+        """Return a packing of these sizes with other `arrays`."""
+        return PackedPlaces(self.shared, arrays["places"], arrays["own"], arrays["back"])
+
     def rotated(self, rope: Rope) -> Rope:
         return _rope_at_places(rope, self)
 
@@ -110,7 +119,7 @@ def _attention_at_places(attention: Attention, places: PackedPlaces) -> Attentio
     ) -> mx.array:
         if not queries.shape[-2] == keys.shape[-2] == places.tokens:
             return attention(queries, keys, values, cache, scale, mask, sinks=sinks)
-        tokens: Sequence[mx.array] = [a.swapaxes(1, 2)[0] for a in (queries, keys, values)]
+        tokens: Sequence[mx.array] = [a.swapaxes(1, 2).squeeze(0) for a in (queries, keys, values)]
         outputs = []
         if shared:
             starts, tokens = zip(*(mx.split(a, [shared], axis=0) for a in tokens), strict=True)

@@ -15,8 +15,8 @@ from mlx_ft.data.tokens import TokenizedSplit, group_rows, pad_rows
 from mlx_ft.recipe.train import PREFIX_GROUP_TOKENS
 from mlx_ft.system.console import Progress
 from mlx_ft.system.files import hash_of
+from mlx_ft.train.numerics.batch import Batch
 from mlx_ft.train.numerics.forward import Forward
-from mlx_ft.train.numerics.losses import Batch
 from mlx_ft.train.numerics.packed_places import at_the_end
 from mlx_ft.train.numerics.prefix_store import (
     DiskWriter,

@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 
+from mlx_ft.engine.adapters import NarrowLoRALinear
 from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.engine.partial_model import standing_in
 from mlx_ft.train.numerics.custom_vjp import Function, with_gradient
@@ -84,6 +85,25 @@ class _Source:
 
 
 @contextmanager
+def keep_inputs_of_gates(model: nn.Module) -> Iterator[None]:
+    """Within, gates (SwiGLU) keep their two inputs alone, and compute the rest again.
+
+    A gate and its gradient are then one fused kernel each where MLX compiles, and a layer keeps
+    two numbers fewer for each of its inner width.
+    """
+    modules = {type(module).__module__ for module in model.modules()}
+    places = [vars(sys.modules[name]) for name in modules if name in sys.modules]
+    before = [(place, place["swiglu"]) for place in places if "swiglu" in place]
+    for place, gate in before:
+        place["swiglu"] = _gate_again(gate)
+    try:
+        yield
+    finally:
+        for place, gate in before:
+            place["swiglu"] = gate
+
+
+@contextmanager
 def recompute_cheap_inputs(model: nn.Module) -> Iterator[None]:
     """Within, LoRA layers keep no input that is the output of a norm or a gate.
 
@@ -96,16 +116,20 @@ def recompute_cheap_inputs(model: nn.Module) -> Iterator[None]:
     """
     sources: dict[int, _Source] = {}
     place = vars(sys.modules[type(model).__module__])
-    norm, gate, project = mx.fast.rms_norm, place.get("swiglu"), LoRALinear.__call__
+    norm, gate = mx.fast.rms_norm, place.get("swiglu")
+    kinds: tuple[Any, ...] = (LoRALinear, NarrowLoRALinear)
+    projects = {kind: kind.__call__ for kind in kinds}
     mx.fast.rms_norm = _noting(norm, sources)
-    LoRALinear.__call__ = _projecting(project, sources)
+    for kind, project in projects.items():
+        kind.__call__ = _projecting(project, sources)
     if gate is not None:
         place["swiglu"] = _noting(_gate_again(gate), sources)
     try:
         yield
     finally:
         mx.fast.rms_norm = norm
-        LoRALinear.__call__ = project
+        for kind, project in projects.items():
+            kind.__call__ = project
         if gate is not None:
             place["swiglu"] = gate
 

@@ -14,8 +14,9 @@ from mlx_ft.engine.cpu_kernels import exp_is_slow
 from mlx_ft.recipe.train import LOGITS_PART_BYTES
 from mlx_ft.train.contract import TrainingInputs
 from mlx_ft.train.numerics import losses
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.forward import choose_forward
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import random_rows
 from tests.train.conftest import MakeInputs

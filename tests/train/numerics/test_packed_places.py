@@ -15,9 +15,10 @@ from mlx_ft.data.tokens import TokenizedSplit
 from mlx_ft.engine.device import AS_GPU
 from mlx_ft.engine.load import scalar
 from mlx_ft.train.accumulation import micro_batches
+from mlx_ft.train.numerics.batch import Batch
 from mlx_ft.train.numerics.buckets import SMALLEST, bucket
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
-from mlx_ft.train.numerics.losses import Batch, cross_entropy_sum
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.packed_places import PackedPlaces, places_of
 from mlx_ft.train.numerics.packing import Packing
 from mlx_ft.train.numerics.prefix_cache import PrefixCache

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_ft.train.numerics.losses import make_batch
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from tests.support.trainings import Steps, random_rows
 from tests.train.conftest import MakeInputs

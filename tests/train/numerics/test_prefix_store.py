@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlx_ft.train.numerics import prefix_cache, prefix_store
-from mlx_ft.train.numerics.losses import make_batch
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.prefix_cache import PrefixCache, content_key
 from mlx_ft.train.numerics.prefix_store import (
     STATES_FILE,

@@ -12,8 +12,9 @@ from mlx_ft.data.tokens import TokenizedSplit, pack_rows
 from mlx_ft.engine.load import load_weights
 from mlx_ft.train import trainer
 from mlx_ft.train.contract import TrainingInputs
+from mlx_ft.train.numerics.batch import make_batch
 from mlx_ft.train.numerics.forward import SplitForward, choose_forward
-from mlx_ft.train.numerics.losses import cross_entropy_sum, make_batch
+from mlx_ft.train.numerics.losses import cross_entropy_sum
 from mlx_ft.train.numerics.prefix_cache import PrefixCache
 from mlx_ft.train.numerics.shared_start import (
     SharedStart,
