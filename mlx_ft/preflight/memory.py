@@ -16,12 +16,12 @@ from mlx_ft.preflight.forecast import (
     trainable_parameters,
 )
 from mlx_ft.recipe.schema import TrainRecipe
-from mlx_ft.recipe.train import LOGITS_PART_BYTES, PREFIX_GROUP_TOKENS
+from mlx_ft.recipe.train import GPU_LOGITS_PART_BYTES, LOGITS_PART_BYTES, PREFIX_GROUP_TOKENS
 
-# Logits are made in parts (LOGITS_PART_BYTES), of which a CPU, which takes a row at a time,
-# has about four (measured); Metal, which takes them whole, eight (measured on a CPU that did so).
+# Logits are made in parts, of which a CPU, which takes a row at a time, has about four (measured);
+# a GPU has three: the logits in both types, and their slope (measured on a CPU in a GPU's way).
 # Where there are fewer positions, about twice what they take.
-CPU_LOGITS_PARTS, METAL_LOGITS_PARTS = 4, 8
+CPU_LOGITS_PARTS, GPU_LOGITS_PARTS = 4, 3
 LOGITS_ARRAYS = 2
 # Layers whose values are there at once in a forward pass.
 PREFIX_LAYERS = 2
@@ -37,10 +37,16 @@ class Weights:
     computed_bytes_each: int = FLOAT32_BYTES
 
     @property
+    def on_gpu(self) -> bool:
+        """Only a GPU computes in 16 bits."""
+        return self.computed_bytes_each < FLOAT32_BYTES
+
+    @property
     def logits_bytes(self) -> int:
-        """The most that logits take at once. Only Metal computes in 16 bits."""
-        on_cpu = self.computed_bytes_each == FLOAT32_BYTES
-        return LOGITS_PART_BYTES * (CPU_LOGITS_PARTS if on_cpu else METAL_LOGITS_PARTS)
+        """The most that logits take at once."""
+        if self.on_gpu:
+            return GPU_LOGITS_PART_BYTES * GPU_LOGITS_PARTS
+        return LOGITS_PART_BYTES * CPU_LOGITS_PARTS
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,15 @@ def training_memory(
     tokens = min(rows_at_once * longest, max(longest, train.micro_batch_tokens))
     # While frozen layers are there, so is the adapter; nothing is kept for a backward pass.
     group = max(longest, min(PREFIX_GROUP_TOKENS, tokens))
-    frozen = whole + adapter + PREFIX_LAYERS * group * _widest(shape) * weights.computed_bytes_each
+    widest = _widest(shape, weights.on_gpu)
+    frozen = whole + adapter + PREFIX_LAYERS * group * widest * weights.computed_bytes_each
     logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, weights.logits_bytes)
     # Weights that are all trained are held in float32, and so is what they are multiplied with.
     full = train.fine_tune_type == "full"
     computed = FLOAT32_BYTES if full else weights.computed_bytes_each
-    forward = _activations(shape, train, tokens, longest) * computed + logits
+    forward = _activations(shape, train, tokens, longest, weights.on_gpu) * computed + logits
+    if weights.on_gpu:
+        forward += adapter  # its copy in 16 bits, and that of its gradient
     # When gradients are whole, activations are gone; an update then makes parameters and states.
     update = adapter * (2 + OPTIMIZER_STATES[train.optimizer])
     held = of_top + of_roots if len(adapted_layers(shape, train)) < len(shape.layers) else whole
@@ -90,36 +99,40 @@ def _parameters(modules: list[Module] | tuple[Module, ...]) -> int:
     return sum(module.parameters for module in modules)
 
 
-def _widest(shape: ModelShape) -> int:
+def _widest(shape: ModelShape, on_gpu: bool) -> int:
     """Return the numbers that one token's values are within a layer, all of them together."""
-    return _saved_a_token(shape.layers[-1], shape.hidden_size, inputs_again=False)
+    return _saved_a_token(shape.layers[-1], shape.hidden_size, False, on_gpu)
 
 
-def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool) -> int:
+def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool, on_gpu: bool) -> int:
     """Return how many numbers of a token a layer keeps for its backward pass.
 
     The residual stream twice and its norms (4 hidden). Queries and their outputs, keys and values.
     Gate, its sigmoid, up and their product. Of these, norms, sigmoid and product can be computed
-    again from the others.
+    again from the others; on a GPU the sigmoid always is.
     """
     width = {module.name.rsplit(".", 1)[-1]: module.outputs for module in layer}
     experts = max((module.experts for module in layer), default=1)
     inner = width.get("gate_proj", 4 * hidden) * (1 if experts == 1 else EXPERTS_A_TOKEN)
     attention = 2 * width["q_proj"] + width["k_proj"] + width["v_proj"]
-    copies = 2 if inputs_again else 4
-    return copies * (hidden + inner) + attention
+    if inputs_again:
+        return 2 * (hidden + inner) + attention
+    return 4 * hidden + (3 if on_gpu else 4) * inner + attention
 
 
-def _activations(shape: ModelShape, train: TrainRecipe, tokens: int, longest: int) -> int:
+def _activations(
+    shape: ModelShape, train: TrainRecipe, tokens: int, longest: int, on_gpu: bool
+) -> int:
     """Return the numbers that a forward pass keeps for the backward pass.
 
     Those of every trained layer; with checkpoints, the input of each and all numbers of one.
     """
     layers = len(adapted_layers(shape, train))
-    saved = _saved_a_token(shape.layers[-1], shape.hidden_size, train.computes_inputs_again)
-    # Attention keeps its exponentials, those under the causal mask's diagonal in blocks.
-    of_layer = tokens * (saved + shape.heads * longest // 2)
-    backward = tokens * _widest(shape)
+    again = train.computes_inputs_again
+    saved = _saved_a_token(shape.layers[-1], shape.hidden_size, again, on_gpu)
+    # A CPU's attention keeps its exponentials, those under the causal mask's diagonal in blocks.
+    of_layer = tokens * (saved if on_gpu else saved + shape.heads * longest // 2)
+    backward = tokens * _widest(shape, on_gpu)
     if train.grad_checkpoint:
         return of_layer + backward + tokens * shape.hidden_size * layers
     return of_layer * layers + backward

@@ -59,6 +59,7 @@ def peak_of_a_step(model: nn.Module, recompute_inputs: bool, grad_checkpoint: bo
 
 def test_less_is_kept() -> None:
     """Of a token's 14,800 numbers a layer, norms, sigmoids and gates are 5,600."""
+    mx.disable_compile()  # as on a CPU, where gates keep more
     wide = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": LAYERS}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 128}
     model = random_model(TINY_CONFIGS["llama"] | wide | heads)

@@ -1,0 +1,43 @@
+"""What a GPU's fast operations keep for a gradient, on a CPU, whose own parts keep more.
+
+MLX's norm and attention are one kernel each on Metal. Their gradients need their inputs alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+
+from mlx_ft.train.numerics.custom_vjp import with_gradient
+
+Function = Callable[..., mx.array]
+
+
+def _keeping_inputs(function: Function, arrays: int) -> Function:
+    """Return a function of so many arrays, then of other arguments, that keeps its inputs alone."""
+
+    def call(*arguments: Any, **named: Any) -> mx.array:
+        def plain(*inputs: mx.array) -> mx.array:
+            return function(*inputs, *arguments[arrays:], **named)
+
+        def gradient(inputs: tuple[mx.array, ...], slope: mx.array) -> tuple[mx.array, ...]:
+            first, *others = inputs
+            return tuple(mx.vjp(plain, [mx.depends(first, slope), *others], [slope])[1])
+
+        return with_gradient(plain, gradient)(*arguments[:arrays])
+
+    return call
+
+
+@contextmanager
+def kept_as_on_metal() -> Iterator[None]:
+    """Within, norms and attention keep their inputs for the gradient, and nothing else."""
+    attention: Any = mx.fast.scaled_dot_product_attention
+    norm: Any = mx.fast.rms_norm
+    with (
+        mock.patch.object(mx.fast, "rms_norm", _keeping_inputs(norm, 2)),
+        mock.patch.object(mx.fast, "scaled_dot_product_attention", _keeping_inputs(attention, 3)),
+    ):
+        yield
