@@ -6,8 +6,11 @@ Does not: hold models or arrays.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import mlx.core as mx
+
+from mlx_ft.text.quantities import format_bytes
 
 # For tests: set to 1, every answer is that of a machine with a GPU, whatever computes.
 AS_GPU = "MLX_FT_AS_GPU"
@@ -37,14 +40,37 @@ def configure_backend() -> None:
         bound_memory()
 
 
-def bound_memory() -> None:
-    """Set MLX's limits from the working set that the device recommends, where it recommends one.
+@dataclass(frozen=True)
+class MemoryLimits:
+    """What MLX may hold of a GPU's memory (bytes), where the device recommends a working set.
 
-    Wired: all of it, as mlx-lm does, so that weights are not paged out. Freed arrays that MLX
-    keeps: an eighth, because batches of ever new lengths leave arrays that fit no later one.
+    wired_bytes: held without being paged out, arrays and all: the whole working set, as mlx-lm.
+    cache_bytes: freed arrays that are kept for later ones: an eighth, because batches of ever new
+        lengths leave arrays that fit no later one.
     """
-    working_set = int(mx.device_info().get("max_recommended_working_set_size", 0))
-    if working_set:
-        mx.set_wired_limit(working_set)
-        mx.set_memory_limit(working_set)
-        mx.set_cache_limit(working_set // CACHE_SHARE)
+
+    wired_bytes: int
+    cache_bytes: int
+
+    @property
+    def words(self) -> str:
+        """Say the limits."""
+        wired, cache = format_bytes(self.wired_bytes), format_bytes(self.cache_bytes)
+        return f"MLX may hold {wired} of this GPU's memory, and keep {cache} of freed arrays"
+
+
+def memory_limits() -> MemoryLimits | None:
+    """Return the limits for this device; None on a CPU, and where nothing is recommended."""
+    working_set = (
+        0 if on_cpu() else int(mx.device_info().get("max_recommended_working_set_size", 0))
+    )
+    return MemoryLimits(working_set, working_set // CACHE_SHARE) if working_set else None
+
+
+def bound_memory() -> None:
+    """Set MLX's limits from the working set that the device recommends, where it recommends one."""
+    limits = memory_limits()
+    if limits is not None:
+        mx.set_wired_limit(limits.wired_bytes)
+        mx.set_memory_limit(limits.wired_bytes)
+        mx.set_cache_limit(limits.cache_bytes)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mlx_ft.engine.device import memory_limits
 from mlx_ft.engine.load import release
 from mlx_ft.errors import GateFailed
 from mlx_ft.recipe.schema import TrainRecipe
@@ -68,6 +69,9 @@ def train_seeds(
 def _setup(request: TrainRequest, console: Console) -> Setup:
     setup = Setup(request)
     console.say(f"computing in {setup.loaded.compute}")
+    limits = memory_limits()
+    if limits is not None:
+        console.say(limits.words)
     return setup
 
 

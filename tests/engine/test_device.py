@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlx_ft.engine.device import AS_GPU, CACHE_SHARE, configure_backend, on_cpu
+from mlx_ft.engine.device import AS_GPU, CACHE_SHARE, configure_backend, memory_limits, on_cpu
 
 
 def test_the_switch_answers_as_a_gpu_would(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,6 @@ def test_limits_follow_the_recommended_working_set(
     cache = working_set // CACHE_SHARE
     whole = {"wired": working_set, "memory": working_set, "cache": cache}
     assert limits == (whole if working_set else {})
+    said = memory_limits()
+    assert (said is not None) == bool(working_set)
+    assert said is None or ("11.5 GB" in said.words and "1.43 GB" in said.words)
