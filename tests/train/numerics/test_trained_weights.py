@@ -181,3 +181,27 @@ def test_batches_of_the_same_sizes_share_one_graph_and_few_are_kept(
         arrays = batch.arrays
         sizes.add(tuple((name, array.shape) for name, array in arrays.items()))
     assert len(sizes) < len(set(lengths[order[-8:]].tolist())), "lengths, but not sizes, differ"
+
+
+def test_a_compiled_step_draws_its_dropout_from_the_seed_of_the_call(
+    make_inputs: MakeInputs,
+) -> None:
+    inputs = make_inputs(ROWS, dropout=0.5)
+    # Fresh second matrices are zero, and hide what is dropped.
+    changed = [(n, a + 0.1) for n, a in tree_flatten(inputs.model.trainable_parameters())]
+    inputs.model.load_weights(changed, strict=False)
+    inputs.model.train()
+    form = StepForm.of(inputs.recipe, inputs.forward)
+    assert form.draws and form.compiled and not form.shares_inputs
+    window = window_of(inputs, optimizers.SGD(1.0), form)
+    ((batch, prefix),) = batches_of(inputs, range(2))
+    losses = []
+    for seed in (1, 2, 1):
+        mx.random.seed(seed)
+        losses.append(scalar(window.gradient(batch, prefix)[0]))
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_layers_that_are_computed_twice_and_draw_are_not_compiled(make_inputs: MakeInputs) -> None:
+    inputs = make_inputs(ROWS, dropout=0.5, grad_checkpoint=True)
+    assert not StepForm.of(inputs.recipe, inputs.forward).compiled
