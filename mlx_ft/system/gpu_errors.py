@@ -3,8 +3,10 @@
 Does: tell a failure of the device from a mistake in code, and say what it means and what helps.
 Does not: catch, or restart anything.
 
-Sources: MLX's error texts `[METAL] Command buffer execution failed: ...` and `[metal::malloc] ...`,
-`kIOGPUCommandBufferCallbackError...` of macOS, and CUDA's error names.
+Sources: the texts in MLX 0.32.4's macOS library (`[METAL] Command buffer execution failed: ...`,
+`[metal::malloc] ...`, `[metal::CommandEncoder] ...`, `[metal::Device] ...`, `[Event::Event] ...`),
+`kIOGPUCommandBufferCallbackError...` of macOS, and CUDA's error names. Texts of missing or broken
+kernels are left out: a restart does not mend an installation.
 """
 
 from __future__ import annotations
@@ -88,6 +90,12 @@ MESSAGES: Mapping[str, Cause] = {
     "CallbackErrorStackOverflow": _INTERNAL,
     "Internal Error (": _INTERNAL,
     "Failed to create Metal shared event": _EVENT,
+    "Failed to make new command queue": _HANDLES,
+    "Unable to construct residency set": _HANDLES,
+    "No Metal device available": Cause(
+        "no GPU can be had in this session (headless, sandboxed or virtual macOS)",
+        "run it from a login session of the Mac itself",
+    ),
     "Command buffer execution failed": _INTERNAL,
     "Unable to allocate": _MEMORY,
     "bad_alloc": _MEMORY,
