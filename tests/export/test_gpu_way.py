@@ -5,6 +5,7 @@ Weights stay as stored, and products of 16 bits depend on their shapes as Metal'
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mlx_ft.model.chat import ChatFormat
 from mlx_ft.system.console import Console
 from tests.support.exports import export_inputs, trained_adapter
 from tests.support.gpu import BASE_TYPES, shape_dependent_products, write_gpu_model
+from tests.support.models import stored_arrays
 from tests.support.slow import fast_first
 
 _IDS = [int(token) for token in np.random.default_rng(0).integers(3, 320, 76)]
@@ -64,6 +66,30 @@ def test_a_right_export_passes(tmp_path: Path, base_type: str, way: str, dtype: 
     info, said = exported(inputs)
     assert all(check["ok"] for check in info["checks"]) and info["dtype"] == dtype
     assert ("whole model is held in memory" in said) is (way == "whole")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("base_type", fast_first(["4-bit", "bfloat16", "float16", "5-bit"]))
+def test_a_gpu_exports_the_bits_that_a_cpu_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_type: str, way: str
+) -> None:
+    """GPTQ's codes too: all of it is computed in float32, from weights of any type. Functions of a
+    CPU's own, which round in another way, are left out.
+    """
+    monkeypatch.setattr("mlx_ft.engine.cpu_kernels.on_cpu", lambda: False)
+    inputs = made(tmp_path, base_type, WAYS[way], q_method="gptq")
+    other = replace(inputs, folder=tmp_path / "cpu")
+    other.folder.mkdir()
+    on_gpu, _ = exported(inputs)
+    monkeypatch.setenv(AS_GPU, "0")
+    on_cpu, _ = exported(other)
+    assert on_gpu["quantized"]["gptq_layers"] == on_cpu["quantized"]["gptq_layers"] > 0
+    for name in ("fused-f16", "q5"):
+        one, two = (
+            stored_arrays(each.folder / name / "model.safetensors") for each in (inputs, other)
+        )
+        assert one.keys() == two.keys()
+        assert all(mx.array_equal(one[key], two[key]).item() for key in one), name
 
 
 def _scaled(factor: float) -> Callable[[FuseRows, int], FuseRows]:
