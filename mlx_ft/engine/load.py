@@ -55,6 +55,19 @@ def hold_for_cpu(model: nn.Module) -> nn.Module:
     return model
 
 
+def widen_scales(model: nn.Module) -> nn.Module:
+    """Put the scales of a model's quantized layers in float32; return the model.
+
+    Expanding the layers then rounds nothing; in the scales' own type it rounds each weight to 16
+    bits.
+    """
+    for _, module in model.named_modules():
+        for name in ("scales", "biases"):
+            if "scales" in module and name in module:
+                module[name] = _to_float32(module[name])
+    return model
+
+
 def _to_float32(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 

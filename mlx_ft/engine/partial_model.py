@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 
 from mlx_ft.engine.cpu_kernels import fast_math
 from mlx_ft.engine.load import scalar
@@ -69,6 +70,53 @@ def widening(layer: nn.Module) -> nn.Module:
         return outputs
 
     return standing_in(layer, "Widening", call)
+
+
+def looking_up_in_float32(embedding: nn.Module) -> nn.Module:
+    """Return a stand-in for an embedding whose rows are float32: exactly the numbers it stores.
+
+    A quantized embedding would round them to the type of its scales.
+    """
+
+    def call(_: nn.Module, ids: mx.array) -> mx.array:
+        if "scales" not in embedding:
+            plain: mx.array = embedding.weight[ids].astype(mx.float32)
+            return plain
+        biases = embedding.get("biases")
+        scales = embedding.scales[ids]
+        if mx.issubdtype(scales.dtype, mx.floating):  # else those of a mode without biases
+            scales = scales.astype(mx.float32)
+            biases = None if biases is None else biases[ids].astype(mx.float32)
+        rows: mx.array = mx.dequantize(
+            embedding.weight[ids],
+            scales,
+            biases,
+            embedding.group_size,
+            embedding.bits,
+            embedding.mode,
+        )
+        return rows.astype(mx.float32)
+
+    return standing_in(embedding, "Wide", call)
+
+
+@contextmanager
+def activations_in_float32(model: nn.Module) -> Iterator[None]:
+    """Within, a model computes in float32 from its embeddings on.
+
+    Weights stay as they are stored; beside them is a float32 copy of one weight at a time.
+    """
+    stored = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+    ]
+    wide = [(name, looking_up_in_float32(module)) for name, module in stored]
+    model.update_modules(tree_unflatten(wide))
+    try:
+        yield
+    finally:
+        model.update_modules(tree_unflatten(stored))
 
 
 class Part:

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_ft.data.tokens import group_rows, pad_rows
+from mlx_ft.engine.partial_model import activations_in_float32
 
 Layers = Mapping[str, nn.Linear | nn.Embedding]
 # Padded tokens that go through the model together; their products are summed at once.
@@ -112,8 +113,11 @@ def watching(
 def input_statistics(
     model: nn.Module, layers: Layers, rows: Sequence[Sequence[int]]
 ) -> InputStatistics:
-    """Run the rows through the model and return the input statistics of `layers`."""
-    with watching(model, layers) as seen:
+    """Run the rows through the model and return the input statistics of `layers`.
+
+    Activations are float32 on every device: a sum of products has no use for rounding on the way.
+    """
+    with watching(model, layers) as seen, activations_in_float32(model):
         for batch in calibration_batches(rows):
             seen.begin(batch.positions)
             mx.eval(model(batch.ids), seen.products)

@@ -15,9 +15,10 @@ from typing import Any
 import mlx.nn as nn
 
 from mlx_ft.engine.adapters import attach_adapter
-from mlx_ft.engine.load import load_weights
+from mlx_ft.engine.device import on_cpu
+from mlx_ft.engine.load import hold_for_cpu, load_weights, read_lazily, widen_scales
 from mlx_ft.export.bit_widths import Bits
-from mlx_ft.export.fuse import FusedModel, fuse, quantized_names
+from mlx_ft.export.fuse import DTYPES, FusedModel, fuse, quantized_names
 from mlx_ft.export.layerwise_models import layerwise_of_folder, layerwise_of_fused
 from mlx_ft.export.survival.audit import Passages, rounded_models
 from mlx_ft.export.survival.measures import Divergence
@@ -94,8 +95,8 @@ def compare_models(
         FUSED: fused,
         QUANTIZED: (steps.small_folder, None),
     }
+    dtype = str(steps.fused.config["torch_dtype"])
     if by_layers:
-        dtype = str(steps.fused.config["torch_dtype"])
         rounding = rounded_models(steps.into, steps.adapter, dtype, steps.group_size)
         sources |= {name: opened() for name, opened in rounding.items()}
     pairs = [(FUSED, QUANTIZED), *((ADAPTER, name) for name in sources if name != ADAPTER)]
@@ -110,7 +111,7 @@ def compare_models(
         comparison = _compared_whole(sources, pairs, passages.rows, progress)
     found = comparison.differences(comparison.prompt_of < len(passages.held_out))
     checks = (
-        check_fused(found[ADAPTER, FUSED]),
+        check_fused(found[ADAPTER, FUSED], found[ADAPTER, BASE], DTYPES[dtype]),
         check_quantized(found[FUSED, QUANTIZED], steps.bits),
     )
     audited = _from_adapter(comparison, passages)
@@ -165,7 +166,7 @@ def _compared_whole(
             if isinstance(source, FusedModel):
                 source.load("", wide=False)
                 return source.plain
-            model, _, _ = load_weights(source[0])
+            model = _as_its_numbers_say(source[0])
             if source[1] is not None:
                 attach_adapter(model, source[1])
             return model
@@ -178,6 +179,19 @@ def _compared_whole(
         if isinstance(source, FusedModel):
             source.unload("")
     return found
+
+
+def _as_its_numbers_say(folder: Path) -> nn.Module:
+    """Return a model whose weights, once its activations are float32, are used without rounding.
+
+    On a GPU it stays as stored. A CPU has no fast product with quantized weights: they are
+    expanded.
+    """
+    if not on_cpu():
+        return load_weights(folder)[0]
+    model, _ = read_lazily(folder)
+    model.eval()
+    return hold_for_cpu(widen_scales(model))
 
 
 def _original_compared(

@@ -23,7 +23,7 @@ from mlx_ft.export.build import ExportInputs, export_model, needed_bytes
 from mlx_ft.export.fuse import fuse, quantized_names
 from mlx_ft.export.model_folder import require_empty, write_model_folder
 from mlx_ft.export.verify_checks import check_bits, check_fused, check_fused_layers, layer_bits
-from mlx_ft.export.verify_logits import differences, prompt_logits
+from mlx_ft.export.verify_logits import Difference, differences, prompt_logits
 from mlx_ft.recipe.export import fused_copy_needed_by
 from mlx_ft.recipe.schema import EvalRecipe, ExportRecipe
 from mlx_ft.system.console import Console
@@ -211,10 +211,30 @@ def test_an_adapter_of_another_model_is_refused(inputs: ExportInputs, tmp_path: 
 
 def test_a_model_without_the_adapter_does_not_pass_as_fused(inputs: ExportInputs) -> None:
     logits = {"adapter": logits_of(inputs.base, inputs.adapter), "fused": logits_of(inputs.base)}
-    assert not check_fused(differences(logits, [("adapter", "fused")])["adapter", "fused"]).ok
+    apart = differences(logits, [("adapter", "fused")])["adapter", "fused"]
+    assert not check_fused(apart, apart, mx.float16).ok
     assert not check_fused_layers([], inputs.adapted_modules).ok
     assert not check_fused_layers(inputs.adapted_modules[1:], inputs.adapted_modules).ok
     assert check_fused_layers(inputs.adapted_modules, inputs.adapted_modules).ok
+
+
+# Largest logit difference and nats from base + adapter, as measured with SmolLM2-135M in float32.
+LEARNED = Difference(2.2e-2, 2.7e-3, 0.05)
+FUSED_IN = {"float16": Difference(2.7e-4, 2.5e-7, 0.0), "bfloat16": Difference(3.5e-3, 5e-5, 0.01)}
+
+
+@pytest.mark.parametrize("dtype", FUSED_IN)
+def test_a_fault_smaller_than_any_logit_limit_is_judged_in_nats(dtype: str) -> None:
+    """A weak adapter of a real model: a tenth of its scale moves no logit by 2 %."""
+    kind = {"float16": mx.float16, "bfloat16": mx.bfloat16}[dtype]
+    assert check_fused(FUSED_IN[dtype], LEARNED, kind).ok
+    assert not check_fused(LEARNED, LEARNED, kind).ok, "left out"
+    for wrong in (Difference(2.2e-3, 2.8e-5, 0.0), Difference(4.4e-3, 4.9e-5, 0.0)):
+        assert check_fused(wrong, LEARNED, mx.float16).ok is False, "a tenth; one layer"
+    nan = float("nan")
+    assert not check_fused(Difference(0.0, nan, 0.0), LEARNED, kind).ok
+    assert not check_fused(Difference(nan, 0.0, 0.0), LEARNED, kind).ok
+    assert not check_fused(LEARNED, Difference(nan, nan, 0.0), kind).ok
 
 
 def test_four_bits_do_not_pass_as_five(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Differences added up over parts of the vocabulary are those of all logits at once."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import scipy.special
@@ -38,12 +39,44 @@ def test_in_parts_as_at_once(seed: int, lengths: list[int], words: list[int], si
     first = 0
     for count in words:
         part = slice(first, first + count)
-        comparison.add({"reference": reference[:, part], "other": other[:, part]}, first)
+        models = {"reference": reference[:, part], "other": other[:, part]}
+        comparison.add({name: mx.array(logits) for name, logits in models.items()}, first)
         first += count
     found, wanted = comparison.differences()[PAIR], plainly(reference, other, lengths)
     assert found.largest == pytest.approx(wanted.largest, rel=1e-5)
     assert found.divergence == pytest.approx(wanted.divergence, rel=1e-3, abs=2e-6)
     assert found.flips == wanted.flips
+
+
+@pytest.mark.parametrize("apart", [1e-3, 0.1, 1.0])
+def test_a_whole_vocabulary_of_a_real_model_in_float32(
+    monkeypatch: pytest.MonkeyPatch, apart: float
+) -> None:
+    """In parts of any size within 2e-7 nats and 2e-6 of float64; float16 weights move 2e-6."""
+    generator = np.random.default_rng(0)
+    reference = (3 * generator.normal(size=(6, 1 << 17))).astype(np.float32)
+    other = reference + (apart * generator.normal(size=reference.shape)).astype(np.float32)
+    wanted = plainly(reference, other, [6])
+    for part_bytes in (1 << 14, 1 << 24):
+        monkeypatch.setattr("mlx_ft.export.verify_logits.LOGIT_BYTES", part_bytes)
+        found = differences({"reference": [reference], "other": [other]}, [PAIR])[PAIR]
+        assert found.divergence == pytest.approx(wanted.divergence, rel=2e-6, abs=2e-7)
+        assert found.largest == pytest.approx(wanted.largest)
+        assert found.flips == wanted.flips
+
+
+def test_no_float64_array_is_given_to_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has no such type."""
+    plain, given = mx.array, []
+
+    def array(values: np.ndarray) -> mx.array:
+        given.append(values.dtype)
+        return plain(values)
+
+    monkeypatch.setattr("mlx_ft.export.verify_logits.mx.array", array)
+    logits = [np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)]
+    differences({"reference": logits, "other": logits}, [PAIR])
+    assert given and set(given) == {np.dtype(np.float32)}
 
 
 def test_divergence_is_zero_of_itself_and_grows() -> None:
