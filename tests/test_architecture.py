@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mlx_ft"
 # A file imports its own room and the rooms to the left of it.
 LAYERS = (
     "errors text system recipe runs model engine job data evaluate preflight train export "
-    "report deploy inputs pipeline rehearse sweep cli"
+    "report deploy doctor inputs pipeline rehearse sweep cli"
 ).split()
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60
@@ -36,11 +36,19 @@ WALLS = {
     "lm_eval": ("evaluate",),
     "jsonschema": ("evaluate",),
     "referencing": ("evaluate",),
-    "mlx_lm": ("engine", "evaluate.lm_eval_model", "train", "export", "deploy", "rehearse"),
+    "mlx_lm": (
+        "engine",
+        "evaluate.lm_eval_model",
+        "train",
+        "export",
+        "deploy",
+        "doctor",
+        "rehearse",
+    ),
     **dict.fromkeys(("trackio", "wandb", "tensorboardX", "mlflow", "swanlab"), ("report",)),
 }
 # Rooms that may need MLX as soon as one of their modules is imported, and one module that is run.
-WITH_MLX = ("engine", "train", "export", "deploy.server_process")
+WITH_MLX = ("engine", "train", "export", "deploy.server_process", "doctor")
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc", "base"}
 
 

@@ -56,6 +56,24 @@ def rehearse(recipe: Path, sets: tuple[str, ...], runs_root: Path, miniature: bo
 
 
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one JSON document.")
+def doctor(as_json: bool) -> None:
+    """Check this machine: device, memory, versions, what MLX computes, and how fast.
+
+    Takes about a minute. The outcome is kept, and is in the record of each later run.
+    """
+    from mlx_ft.doctor.checks import worst
+    from mlx_ft.doctor.examine import as_json as json_of
+    from mlx_ft.doctor.examine import examine, lines
+
+    with console_for_people().progress("doctor", 1.0) as progress:
+        checks = examine(progress)
+    click.echo(json_of(checks) if as_json else "\n".join(lines(checks)))
+    if worst(checks) == "fail":
+        sys.exit(1)
+
+
+@click.command()
 @click.option("--memory", help="Memory of the Mac, such as 16GB; this machine's when left out.")
 @click.option(
     "--tokens", type=click.IntRange(8), default=1024, show_default=True, help="Longest row."
@@ -147,4 +165,4 @@ def upgrade(file: Path) -> None:
     click.echo(upgrade_text(load_recipe(file, ())), nl=False)
 
 
-VERBS = (check, rehearse, fit, probe, data_group, recipe_group)
+VERBS = (doctor, check, rehearse, fit, probe, data_group, recipe_group)

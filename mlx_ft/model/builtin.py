@@ -90,7 +90,7 @@ def ensure_builtin(name: str, home: Path, console: Console) -> Path:
     be fetched or is not the pinned one, and when `home` cannot be written.
     """
     model = _look_up(name)
-    folder = home / "models" / f"{name}-{model.file_sha256[:8]}"
+    folder = _folder_of(model, home)
     if _is_complete(folder, model):
         return folder
     try:
@@ -102,6 +102,17 @@ def ensure_builtin(name: str, home: Path, console: Console) -> Path:
         fix = "free 300 MB there, or set MLX_FT_HOME to a folder that can be written"
         raise ModelError(Fault(str(home), str(error), fix)) from error
     return folder
+
+
+def builtin_in_cache(name: str, home: Path) -> Path | None:
+    """Return the folder of a built-in model that is complete already, else None."""
+    model = _look_up(name)
+    folder = _folder_of(model, home)
+    return folder if _is_complete(folder, model) else None
+
+
+def _folder_of(model: BuiltinModel, home: Path) -> Path:
+    return home / "models" / f"{model.name}-{model.file_sha256[:8]}"
 
 
 def _look_up(name: str) -> BuiltinModel:

@@ -28,11 +28,12 @@ class BlasStatus:
     detail: str
 
 
-def _package_folder(name: str) -> Path | None:
+def _package_folders(name: str) -> list[Path]:
+    """Return the folders of a package; of one without __init__.py, as MLX's, there may be several,
+    and any folder of its name beside a script is one.
+    """
     spec = util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations)))
+    return [] if spec is None else [Path(each) for each in spec.submodule_search_locations or ()]
 
 
 def _link(folder: Path, name: str, target: Path) -> None:
@@ -53,15 +54,19 @@ def _wheel_library() -> Path | None:
     Linux has none either, but the MLX wheel carries one under another file name. A cache folder of
     symbolic links puts the two side by side without touching installed packages.
     """
-    openblas_folder = _package_folder("ngsolve_openblas")
-    mlx_folder = _package_folder("mlx")
-    if openblas_folder is None or mlx_folder is None:
-        return None
-    libraries = sorted(openblas_folder.glob("libopenblas*.so"))
-    runtime_folder = mlx_folder.parent / "mlx_cpu.libs"
-    fortran = sorted(runtime_folder.glob("libgfortran*.so*"))
+    libraries = [
+        library
+        for folder in _package_folders("ngsolve_openblas")
+        for library in sorted(folder.glob("libopenblas*.so"))
+    ]
+    fortran = [
+        library
+        for folder in _package_folders("mlx")
+        for library in sorted((folder.parent / "mlx_cpu.libs").glob("libgfortran*.so*"))
+    ]
     if not libraries or not fortran:
         return None
+    runtime_folder = fortran[0].parent
     identity = hashlib.sha256(f"{libraries[0]}\n{fortran[0]}".encode()).hexdigest()[:16]
     folder = cache_home() / "blas" / identity
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ft import BLAS, __version__
+from mlx_ft.system.cache import cache_home
+from mlx_ft.system.doctor_result import kept_result
 from mlx_ft.system.hardware import machine
 
 PACKAGES = ("mlx", "mlx-lm", "transformers", "numpy", "huggingface_hub")
@@ -40,7 +42,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions and machine as plain JSON. dirty: the source has uncommitted changes."""
+    """Return versions and machine as plain JSON.
+
+    dirty: the source has uncommitted changes. doctor: the last outcome of `mlx-ft doctor` here.
+    """
     facts = machine()
     changes = _git("status", "--porcelain")
     return {
@@ -53,6 +58,7 @@ def environment() -> dict[str, Any]:
         "memory_bytes": facts.memory_bytes,
         "blas": BLAS.name,
         "device": "Apple GPU (Metal)" if facts.system == "Darwin" else f"CPU with {BLAS.name}",
+        "doctor": kept_result(cache_home()),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }

@@ -14,7 +14,7 @@ from mlx_ft.system.cache import CACHE_HOME_VARIABLE
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is for MLX's Linux CPU build")
 needs_wheel = pytest.mark.skipif(
-    blas._package_folder("ngsolve_openblas") is None, reason="needs the OpenBLAS wheel"
+    not blas._package_folders("ngsolve_openblas"), reason="needs the OpenBLAS wheel"
 )
 
 STATUS = (
@@ -150,7 +150,7 @@ def test_whatever_goes_wrong_has_a_sentence_and_no_exception(
     found = preload_openblas()
     assert (found.name, found.fast) == ("reference BLAS", False)
     assert "cannot open shared object" in found.detail
-    if blas._package_folder("ngsolve_openblas") is not None:
+    if blas._package_folders("ngsolve_openblas"):
         assert str(error) in found.detail
 
 
@@ -162,8 +162,17 @@ def test_without_any_openblas_it_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         loaded.append(name)
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(blas, "_package_folder", lambda name: None)
+    monkeypatch.setattr(blas, "_package_folders", lambda name: [])
     monkeypatch.setattr("mlx_ft.system.blas.ctypes.CDLL", load)
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
     assert not preload_openblas().fast
     assert loaded == ["libopenblas.so.0"]
+
+
+@needs_wheel
+def test_a_folder_named_mlx_beside_a_script_hides_nothing(tmp_path: Path) -> None:
+    """MLX is a package without __init__.py, so that any such folder is part of it."""
+    (tmp_path / "mlx").mkdir()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{STATUS}"
+    found, _ = status(start(code, tmp_path / "home"))
+    assert found.fast, found.detail
