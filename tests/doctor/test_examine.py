@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from mlx_ft.cli.main import cli
 from mlx_ft.doctor import examine, speed
 from mlx_ft.doctor.checks import Check, worst
-from mlx_ft.system import doctor_result
 from mlx_ft.system.cache import CACHE_HOME_VARIABLE
 from mlx_ft.system.doctor_result import RESULT_FILE, kept_result
 from mlx_ft.system.environment import environment
@@ -59,7 +58,7 @@ def test_the_outcome_stands_in_a_runs_record_until_mlx_is_another(
     CliRunner().invoke(cli, ["doctor"])
     kept = environment()["doctor"]
     assert kept["checks"] == {"memory": "ok", "gradient": "fail"} and not kept["stale"]
-    monkeypatch.setattr(doctor_result.metadata, "version", lambda _: "9.9")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "9.9")
     found = kept_result(home)
     assert found is not None and found["stale"]
     (home / RESULT_FILE).write_text("{")

@@ -8,6 +8,7 @@ import pytest
 
 from mlx_ft.doctor import numerics
 from mlx_ft.doctor.checks import Check, guarded
+from mlx_ft.doctor.miniature import Step
 from mlx_ft.engine.device import AS_GPU
 from mlx_ft.engine.partial_model import Part
 from mlx_ft.train.numerics import packing
@@ -89,7 +90,7 @@ def test_other_quantized_weights_are_told_by_how_far(
 
 
 def test_no_finite_loss_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics.Step, "take", lambda _: float("nan"))
+    monkeypatch.setattr(Step, "take", lambda _: float("nan"))
     check = numerics.short_rows()
     assert check.status == "fail" and "4, 9, 300" in check.found
 
