@@ -1,6 +1,6 @@
 # One recipe in, one trustworthy model out:  make recipe=recipes/quickstart.yaml
 .DEFAULT_GOAL := $(if $(recipe),run,help)
-.PHONY: help run install test test-all test-stress test-recipes test-clients bench check format docs clean
+.PHONY: help run install test test-all test-gpu test-stress test-recipes test-clients bench check format docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,7 +47,10 @@ test: $(DEV_READY)  ## Run the tests (4 minutes, two processes; fetches the buil
 	@$(BIN)/python -m pytest -n 2
 
 test-all: $(DEV_READY)  ## Run these and the slower ones, and every shipped recipe in miniature.
-	@$(BIN)/python -m pytest -n 2 -m "not stress and not clients"
+	@$(BIN)/python -m pytest -n 2 -m "not stress and not clients and not gpu"
+
+test-gpu: $(DEV_READY)  ## Run what must hold on a real GPU (Metal or CUDA); without one, say so.
+	@$(BIN)/python -m pytest -m gpu -rs tests/gpu
 
 test-stress: $(DEV_READY)  ## Run the stress tests (20 minutes: 200 kills of one training).
 	@$(BIN)/python -m pytest -m stress

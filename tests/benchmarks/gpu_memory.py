@@ -77,7 +77,7 @@ CASES: dict[str, Case] = {
     "the same, float16": Case("llama", "float16", 128, {"num_layers": 8}),
     "the same, 4 bits": Case("llama", "4-bit", 128, {"num_layers": 8}),
     "the same, 5 bits": Case("llama", "5-bit", 128, {"num_layers": 8}),
-    "all layers, 8 bits": Case("llama", "8-bit", 128, {"num_layers": -1}),
+    "4 layers, 8 bits": Case("llama", "8-bit", 64, {"num_layers": 4}),
     "long rows": Case("llama", "4-bit", 640, {"num_layers": 4, "batch_size": 1}),
     "1,024 at once": Case(
         "llama", "bfloat16", 256, {"num_layers": 4, "batch_size": 4, "micro_batch_tokens": 1024}

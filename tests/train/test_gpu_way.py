@@ -3,7 +3,8 @@
 Weights stay as stored, and products depend on their shapes as Metal's do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,27 +93,40 @@ def _keys_of_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_places, "mask_of", shifted)
 
 
+@dataclass(frozen=True)
+class PlantedFault:
+    """A fault in the split or one of its parts, and what of (packing, skipping) is left."""
+
+    name: str
+    plant: Callable[[pytest.MonkeyPatch], None]
+    left: tuple[bool, bool] | None
+
+
+def planted_faults() -> list[PlantedFault]:
+    """Return a fault in each part; with the first the plain forward is left."""
+    return [
+        PlantedFault("a layer left out", _without_a_layer, None),
+        PlantedFault("rows that see each other", _rows_that_see_each_other, (False, True)),
+        PlantedFault("no mask", _keys_of_the_next_row, (False, True)),
+        PlantedFault("positions shifted by one", _skipped_positions_shifted, (True, False)),
+    ]
+
+
 @pytest.mark.parametrize("base_type", BASE_TYPES)
 @pytest.mark.parametrize("kind", fast_first(GPU_CONFIGS))
 def test_a_wrong_split_is_refused_and_costs_only_its_part(
     tmp_path: Path, kind: str, base_type: str
 ) -> None:
     model = model_in(tmp_path / "base", kind, base_type)
-    rows = rows_of(64)
-    with pytest.MonkeyPatch.context() as patch:
-        _without_a_layer(patch)
-        assert isinstance(choose_forward(model, 2, rows), PlainForward)
-    for fault in (_rows_that_see_each_other, _keys_of_the_next_row):
+    for fault in planted_faults():
         with pytest.MonkeyPatch.context() as patch:
-            fault(patch)
-            chosen = choose_forward(model, 2, rows)
-            assert isinstance(chosen, SplitForward), chosen.note
-            assert (chosen.packs, chosen.skips) == (False, True), f"{fault.__name__} {chosen.note}"
-    with pytest.MonkeyPatch.context() as patch:
-        _skipped_positions_shifted(patch)
-        chosen = choose_forward(model, 2, rows)
+            fault.plant(patch)
+            chosen = choose_forward(model, 2, rows_of(64))
+        if fault.left is None:
+            assert isinstance(chosen, PlainForward)
+            continue
         assert isinstance(chosen, SplitForward), chosen.note
-        assert (chosen.packs, chosen.skips) == (True, False), chosen.note
+        assert (chosen.packs, chosen.skips) == fault.left, f"{fault.name}: {chosen.note}"
 
 
 def _position_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
