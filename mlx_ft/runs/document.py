@@ -52,6 +52,9 @@ SCHEMA_KEYS: dict[str, str] = {
     "preflight.findings": "List of `check`, `level` (ok, warn, fail), `measured`, `limit`, `fix`.",
     "train.info": "What the finished stage says: parameters, iterations, updates, epochs, first "
     "and final losses, `peak_memory_bytes`, `seconds`, `compute`, `fast_path`, `adapted_layers`, "
+    "`forward` (the forward pass: `name`, `layers`, `frozen_layers`, `packs`, `skips`, the "
+    "`relative_difference` that was measured and its `tolerance`, `reason`, and `fallbacks`, "
+    "each with its cost), "
     "`chosen_iteration`, `chosen_score` (null: nothing was asked) and `chosen_validation_loss` of "
     "the weights that were taken, `ended_early`.",
     "train.info.seeds": "With several seeds: `chosen`, `trained` (an entry a seed), `spread` of "
@@ -115,7 +118,8 @@ SCHEMA_KEYS: dict[str, str] = {
     "`n`, `passed`, `settled` (the interval is on one side of the limit), `failed` (ids of "
     "samples).",
     "warnings": "List of what makes the columns less comparable than they look: a chat format that "
-    "is not the training's and was allowed, one that could not be compared, and the like.",
+    "is not the training's and was allowed, one that could not be compared, and the like; and of "
+    "parts of the fast way that the training did not take.",
     "columns.<column>.template": "Whose chat format it was asked in: `same` (the training's), "
     "`own` (no training is known), `mismatch` (not the training's, which was allowed), `unknown` "
     "(a server's).",
@@ -164,7 +168,7 @@ def read_document(reader: ArtifactReader) -> dict[str, Any]:
         "survival": _survival(reader),
         "eval": _eval(reader, results),
         "gates": _gates(reader, results),
-        "warnings": _warnings(reader, results),
+        "warnings": [*_warnings(reader, results), *_fallbacks(reader)],
         "columns": _columns(reader, results),
         "timings": _timings(reader, record),
         "environment": _object(record.get("environment")),
@@ -255,6 +259,13 @@ def _warnings(reader: ArtifactReader, results: dict[str, Any] | None) -> list[st
         _broken_results(reader, "warnings is not a list of sentences")
         return []
     return told
+
+
+def _fallbacks(reader: ArtifactReader) -> list[str]:
+    """Return the parts of the fast way that the training did not take, each with its cost."""
+    info = _object(reader.manifest_info("train")) or {}
+    told = (_object(info.get("forward")) or {}).get("fallbacks") or []
+    return [each for each in told if isinstance(each, str)] if isinstance(told, list) else []
 
 
 def _columns(reader: ArtifactReader, results: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ Does not: train.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,15 @@ class TrainingResult:
     ended_early: bool
 
 
-def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note: str) -> Metric:
-    """Return the `info` of the training stage's manifest, as plain JSON."""
+def result_info(
+    result: TrainingResult, inputs: TrainingInputs, compute: str, fallbacks: Sequence[str]
+) -> Metric:
+    """Return the `info` of the training stage's manifest, as plain JSON.
+
+    compute: how the model was held and computed.
+    fallbacks: parts of the fast way that were not taken, each with its cost.
+    """
+    shape = inputs.shape
     return {
         **asdict(result),
         "trainable_parameters": shape.trainable_parameters,
@@ -143,5 +150,6 @@ def result_info(result: TrainingResult, shape: AdapterShape, compute: str, note:
         "num_layers": shape.num_layers,
         "adapted_layers": list(shape.modules),
         "compute": compute,
-        "fast_path": note,
+        "fast_path": inputs.forward.note,
+        "forward": {**asdict(inputs.forward.choice), "fallbacks": list(fallbacks)},
     }

@@ -19,6 +19,7 @@ from mlx_ft.system.signals import deferred
 from mlx_ft.train.adapters import ADAPTER_FILE, load_adapter_weights, save_adapter
 from mlx_ft.train.batches import total_updates
 from mlx_ft.train.contract import SegmentOver, TrainingInputs, TrainingResult, result_info
+from mlx_ft.train.fallbacks import fallbacks
 from mlx_ft.train.handoff import TrainRequest, seed_folder
 from mlx_ft.train.judge import judge_of
 from mlx_ft.train.loop import train
@@ -94,11 +95,14 @@ def _train_with(
     inputs = replace(inputs, judge=judge_of(recipe, loaded, folder))
     assert (inputs.judge is not None) == recipe.train.select.asks
     console.say(inputs.forward.note)
+    lost = fallbacks(inputs)
+    for each in lost:
+        console.say(f"WARNING  {each}", "yellow")
     console.say(_plan_line(inputs))
     result = train_with_progress(inputs, console, stop_requested, setup.remember)
     if recipe.train.select.by is not None:
         console.say(_selected_line(result))
-    info = result_info(result, inputs.shape, loaded.compute, inputs.forward.note)
+    info = result_info(result, inputs, loaded.compute, lost)
     save_adapter(inputs.model, inputs.adapter_config, folder / "adapter")
     # The written weights are the ones that are checked and handed on.
     load_adapter_weights(inputs.model, folder / "adapter" / ADAPTER_FILE)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -47,10 +47,33 @@ from mlx_ft.train.numerics.short_attention import attention_with_gradient
 PROOF_LOGIT_TOKENS = 64
 
 
+@dataclass(frozen=True)
+class ForwardChoice:
+    """The forward pass that was chosen.
+
+    name: split, or plain.
+    layers, frozen_layers: of the model, and those that are computed once a row.
+    packs: rows go through behind each other, unpadded.
+    skips: the last layer skips positions whose next token is not trained.
+    relative_difference, tolerance: of the split from the plain one, where it was measured.
+    reason: why it is the plain one, else empty.
+    """
+
+    name: Literal["split", "plain"]
+    layers: int
+    frozen_layers: int = 0
+    packs: bool = False
+    skips: bool = False
+    relative_difference: float | None = None
+    tolerance: float | None = None
+    reason: str = ""
+
+
 class Forward(Protocol):
     """The three parts, as the loop uses them. B rows, T tokens, N trained positions."""
 
     note: str
+    choice: ForwardChoice
     frozen_layers: int
     head_is_frozen: bool
     frozen_released: bool
@@ -109,6 +132,7 @@ class SplitForward:
     ) -> None:
         inner = model.model
         self.note = ""
+        self.choice = ForwardChoice("split", len(inner.layers), frozen_layers)
         self.packs = False  # until it is proved
         self.dtype: mx.Dtype | None = None
         self.head_is_frozen = not trained_outside_layers(model)
@@ -197,6 +221,7 @@ class PlainForward:
 
     def __init__(self, model: nn.Module, note: str) -> None:
         self.note = note
+        self.choice = ForwardChoice("plain", len(getattr(model, "layers", ())), reason=note)
         self.frozen_layers = 0
         self.frozen_released = False
         # The logits stand in for the hidden states here, and nothing comes after them.
@@ -412,6 +437,13 @@ def choose_forward(
     split.packs = _holds(prove_packing, split, longest)
     skippable = bool(parts_of(inner.layers[-1]))
     split.skips = skippable and _holds(prove_skipping, split, longest)
+    split.choice = replace(
+        split.choice,
+        packs=split.packs,
+        skips=split.skips,
+        relative_difference=proof.relative_difference,
+        tolerance=proof.tolerance,
+    )
     split.note = (
         f"{frozen} of {len(inner.layers)} layers frozen"
         + (", computed once a row" if frozen else "")
