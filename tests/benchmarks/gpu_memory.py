@@ -78,17 +78,17 @@ CASES: dict[str, Case] = {
     "the same, 4 bits": Case("llama", "4-bit", 128, {"num_layers": 8}),
     "the same, 5 bits": Case("llama", "5-bit", 128, {"num_layers": 8}),
     "4 layers, 8 bits": Case("llama", "8-bit", 64, {"num_layers": 4}),
-    "long rows": Case("llama", "4-bit", 640, {"num_layers": 4, "batch_size": 1}),
+    "long rows": Case("llama", "float16", 640, {"num_layers": 4, "batch_size": 1}),
     "1,024 at once": Case(
         "llama", "bfloat16", 256, {"num_layers": 4, "batch_size": 4, "micro_batch_tokens": 1024}
     ),
     "micro-batches": Case(
-        "llama", "4-bit", 128, {"num_layers": 8, "batch_size": 8, "micro_batch_tokens": 256}
+        "llama", "bfloat16", 128, {"num_layers": 8, "batch_size": 8, "micro_batch_tokens": 256}
     ),
-    "checkpointed": Case("llama", "4-bit", 256, {"num_layers": -1, "grad_checkpoint": True}),
-    "low memory": Case("llama", "4-bit", 256, {"num_layers": 6, "low_memory": True}),
-    "rank 64": Case("llama", "4-bit", 64, {"num_layers": 8, "lora_parameters": {"rank": 64}}),
-    "wide heads": Case("qwen3", "4-bit", 128, {"num_layers": 6}),
+    "checkpointed": Case("llama", "float16", 256, {"num_layers": -1, "grad_checkpoint": True}),
+    "low memory": Case("llama", "bfloat16", 256, {"num_layers": 6, "low_memory": True}),
+    "rank 64": Case("llama", "bfloat16", 64, {"num_layers": 8, "lora_parameters": {"rank": 64}}),
+    "wide heads": Case("qwen3", "float16", 128, {"num_layers": 6}),
     "wide heads, bfloat16": Case("qwen3", "bfloat16", 256, {"num_layers": 4, "batch_size": 2}),
 }
 

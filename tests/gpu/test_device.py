@@ -37,6 +37,8 @@ def configured() -> None:
 @pytest.mark.parametrize("base_type", BASE_TYPES)
 @pytest.mark.parametrize("kind", GPU_CONFIGS)
 def test_every_type_gets_the_whole_fast_way(tmp_path: Path, kind: str, base_type: str) -> None:
+    if kind == "qwen3_moe" and mx.default_device() == mx.Device(mx.cpu):
+        pytest.skip("a CPU multiplies experts in float32 only")
     model = adapted(write_gpu_model(tmp_path / "base", kind, base_type), 2)
     for length in (20, 300, 1000):
         chosen = choose_forward(model, 2, rows_of(length))

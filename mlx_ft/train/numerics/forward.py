@@ -444,16 +444,22 @@ def choose_forward(
         relative_difference=proof.relative_difference,
         tolerance=proof.tolerance,
     )
-    split.note = (
-        f"{frozen} of {len(inner.layers)} layers frozen"
-        + (", computed once a row" if frozen else "")
-        + "; logits "
-        + ("and most of the last layer " if split.skips else "")
-        + "only at trained tokens; equal to the plain forward within "
-        + f"{proof.relative_difference:.1e}"
-        + ("; rows behind each other, unpadded" if split.packs else "; rows padded")
-        + ("; activations computed twice" if grad_checkpoint else "")
-        + ("; norms and gates computed twice" if recompute_inputs else "")
-        + ("; frozen weights read when needed" if split.streamed_from else "")
-    )
+    split.note = _in_words(split.choice, split.streamed_from is not None, grad_checkpoint)
+    if recompute_inputs:
+        split.note += "; norms and gates computed twice"
     return split
+
+
+def _in_words(choice: ForwardChoice, streamed: bool, grad_checkpoint: bool) -> str:
+    """Return what the split saves, and how equal it was found to be."""
+    return (
+        f"{choice.frozen_layers} of {choice.layers} layers frozen"
+        + (", computed once a row" if choice.frozen_layers else "")
+        + "; logits "
+        + ("and most of the last layer " if choice.skips else "")
+        + "only at trained tokens; equal to the plain forward within "
+        + f"{choice.relative_difference:.1e}"
+        + ("; rows behind each other, unpadded" if choice.packs else "; rows padded")
+        + ("; activations computed twice" if grad_checkpoint else "")
+        + ("; frozen weights read when needed" if streamed else "")
+    )
