@@ -148,7 +148,8 @@ class StepForm:
         draws = train.lora_parameters.dropout > 0
         twice = train.grad_checkpoint or train.computes_inputs_again
         return StepForm(
-            forward.dtype,
+            # A checkpointed layer is called again after the loss, with matrices of its own.
+            None if train.grad_checkpoint else forward.dtype,
             shares_inputs=not (draws or twice),
             # Layers that are computed twice read the state that they draw from.
             compiled=not (draws and train.grad_checkpoint),
@@ -186,8 +187,11 @@ class GradientWindow:
 
     def gradient(self, batch: Batch, prefix: mx.array) -> tuple[mx.array, Any]:
         """Return the sum of a micro-batch's loss (), and its gradient, not evaluated yet."""
-        arrays = batch.arrays | {"prefix": prefix}
-        return self._function_for(batch, arrays)(self._weights.read(), arrays)
+        arrays, weights = batch.arrays | {"prefix": prefix}, self._weights.read()
+        found = self._function_for(batch, arrays)(weights, arrays)
+        # A layer that was called for the gradient has the arrays of that call.
+        self._weights.put(weights)
+        return found
 
     def _function_for(self, batch: Batch, arrays: Mapping[str, mx.array]) -> GradientOf:
         """Return the loss and gradient of (weights, arrays) for batches of these sizes."""

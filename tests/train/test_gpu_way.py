@@ -26,10 +26,11 @@ from tests.support.gpu import (
     training_attention,
     write_gpu_model,
 )
+from tests.support.models import write_stored_model
 from tests.support.slow import fast_first
 from tests.support.split_models import adapted, rows_of
 from tests.support.trainings import random_rows
-from tests.train.test_sixteen_bits import likeness, trained
+from tests.train.test_sixteen_bits import adapter_in, likeness, trained
 
 LENGTHS = (20, 64, 300, 1000)
 
@@ -231,3 +232,37 @@ def test_short_rows_train_and_learn_the_same_as_with_wide_products(
     for name in ("first_validation_loss", "final_validation_loss"):
         assert found[name] == pytest.approx(wide[name], rel=1 / 256), name
     assert likeness(tmp_path / "narrow", tmp_path / "wide") > 0.8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    fast_first(
+        [
+            {"grad_checkpoint": True},
+            {"low_memory": True},
+            {"low_memory": True, "grad_checkpoint": True},
+            {"fine_tune_type": "dora"},
+            {"fine_tune_type": "full", "learning_rate": 1e-4},
+            {"micro_batch_tokens": 40, "grad_accumulation_steps": 3},
+            {"optimizer": "adamw", "batch_size": 1},
+            {"optimizer": "muon"},
+            {"lora_parameters": {"rank": 4, "alpha": 8.0, "keys": ["self_attn.q_proj"]}},
+        ],
+        2,
+    ),
+    ids=str,
+)
+def test_every_setting_trains_on_a_gpu_as_on_a_cpu(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A float32 base, so that no rounding hides what a setting does otherwise."""
+    config = GPU_CONFIGS["llama"] | {"num_hidden_layers": 3}
+    base = write_stored_model(tmp_path / "base", config, mx.float32)
+    settings = {"lora_parameters": {"rank": 4, "alpha": 8.0}} | changes
+    found = trained(tmp_path / "gpu", base, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(AS_GPU, "0")
+        expected = trained(tmp_path / "cpu", base, **settings)
+    for name in ("first_validation_loss", "final_validation_loss", "final_train_loss"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+    arrays = [adapter_in(tmp_path / name) for name in ("gpu", "cpu")]
+    one, other = (np.concatenate([np.array(a[n]).ravel() for n in sorted(a)]) for a in arrays)
+    assert np.corrcoef(one, other)[0, 1] > 0.999

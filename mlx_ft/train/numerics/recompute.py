@@ -165,8 +165,10 @@ def _projecting(project: Function, sources: dict[int, _Source]) -> Function:
         if source is None:
             return project(self, hidden)
 
+        held = copy.copy(self)  # as it is now: the gradient is computed when it may be otherwise
+
         def projected(hidden: mx.array, lora_a: mx.array, lora_b: mx.array) -> mx.array:
-            twin = copy.copy(self)
+            twin = copy.copy(held)
             twin.lora_a, twin.lora_b = lora_a, lora_b
             return project(twin, hidden)
 

@@ -91,7 +91,7 @@ class FlatWeights:
         return self._adapter.computing(weights[VECTOR], self._dtype)
 
     def put(self, weights: Any) -> None:
-        views = self._weights.views(weights[VECTOR])
+        views = self._weights.views_of(weights[VECTOR])
         self._model.update(tree_unflatten(list(views.items())))
 
     def read_state(self, optimizer: optimizers.Optimizer) -> Any:
@@ -111,7 +111,7 @@ class FlatWeights:
     def put_state(self, optimizer: optimizers.Optimizer, state: Any) -> None:
         named = [(name, state[name]) for name in OF_ALL if name in state]
         for kind, vector in state[VECTOR].items():
-            views = self._states.setdefault(kind, _Vector(self._adapter)).views(vector)
+            views = self._states.setdefault(kind, _Vector(self._adapter)).views_of(vector)
             named += [(f"{weight}.{kind}", array) for weight, array in views.items()]
         optimizer.state = tree_unflatten(named)
 
@@ -131,10 +131,11 @@ class _Vector:
             self._views = dict(named)
         return self._vector
 
-    def views(self, vector: mx.array) -> Mapping[str, mx.array]:
-        """Return the views of a vector."""
-        self._vector = vector
-        self._views = self._adapter.unpack(vector)
+    def views_of(self, vector: mx.array) -> Mapping[str, mx.array]:
+        """Return the views of a vector; of the last one, those that it had."""
+        if vector is not self._vector:
+            self._vector = vector
+            self._views = self._adapter.unpack(vector)
         return self._views
 
 
