@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_ft.cli.main import cli
+from mlx_ft.engine.device import AS_GPU
 from mlx_ft.engine.load import load_weights
 from mlx_ft.errors import ModelError
 from mlx_ft.model.resolve import resolve_model
@@ -15,9 +16,11 @@ from mlx_ft.preflight.known_models import KNOWN_MODELS
 from mlx_ft.recipe.load import load_recipe
 from mlx_ft.rehearse import miniature_config, miniature_sets, write_miniature
 from mlx_ft.system.console import Console
+from tests.support.gpu import BASE_TYPES, write_gpu_model
 from tests.support.models import TINY_CONFIGS, write_random_model, write_tiny_model
 from tests.support.paths import ROOT
 from tests.support.rows import write_rows
+from tests.support.slow import fast_first
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 # What a recipe's model is: the part of its name, and the known model of that shape.
@@ -45,11 +48,19 @@ def run_cli(*arguments: str) -> None:
 
 
 @pytest.mark.recipes
+@pytest.mark.parametrize("as_gpu", ["0", "1"], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_passes_in_miniature(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    path: Path,
+    as_gpu: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Its values are its own; model and rows are stand-ins, since neither is in this tree."""
+    if as_gpu == "1" and "a3b" in path.stem:
+        pytest.skip("a CPU multiplies experts in float32 only")
+    monkeypatch.setenv(AS_GPU, as_gpu)
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(path).recipe
     (shape,) = [KNOWN_MODELS[known] for part, known in SHAPES.items() if part in recipe.model]
@@ -64,6 +75,28 @@ def test_a_shipped_recipe_passes_in_miniature(
     assert "every stage went through" in said.out
     assert all(f"{stage} done in" in said.err for stage in ("data", "train", "export", "eval"))
     assert not list(runs.glob("*-rehearsal-*")), "nothing of it is kept"
+
+
+@pytest.mark.parametrize("base_type", fast_first(BASE_TYPES))
+def test_a_shipped_recipe_passes_in_a_gpus_way(
+    base_type: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """On a base of each type, with heads of 64 numbers, as fused attention wants them."""
+    monkeypatch.setenv(AS_GPU, "1")
+    monkeypatch.chdir(ROOT)
+    model = write_gpu_model(tmp_path / "model", "llama", base_type)
+    data = write_rows(tmp_path / "data", train=900, valid=12)
+    runs = tmp_path / "runs"
+    sets = (f"model={model}", f"data.path={data}", "data.limit=900", "train.num_layers=2")
+    arguments = [part for text in sets for part in ("--set", text)]
+    recipe = str(ROOT / "recipes" / "llama-3.2-3b-16gb.yaml")
+    run_cli("rehearse", recipe, *arguments, "--runs", str(runs), "--miniature")
+    said = capfd.readouterr()
+    assert "every stage went through" in said.out
+    assert "as stored" in said.err and "WARNING" not in said.err
 
 
 @pytest.mark.parametrize("name", ["Llama-3.2-3B", "Qwen3-8B", "Qwen3-30B-A3B", "Gemma-3-1B"])
