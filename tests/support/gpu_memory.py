@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx_ft.train.numerics.custom_vjp import with_gradient
 
 Function = Callable[..., mx.array]
+FEW = 16
 
 
 def _keeping_inputs(function: Function, arrays: int) -> Function:
@@ -31,13 +32,30 @@ def _keeping_inputs(function: Function, arrays: int) -> Function:
     return call
 
 
+def _a_few_rows_at_a_time(loss: Function) -> Function:
+    """Return MLX's loss, which on Metal is one kernel without arrays of the logits' size."""
+
+    def of_rows(logits: mx.array, targets: mx.array) -> mx.array:
+        found: list[mx.array] = []
+        for first in range(0, logits.shape[0], FEW):
+            part = logits[first : first + FEW]
+            after = mx.depends(part, found[-1]) if found else part
+            found.append(loss(after, targets[first : first + FEW]))
+        return mx.concatenate(found)
+
+    return of_rows
+
+
 @contextmanager
 def kept_as_on_metal() -> Iterator[None]:
-    """Within, norms and attention keep their inputs for the gradient, and nothing else."""
+    """Within, norms and attention keep their inputs for the gradient, and nothing else; the loss
+    makes no array of the logits' size.
+    """
     attention: Any = mx.fast.scaled_dot_product_attention
     norm: Any = mx.fast.rms_norm
     with (
         mock.patch.object(mx.fast, "rms_norm", _keeping_inputs(norm, 2)),
+        mock.patch.object(mx.fast, "cross_entropy", _a_few_rows_at_a_time(mx.fast.cross_entropy)),
         mock.patch.object(mx.fast, "scaled_dot_product_attention", _keeping_inputs(attention, 3)),
     ):
         yield

@@ -393,6 +393,15 @@ def trained_outside_layers(model: nn.Module) -> list[str]:
     return [name for name in names if "layers" not in name.split(".")]
 
 
+def text_model(model: nn.Module) -> nn.Module:
+    """Return the language model within a model that wraps one (of images and text, say), else the
+    model itself.
+    """
+    while "model" not in model and isinstance(model.get("language_model"), nn.Module):
+        model = model["language_model"]
+    return model
+
+
 def choose_forward(
     model: nn.Module,
     adapted_layers: int,
@@ -411,12 +420,13 @@ def choose_forward(
     recompute_inputs: as in `SplitForward`; not for layers with dropout.
     """
     name = type(model).__module__.rsplit(".", 1)[-1]
+    whole, model = model, text_model(model)
     inner = getattr(model, "model", None)
     if inner is None or not all(hasattr(inner, part) for part in ("layers", "norm")):
-        return PlainForward(model, f"plain forward: {name} is not built as embed, layers, norm")
+        return PlainForward(whole, f"plain forward: {name} is not built as embed, layers, norm")
     try:
         frozen = max(0, len(inner.layers) - adapted_layers)
-        if trained_outside_layers(model):
+        if trained_outside_layers(whole):
             frozen = 0  # an embedding that is trained moves every layer above it
         streamed = weights if frozen else None
         split = SplitForward(model, frozen, grad_checkpoint, streamed, recompute_inputs)
@@ -425,10 +435,10 @@ def choose_forward(
     except Exception as error:  # any model's code, called in a way that its author did not plan
         if device_failure(error):
             raise
-        return PlainForward(model, f"plain forward: {name} does not take the split ({error})")
+        return PlainForward(whole, f"plain forward: {name} does not take the split ({error})")
     if not proof.holds:
         return PlainForward(
-            model,
+            whole,
             f"plain forward: the split of {name} differs by {proof.relative_difference:.1e} "
             f"(limit {proof.tolerance:.0e})",
         )

@@ -14,7 +14,8 @@ from mlx_lm.models.llama import LlamaModel
 from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlx_ft.data.tokens import write_split
-from mlx_ft.engine.partial_model import EQUAL_TOLERANCE
+from mlx_ft.engine.adapters import make_trainable_layers
+from mlx_ft.engine.partial_model import EQUAL_TOLERANCE, relative_difference
 from mlx_ft.recipe.schema import DataRecipe, LoraParameters, Recipe, TrainRecipe
 from mlx_ft.train import setup
 from mlx_ft.train.adapters import adapter_config, put_adapter
@@ -30,7 +31,7 @@ from mlx_ft.train.numerics.forward import (
     prove_equal,
     states_of,
 )
-from tests.support.models import write_tiny_model
+from tests.support.models import random_model, write_tiny_model
 from tests.support.split_models import (
     LAYERS,
     MORE_CONFIGS,
@@ -309,3 +310,40 @@ def test_a_wrong_head_is_found(llama: nn.Module) -> None:
     for kind in (WrongHead, ShortHead):
         split = kind(llama, 1)
         assert not prove_equal(llama, split, states_of_rows(split)).holds
+
+
+QWEN3_5 = {
+    "model_type": "qwen3_5",
+    "text_config": {
+        "model_type": "qwen3_5",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 320,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "full_attention_interval": 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+}
+
+
+def test_a_language_model_within_another_is_split() -> None:
+    """Its rows stay padded: a recurrent state would run from one row into the next."""
+    model = random_model(QWEN3_5)
+    model.freeze()
+    lora = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    make_trainable_layers(model, {"num_layers": 2, "lora_parameters": lora})
+    rows = rows_of(57)
+    forward = choose_forward(model, 2, rows)
+    assert isinstance(forward, SplitForward), forward.note
+    assert (forward.frozen_layers, forward.packs, forward.skips) == (2, False, True)
+    ids = mx.array(rows)
+    logits = forward.head(forward.top(ids, forward.prefix(ids))[0])
+    assert relative_difference(logits, model(ids)[0]) < 1e-5
