@@ -62,7 +62,8 @@ def forecast(facts: PreflightInput, shape: ModelShape, train: TrainRecipe) -> Me
     """Return the forecast for a recipe's rows and model, with these training settings."""
     held = weights_held(facts, shape, train)
     longest = int(facts.train_stats["longest_kept"])
-    return training_memory(shape, train, held, longest, min(train.batch_size, facts.rows))
+    trained = float(facts.train_stats.get("trained_share", 1.0))
+    return training_memory(shape, train, held, longest, min(train.batch_size, facts.rows), trained)
 
 
 def changes_that_fit(facts: PreflightInput, shape: ModelShape) -> Mapping[str, Any] | None:

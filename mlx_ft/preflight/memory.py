@@ -20,9 +20,10 @@ from mlx_ft.recipe.train import GPU_LOGITS_PART_BYTES, LOGITS_PART_BYTES, PREFIX
 
 # Logits are made in parts, of which a CPU, which takes a row at a time, has about four (measured);
 # a GPU has three: the logits in both types, and their slope (measured on a CPU in a GPU's way).
-# Where there are fewer positions, about twice what they take.
-CPU_LOGITS_PARTS, GPU_LOGITS_PARTS = 4, 3
-LOGITS_ARRAYS = 2
+# Where there are fewer positions, a CPU has about twice what all tokens' would take, and a GPU
+# three times what those of the trained tokens do.
+CPU_LOGITS_PARTS, GPU_LOGITS_ARRAYS = 4, 3
+CPU_LOGITS_ARRAYS = 2
 # Layers whose values are there at once in a forward pass.
 PREFIX_LAYERS = 2
 # Of a mixture, the usual number of experts that each token goes through.
@@ -45,7 +46,7 @@ class Weights:
     def logits_bytes(self) -> int:
         """The most that logits take at once."""
         if self.on_gpu:
-            return GPU_LOGITS_PART_BYTES * GPU_LOGITS_PARTS
+            return GPU_LOGITS_PART_BYTES * GPU_LOGITS_ARRAYS
         return LOGITS_PART_BYTES * CPU_LOGITS_PARTS
 
 
@@ -64,10 +65,17 @@ class MemoryForecast:
 
 
 def training_memory(
-    shape: ModelShape, train: TrainRecipe, weights: Weights, longest: int, rows_at_once: int
+    shape: ModelShape,
+    train: TrainRecipe,
+    weights: Weights,
+    longest: int,
+    rows_at_once: int,
+    trained_share: float = 1.0,
 ) -> MemoryForecast:
     """Return the forecast of a training whose longest row has `longest` tokens, of at most
     `rows_at_once` rows in a mini-batch.
+
+    trained_share: of all tokens, those that are trained.
     """
     top = [module for layer in adapted_layers(shape, train) for module in layer]
     of_top = _parameters(top) * weights.stored_bytes_each
@@ -79,17 +87,26 @@ def training_memory(
     group = max(longest, min(PREFIX_GROUP_TOKENS, tokens))
     widest = _widest(shape, weights.on_gpu)
     frozen = whole + adapter + PREFIX_LAYERS * group * widest * weights.computed_bytes_each
-    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * LOGITS_ARRAYS, weights.logits_bytes)
+    at_once = GPU_LOGITS_ARRAYS * trained_share if weights.on_gpu else CPU_LOGITS_ARRAYS
+    logits = min(tokens * shape.vocabulary * FLOAT32_BYTES * at_once, weights.logits_bytes)
     # Weights that are all trained are held in float32, and so is what they are multiplied with.
     full = train.fine_tune_type == "full"
     computed = FLOAT32_BYTES if full else weights.computed_bytes_each
-    forward = _activations(shape, train, tokens, longest, weights.on_gpu) * computed + logits
+    states = OPTIMIZER_STATES[train.optimizer]
     if weights.on_gpu:
-        forward += adapter  # its copy in 16 bits, and that of its gradient
-    # When gradients are whole, activations are gone; an update then makes parameters and states.
-    update = adapter * (2 + OPTIMIZER_STATES[train.optimizer])
+        kept, backward = _activations(shape, train, tokens, longest, on_gpu=True)
+        # Nothing of the backward pass is there yet when the logits are. The adapter's copy in 16
+        # bits is, and that of its gradient.
+        forward = kept * computed + max(logits, backward * computed) + adapter
+        # One compiled step: gradient, mean, clipped; parameters and states, changed and chosen.
+        update = adapter * (4 + 2 * (1 + states))
+    else:
+        kept, backward = _activations(shape, train, tokens, longest, on_gpu=False)
+        forward = (kept + backward) * computed + logits
+        # When gradients are whole, activations are gone; an update makes parameters and states.
+        update = adapter * (2 + states)
     held = of_top + of_roots if len(adapted_layers(shape, train)) < len(shape.layers) else whole
-    held += adapter * (1 + OPTIMIZER_STATES[train.optimizer])
+    held += adapter * (1 + states)
     if train.grad_accumulation_steps > 1 or rows_at_once * longest > tokens:
         held += adapter  # the sum of gradients so far
     return MemoryForecast(round(frozen), round(held + max(forward, update)))
@@ -121,11 +138,12 @@ def _saved_a_token(layer: tuple[Module, ...], hidden: int, inputs_again: bool, o
 
 
 def _activations(
-    shape: ModelShape, train: TrainRecipe, tokens: int, longest: int, on_gpu: bool
-) -> int:
-    """Return the numbers that a forward pass keeps for the backward pass.
+    shape: ModelShape, train: TrainRecipe, tokens: int, longest: int, *, on_gpu: bool
+) -> tuple[int, int]:
+    """Return the numbers that a forward pass keeps for the backward pass, and those that the
+    backward pass of a layer adds.
 
-    Those of every trained layer; with checkpoints, the input of each and all numbers of one.
+    Those of every trained layer; with checkpoints, the input of each, and all numbers of one later.
     """
     layers = len(adapted_layers(shape, train))
     again = train.computes_inputs_again
@@ -134,5 +152,5 @@ def _activations(
     of_layer = tokens * (saved if on_gpu else saved + shape.heads * longest // 2)
     backward = tokens * _widest(shape, on_gpu)
     if train.grad_checkpoint:
-        return of_layer + backward + tokens * shape.hidden_size * layers
-    return of_layer * layers + backward
+        return tokens * shape.hidden_size * layers, of_layer + backward
+    return of_layer * layers, backward

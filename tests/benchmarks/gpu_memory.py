@@ -163,7 +163,9 @@ def measure(name: str, case: Case, work: Path) -> dict[str, Any]:
     assert shape is not None
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / shape.parameters
     recipe = recipe_of(case)
-    forecast = training_memory(shape, recipe, Weights(stored, 2), case.tokens, recipe.batch_size)
+    forecast = training_memory(
+        shape, recipe, Weights(stored, 2), case.tokens, recipe.batch_size, trained_share=0.5
+    )
     return {
         "case": name,
         "base": f"{case.model}, {case.base}",
