@@ -19,10 +19,10 @@ from mlx_ft.recipe.schema import TrainRecipe
 from mlx_ft.recipe.train import GPU_LOGITS_PART_BYTES, LOGITS_PART_BYTES, PREFIX_GROUP_TOKENS
 
 # Logits are made in parts, of which a CPU, which takes a row at a time, has about four (measured);
-# a GPU has three: the logits in both types, and their slope (measured on a CPU in a GPU's way).
+# a GPU has two: the logits in both types, and then their slope (measured on a CPU in a GPU's way).
 # Where there are fewer positions, a CPU has about twice what all tokens' would take, and a GPU
-# three times what those of the trained tokens do.
-CPU_LOGITS_PARTS, GPU_LOGITS_ARRAYS = 4, 3
+# twice what those of the trained tokens do.
+CPU_LOGITS_PARTS, GPU_LOGITS_ARRAYS = 4, 2
 CPU_LOGITS_ARRAYS = 2
 # Layers whose values are there at once in a forward pass.
 PREFIX_LAYERS = 2
