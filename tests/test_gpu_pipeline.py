@@ -194,7 +194,10 @@ def assert_the_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("base", fast_first(["bfloat16", "float32"]))
-@pytest.mark.parametrize("words", fast_first(ERRORS))
+@pytest.mark.parametrize(
+    "words",
+    ["hang", *(pytest.param(each, marks=pytest.mark.stress) for each in ERRORS if each != "hang")],
+)
 @pytest.mark.parametrize("moment", fast_first(MOMENTS))
 @pytest.mark.parametrize("stage", fast_first(PLACES))
 def test_a_gpu_error_costs_only_time(
