@@ -80,8 +80,8 @@ def test_weights_as_they_are_stored_train_like_expanded_ones(
     expanded = trained(tmp_path / "expanded", base)
     assert "float32" in expanded["compute"] and "float32" not in stored["compute"]
     for name in ("first_validation_loss", "final_validation_loss"):
-        # A bfloat16 has 8 significant bits; a loss is a mean of many.
-        assert stored[name] == pytest.approx(expanded[name], rel=1 / 256), name
+        # A bfloat16 has 8 significant bits, and each layer rounds once more.
+        assert stored[name] == pytest.approx(expanded[name], rel=layers**0.5 / 256), name
     assert likeness(tmp_path / "stored", tmp_path / "expanded") > 0.8
 
 
